@@ -1,0 +1,43 @@
+# One library target per folder of src/: sieve_library(name DEPS ... PUBLIC_LIBS ... PRIVATE_LIBS ...). Sources are the folder's
+# own .cpp files (kernels/cpu included), so that adding a file needs no edit here.
+add_library(sieve_flags INTERFACE)
+target_compile_options(sieve_flags INTERFACE
+  -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers
+  $<$<CONFIG:Release>:-O3> $<$<CONFIG:Debug>:-O1 -g> -fno-math-errno -fno-trapping-math)
+target_compile_definitions(sieve_flags INTERFACE $<$<CONFIG:Release>:NDEBUG>)
+if(SIEVE_MARCH)
+  target_compile_options(sieve_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=${SIEVE_MARCH}>)
+endif()
+if(SIEVE_SANITIZE)
+  target_compile_options(sieve_flags INTERFACE -fsanitize=${SIEVE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(sieve_flags INTERFACE -fsanitize=${SIEVE_SANITIZE})
+endif()
+install(TARGETS sieve_flags EXPORT sieveTargets)
+
+function(sieve_library name)
+  cmake_parse_arguments(arg "" "" "DEPS;PUBLIC_LIBS;PRIVATE_LIBS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
+  if(SIEVE_CUDA)
+    file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cu)
+    list(APPEND sources ${cuda_sources})
+  else()
+    list(FILTER sources EXCLUDE REGEX "/cuda/")
+  endif()
+  if(NOT SIEVE_MPI)
+    list(FILTER sources EXCLUDE REGEX "/mpi_")
+  endif()
+  if(NOT SIEVE_CUDA)
+    list(FILTER sources EXCLUDE REGEX "/nccl_")
+  endif()
+  add_library(sieve_${name} STATIC ${sources} ${PROJECT_BINARY_DIR}/generated/empty.cpp)
+  add_library(sieve::${name} ALIAS sieve_${name})
+  set_target_properties(sieve_${name} PROPERTIES EXPORT_NAME ${name})
+  target_include_directories(sieve_${name} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src> $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/generated>
+    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/sieve>)
+  target_link_libraries(sieve_${name} PUBLIC sieve_flags ${arg_PUBLIC_LIBS} PRIVATE ${arg_PRIVATE_LIBS})
+  foreach(dep ${arg_DEPS})
+    target_link_libraries(sieve_${name} PUBLIC sieve_${dep})
+  endforeach()
+  install(TARGETS sieve_${name} EXPORT sieveTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endfunction()

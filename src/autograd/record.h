@@ -1,0 +1,59 @@
+// How an op enters the graph. An op is a struct: its saved tensors are its members, forward fills them, backward reads them.
+//
+//   struct Scale {
+//     static constexpr std::string_view name = "scale";
+//     static constexpr std::size_t arity = 1;
+//     double factor;
+//     Tensor forward(const std::array<Tensor, 1>& in, double f);
+//     std::array<Tensor, 1> backward(const Tensor& grad, Needs<1> need);
+//   };
+//   Variable scale(const Variable& x, double f) { return record<Scale>({x}, f); }
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include "autograd/variable.h"
+
+namespace sieve {
+
+template <std::size_t N>
+using Needs = std::array<bool, N>;  // which inputs want a gradient
+
+namespace detail {
+std::uint64_t next_sequence();
+Node::Edge edge_of(const Variable& v);
+bool wants_grad(const Variable* begin, std::size_t n);
+}  // namespace detail
+
+template <class Op>
+class OpNode final : public Node {
+ public:
+  std::string_view name() const override { return Op::name; }
+  std::vector<Tensor> backward(const Tensor& grad) override {
+    auto grads = op.backward(grad, need);
+    op = Op{};  // saved tensors go back to the allocator as soon as they were used
+    return {std::make_move_iterator(grads.begin()), std::make_move_iterator(grads.end())};
+  }
+  Op op{};
+  Needs<Op::arity> need{};
+};
+
+template <class Op, class... Args>
+Variable record(const std::array<Variable, Op::arity>& inputs, Args&&... args) {
+  std::array<Tensor, Op::arity> values;
+  for (std::size_t i = 0; i < Op::arity; ++i) values[i] = inputs[i].value();
+  if (!detail::wants_grad(inputs.data(), Op::arity)) {
+    Op op{};
+    return Variable(op.forward(values, std::forward<Args>(args)...));
+  }
+  auto node = std::make_shared<OpNode<Op>>();
+  Tensor out = node->op.forward(values, std::forward<Args>(args)...);
+  for (std::size_t i = 0; i < Op::arity; ++i) {
+    node->edges.push_back(detail::edge_of(inputs[i]));
+    node->need[i] = node->edges.back().wanted();
+  }
+  return Variable(std::move(out), std::move(node));
+}
+
+}  // namespace sieve

@@ -1,0 +1,66 @@
+#include "core/log.h"
+
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <memory>
+
+namespace sieve {
+namespace {
+
+spdlog::level::level_enum to_spdlog(LogLevel level) {
+  switch (level) {
+    case LogLevel::debug: return spdlog::level::debug;
+    case LogLevel::info: return spdlog::level::info;
+    case LogLevel::warn: return spdlog::level::warn;
+    case LogLevel::error: return spdlog::level::err;
+    case LogLevel::off: return spdlog::level::off;
+  }
+  return spdlog::level::info;
+}
+
+std::shared_ptr<spdlog::sinks::sink> make_console(int rank, LogLevel level) {
+  auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+  const bool speaks = rank == 0;
+  sink->set_level(to_spdlog(speaks ? level : std::max(level, LogLevel::warn)));
+  sink->set_pattern(speaks ? "%^%v%$" : "%^[rank " + std::to_string(rank) + "] %v%$");
+  return sink;
+}
+
+spdlog::logger& logger() {
+  static spdlog::logger instance = [] {
+    spdlog::logger l("sieve", make_console(0, LogLevel::info));
+    l.set_level(spdlog::level::trace);
+    l.flush_on(spdlog::level::info);
+    return l;
+  }();
+  return instance;
+}
+
+}  // namespace
+
+void log_init(int rank, LogLevel level) { logger().sinks() = {make_console(rank, level)}; }
+
+void open_log_file(const std::string& path) {
+  auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path, false);
+  sink->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
+  logger().sinks().push_back(std::move(sink));
+}
+
+void log_line(LogLevel level, std::string_view text) {
+  logger().log(to_spdlog(level), spdlog::string_view_t(text.data(), text.size()));
+}
+
+void log_flush() { logger().flush(); }
+
+LogLevel parse_log_level(std::string_view name) {
+  if (name == "debug") return LogLevel::debug;
+  if (name == "info") return LogLevel::info;
+  if (name == "warn") return LogLevel::warn;
+  if (name == "error") return LogLevel::error;
+  if (name == "off") return LogLevel::off;
+  fail(Exit::config, "log", "unknown level \"", name, "\" (debug, info, warn, error, off)");
+}
+
+}  // namespace sieve

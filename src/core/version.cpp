@@ -1,0 +1,7 @@
+#include "core/version.h"
+
+#include "core/git_revision.h"
+
+namespace sieve {
+const char* git_revision() { return kGitRevision; }
+}  // namespace sieve
