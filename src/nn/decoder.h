@@ -1,0 +1,92 @@
+// The decoder-only transformer. One class for every recipe and every attention pattern: x + attention(norm1 x), then x + mlp(norm2 x).
+// Letters: B batch, T time, C d_model, V vocabulary, N = B T rows.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "nn/attention_layer.h"
+
+namespace sieve {
+
+// Which parts are run again in backward instead of being kept (autograd/variable.h, recompute).
+struct RecomputeConfig {
+  bool attention = false, mlp = false;
+  std::vector<std::int64_t> layers;  // whole blocks
+  void fields(FieldVisitor& v);
+};
+
+struct DecoderOptions {
+  DType compute = DType::f32;   // f32 | bf16 (fp32 master weights) | f64 (oracle)
+  std::uint64_t seed = 0;
+  RecomputeConfig recompute;
+};
+
+// One micro-batch. targets -1 are ignored; document_starts as in AttentionInputs, or undefined.
+struct TokenBatch {
+  Tensor tokens;           // i32 (B, T)
+  Tensor targets;          // i32 (B, T), may be undefined where no loss is asked for
+  Tensor document_starts;  // i32 (B, T) or undefined
+};
+
+class Block {
+ public:
+  Block(ParameterFactory& make, const ModelConfig& config, std::int64_t layer);
+  Variable operator()(const Variable& x, const Tensor& document_starts, const RecomputeConfig& recompute, SelectionStats* stats) const;
+  Variable extend(const Variable& x, AttentionCache& cache, RunningScore& running) const;
+  const AttentionLayer& attention() const { return attention_; }
+
+ private:
+  std::int64_t layer_;
+  Norm norm1_, norm2_;
+  AttentionLayer attention_;
+  Mlp mlp_;
+};
+
+class Decoder {
+ public:
+  Decoder(const ModelConfig& resolved, const DecoderOptions& options);
+
+  // Sum of the losses of all targets >= 0, (). `losses` receives every row's loss, fp32 (N); `stats` one entry per layer.
+  Variable loss_sum(const TokenBatch& batch, Tensor* losses = nullptr, std::vector<SelectionStats>* stats = nullptr) const;
+  Variable logits(const Tensor& tokens, const Tensor& document_starts = {}) const;  // (B, T, V)
+
+  const std::vector<ParameterPtr>& parameters() const { return parameters_; }
+  const ModelConfig& config() const { return config_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
+  DType compute_dtype() const { return options_.compute; }
+
+ private:
+  friend class Generation;
+  Variable embed(const Tensor& tokens, std::int64_t position) const;
+  Variable hidden(const Tensor& tokens, const Tensor& document_starts, std::vector<SelectionStats>* stats) const;
+
+  ModelConfig config_;
+  DecoderOptions options_;
+  ParameterPtr token_embedding_, position_embedding_, head_;  // head_ is the token embedding when tied
+  std::vector<Block> blocks_;
+  Norm final_norm_;
+  std::vector<ParameterPtr> parameters_;
+};
+
+// A generation in progress: B sequences of equal length, one cache per layer. SparseK + window layers hold k + W rows per head, whatever
+// the length. The model must outlive it.
+class Generation {
+ public:
+  Generation(const Decoder& model, std::int64_t batch, std::int64_t max_tokens);
+  // Appends tokens i32 (B, T) and returns the logits of the last one, fp32 (B, V). gpt2: Error(Exit::config) beyond max_seq.
+  Tensor append(const Tensor& tokens);
+
+  std::int64_t length() const { return length_; }
+  std::int64_t cache_rows() const;   // key-value rows held, summed over layers, heads and sequences
+  std::int64_t cache_bytes() const;
+  const AttentionCache& cache(std::int64_t layer) const { return caches_[static_cast<std::size_t>(layer)]; }
+
+ private:
+  const Decoder& model_;
+  std::int64_t length_ = 0;
+  std::vector<AttentionCache> caches_;
+  std::vector<RunningScore> running_;
+};
+
+}  // namespace sieve

@@ -1,0 +1,78 @@
+#include "nn/model_cost.h"
+
+#include <algorithm>
+
+namespace sieve {
+namespace {
+
+// Mean over i = 0..T-1 of min(i + 1, limit).
+double mean_bounded(std::int64_t T, std::int64_t limit) {
+  const double t = static_cast<double>(T), b = static_cast<double>(std::min(T, limit));
+  return (b * (b + 1) / 2 + (t - b) * b) / t;
+}
+
+struct LayerShape {
+  std::int64_t C, HD, kvD, F, score_heads;
+  bool gpt2;
+};
+
+LayerShape shape_of(const ModelConfig& c, std::int64_t layer) {
+  return {c.d_model, c.n_heads * *c.head_dim, *c.n_kv_heads * *c.head_dim, *c.d_ff, c.score_heads(layer), c.arch == Arch::gpt2};
+}
+
+std::int64_t matrix_parameters(const LayerShape& s) {
+  const std::int64_t attention = s.C * (s.HD + 2 * s.kvD) + s.HD * s.C;
+  return attention + (s.gpt2 ? 2 : 3) * s.C * s.F;
+}
+
+std::int64_t vector_parameters(const LayerShape& s) {
+  if (!s.gpt2) return 2 * s.C;                                             // two RMSNorms
+  return 4 * s.C + (s.HD + 2 * s.kvD) + s.C + s.F + s.C;                   // two LayerNorms, four biases
+}
+
+// Elements kept for backward per token, by the ops that keep them: norm inputs, product inputs, attention (qkv, output), activation input.
+double kept_elements(const LayerShape& s, const RecomputeConfig& r, std::int64_t layer) {
+  if (std::find(r.layers.begin(), r.layers.end(), layer) != r.layers.end()) return static_cast<double>(s.C);
+  const std::int64_t attention = r.attention ? s.C : 2 * s.C + (s.HD + 2 * s.kvD) + 2 * s.HD;
+  const std::int64_t mlp = r.mlp ? s.C : 2 * s.C + (s.gpt2 ? 2 : 3) * s.F;
+  return static_cast<double>(attention + mlp);
+}
+
+}  // namespace
+
+double mean_keys(const AttentionSpec& spec, std::int64_t T) {
+  switch (spec.kind) {
+    case AttentionKind::full: return mean_bounded(T, T);
+    case AttentionKind::sliding_window: return mean_bounded(T, spec.window + spec.sinks);
+    case AttentionKind::sparsek: return mean_bounded(T, spec.window + spec.sparsek.k);
+  }
+  return 0;
+}
+
+ModelCost model_cost(const ModelConfig& config, std::int64_t T, DType compute, const RecomputeConfig& recompute) {
+  ModelCost cost;
+  const std::int64_t C = config.d_model, embedding = *config.vocab_size * C;
+  cost.parameters = embedding * (*config.tie_embeddings ? 1 : 2) + C * (config.arch == Arch::gpt2 ? 2 : 1);
+  if (config.arch == Arch::gpt2) cost.parameters += *config.max_seq * C;
+  cost.matmul_parameters = embedding;
+  double attention = 0, attention_full = 0;
+  for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
+    const LayerShape s = shape_of(config, layer);
+    const std::int64_t gain = config.kind_of_layer(layer).score.norm == ScoreNorm::timestep ? s.score_heads : 0;
+    const std::int64_t scorer = s.score_heads * C + gain;
+    cost.parameters += matrix_parameters(s) + vector_parameters(s) + scorer;
+    cost.sparsek_parameters += scorer;
+    cost.matmul_parameters += matrix_parameters(s) + s.score_heads * C;
+    attention += 12.0 * static_cast<double>(s.HD) * mean_keys(config.attention_spec(layer), T);
+    attention_full += 12.0 * static_cast<double>(s.HD) * mean_bounded(T, T);
+    const double scalars = 4.0 * static_cast<double>(config.n_heads) + (s.score_heads ? 40.0 * static_cast<double>(s.score_heads) : 0.0);
+    cost.activation_bytes_per_token += kept_elements(s, recompute, layer) * static_cast<double>(size_of(compute)) + scalars;
+  }
+  const double products = 6.0 * static_cast<double>(cost.matmul_parameters);
+  cost.flops_per_token = products + attention;
+  cost.flops_per_token_full = products + attention_full;
+  cost.activation_bytes_per_token += 3.0 * static_cast<double>(C) * static_cast<double>(size_of(compute));
+  return cost;
+}
+
+}  // namespace sieve
