@@ -1,0 +1,74 @@
+// Text to token shards (data/token_store.h describes them), in bounded memory: the text is read and encoded piece by
+// piece, tokens go to a temporary file first and from there into shards.
+//
+// Inputs: files and folders (recursive, by name in byte order; hidden files are skipped). By name, after a .gz or .zst
+// is taken off: .jsonl and .ndjson hold one JSON object a line with the text in one field; anything else is one
+// document of text, whose bytes may be anything. A document gets the tokenizer's separator at its end. Empty documents
+// are skipped and counted.
+//
+// Splits: with val_fraction > 0 a document goes to val when XXH3-64 (of its first 64 KiB) / 2^64 < val_fraction, so the
+// split depends on the text alone, not on order or names. If that leaves val (train) empty, the document with the
+// smallest (largest) hash moves there. A single document is cut: its last ceil(val_fraction * tokens) tokens are the
+// validation document.
+//
+// Output: DIR/train/shard_00000.h5 ... and, with val_fraction > 0, DIR/val/shard_00000.h5 ...; complete or absent:
+// everything is written under DIR/.tmp-prepare and renamed at the end. The same input gives the same bytes, whatever
+// the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "data/tokenizer.h"
+
+namespace sieve {
+
+struct PrepareOptions {
+  std::vector<std::string> inputs;  // at least one
+  std::string output;               // folder, created if absent
+  std::string field = "text";       // of JSON lines
+  double val_fraction = 0;          // 0 <= f < 1
+  std::int64_t shard_tokens =
+      100'000'000;         // a shard ends before the document that would exceed this; documents are never cut
+  bool overwrite = false;  // replace the train/ and val/ that are there
+};
+
+struct PrepareProgress {
+  std::int64_t files_done = 0, files = 0;
+  std::int64_t documents = 0;
+  std::int64_t text_bytes = 0, tokens = 0;
+  std::string_view phase;  // "encode" | "write"
+};
+
+struct PreparedSplit {
+  std::int64_t documents = 0, tokens = 0;
+  std::vector<std::string> shards;  // paths
+};
+
+struct PrepareReport {
+  PreparedSplit train, val;
+  std::int64_t files = 0, text_bytes = 0;
+  std::int64_t empty_documents = 0;
+  std::uint64_t source_hash = 0;  // of names (relative to the inputs) and contents
+};
+
+// Exit::config: options out of range, output exists without overwrite. Exit::data: missing or unreadable input, damaged
+// .gz/.zst, JSON lines that are not JSON or not UTF-8 or lack the field (with file and line), no text at all, a
+// tokenizer without a separator, a full or unwritable disk.
+PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
+                      const std::function<void(const PrepareProgress&)>& progress = {});
+
+// The text of `inputs`, piece by piece: what prepare and tokenizer training read. `last` is true with the piece that
+// ends a document (which may be empty); `document` counts from 0.
+struct TextPiece {
+  std::string_view text;
+  bool last;
+  std::int64_t document;
+  std::string_view source;  // path, for messages
+};
+void read_texts(const std::vector<std::string>& inputs, const std::string& field,
+                const std::function<void(const TextPiece&)>& piece);
+
+}  // namespace sieve
