@@ -8,11 +8,21 @@
 //     std::array<Tensor, 1> backward(const Tensor& grad, Needs<1> need);
 //   };
 //   Variable scale(const Variable& x, double f) { return record<Scale>({x}, f); }
+//
+// Inputs may be strided views and may be empty; `grad` is contiguous, with shape and dtype of the output. An op whose forward wants to
+// know which gradients will be asked for declares a member `Needs<arity> need{}`: record() fills it before forward runs.
 #pragma once
 
 #include <array>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <memory>
+#include <string_view>
 #include <utility>
+#include <vector>
 
+#include "autograd/registry.h"
 #include "autograd/variable.h"
 
 namespace sieve {
@@ -41,6 +51,7 @@ class OpNode final : public Node {
 
 template <class Op, class... Args>
 Variable record(const std::array<Variable, Op::arity>& inputs, Args&&... args) {
+  static_assert(is_registered<Op>(), "list the op's name in autograd/registry.h or in the op's own table");
   std::array<Tensor, Op::arity> values;
   for (std::size_t i = 0; i < Op::arity; ++i) values[i] = inputs[i].value();
   if (!detail::wants_grad(inputs.data(), Op::arity)) {
@@ -48,11 +59,15 @@ Variable record(const std::array<Variable, Op::arity>& inputs, Args&&... args) {
     return Variable(op.forward(values, std::forward<Args>(args)...));
   }
   auto node = std::make_shared<OpNode<Op>>();
-  Tensor out = node->op.forward(values, std::forward<Args>(args)...);
   for (std::size_t i = 0; i < Op::arity; ++i) {
     node->edges.push_back(detail::edge_of(inputs[i]));
     node->need[i] = node->edges.back().wanted();
   }
+  if constexpr (requires { node->op.need = node->need; }) node->op.need = node->need;
+  Tensor out = node->op.forward(values, std::forward<Args>(args)...);
+  node->shape = out.shape();
+  node->dtype = out.dtype();
+  node->sequence = detail::next_sequence();
   return Variable(std::move(out), std::move(node));
 }
 
