@@ -42,9 +42,7 @@ void run_piece(std::int64_t n, int index, int pieces, const Body& f, std::except
   inside = true;
   try {
     if (begin < end) f(begin, end);
-  } catch (...) {
-    error = std::current_exception();
-  }
+  } catch (...) { error = std::current_exception(); }
   inside = false;
 }
 

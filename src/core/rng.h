@@ -1,6 +1,6 @@
 // Counter-based random numbers: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
-// Nothing here has state: every number is a function of (seed, stream, counter), the same on host and device, in any order and
-// on any number of ranks. Streams keep purposes apart (initialisation, sampling, data order, ...).
+// Nothing here has state: every number is a function of (seed, stream, counter), the same on host and device, in any
+// order and on any number of ranks. Streams keep purposes apart (initialisation, sampling, data order, ...).
 #pragma once
 
 #include <array>

@@ -1,4 +1,5 @@
-// Extents of a tensor, at most six, row-major. Products are checked: a size that does not fit 63 bits is an error, not a wrap.
+// Extents of a tensor, at most six, row-major. Products are checked: a size that does not fit 63 bits is an error, not
+// a wrap.
 #pragma once
 
 #include <array>
@@ -15,7 +16,8 @@ inline constexpr int kMaxRank = 6;
 
 inline std::int64_t checked_product(std::int64_t a, std::int64_t b, std::string_view subject) {
   std::int64_t out;
-  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &out)) fail(Exit::internal, subject, "size overflows: ", a, " x ", b);
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &out))
+    fail(Exit::internal, subject, "size overflows: ", a, " x ", b);
   return out;
 }
 

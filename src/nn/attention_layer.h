@@ -5,6 +5,7 @@
 
 #include "attention/attention.h"
 #include "attention/decode.h"
+#include "attention/timestep_norm.h"
 #include "nn/layers.h"
 
 namespace sieve {
@@ -14,7 +15,8 @@ class AttentionLayer {
   AttentionLayer() = default;
   AttentionLayer(ParameterFactory& make, const std::string& name, const ModelConfig& config, std::int64_t layer);
 
-  // x (B, T, C), already normed -> (B, T, C). document_starts as in AttentionInputs. `stats` is filled for SparseK layers.
+  // x (B, T, C), already normed -> (B, T, C). document_starts as in AttentionInputs. `stats` is filled for SparseK
+  // layers.
   Variable operator()(const Variable& x, const Tensor& document_starts, SelectionStats* stats) const;
 
   // Generation: appends x (B, T, C) to the caches and returns the layer's output for it. No gradient.

@@ -1,5 +1,5 @@
-// The decoder-only transformer. One class for every recipe and every attention pattern: x + attention(norm1 x), then x + mlp(norm2 x).
-// Letters: B batch, T time, C d_model, V vocabulary, N = B T rows.
+// The decoder-only transformer. One class for every recipe and every attention pattern: x + attention(norm1 x), then x
+// + mlp(norm2 x). Letters: B batch, T time, C d_model, V vocabulary, N = B T rows.
 #pragma once
 
 #include <memory>
@@ -17,7 +17,7 @@ struct RecomputeConfig {
 };
 
 struct DecoderOptions {
-  DType compute = DType::f32;   // f32 | bf16 (fp32 master weights) | f64 (oracle)
+  DType compute = DType::f32;  // f32 | bf16 (fp32 master weights) | f64 (oracle)
   std::uint64_t seed = 0;
   RecomputeConfig recompute;
 };
@@ -32,7 +32,8 @@ struct TokenBatch {
 class Block {
  public:
   Block(ParameterFactory& make, const ModelConfig& config, std::int64_t layer);
-  Variable operator()(const Variable& x, const Tensor& document_starts, const RecomputeConfig& recompute, SelectionStats* stats) const;
+  Variable operator()(const Variable& x, const Tensor& document_starts, const RecomputeConfig& recompute,
+                      SelectionStats* stats) const;
   Variable extend(const Variable& x, AttentionCache& cache, RunningScore& running) const;
   const AttentionLayer& attention() const { return attention_; }
 
@@ -47,8 +48,10 @@ class Decoder {
  public:
   Decoder(const ModelConfig& resolved, const DecoderOptions& options);
 
-  // Sum of the losses of all targets >= 0, (). `losses` receives every row's loss, fp32 (N); `stats` one entry per layer.
-  Variable loss_sum(const TokenBatch& batch, Tensor* losses = nullptr, std::vector<SelectionStats>* stats = nullptr) const;
+  // Sum of the losses of all targets >= 0, (). `losses` receives every row's loss, fp32 (N); `stats` one entry per
+  // layer.
+  Variable loss_sum(const TokenBatch& batch, Tensor* losses = nullptr,
+                    std::vector<SelectionStats>* stats = nullptr) const;
   Variable logits(const Tensor& tokens, const Tensor& document_starts = {}) const;  // (B, T, V)
 
   const std::vector<ParameterPtr>& parameters() const { return parameters_; }
@@ -69,16 +72,17 @@ class Decoder {
   std::vector<ParameterPtr> parameters_;
 };
 
-// A generation in progress: B sequences of equal length, one cache per layer. SparseK + window layers hold k + W rows per head, whatever
-// the length. The model must outlive it.
+// A generation in progress: B sequences of equal length, one cache per layer. SparseK + window layers hold k + W rows
+// per head, whatever the length. The model must outlive it.
 class Generation {
  public:
   Generation(const Decoder& model, std::int64_t batch, std::int64_t max_tokens);
-  // Appends tokens i32 (B, T) and returns the logits of the last one, fp32 (B, V). gpt2: Error(Exit::config) beyond max_seq.
+  // Appends tokens i32 (B, T) and returns the logits of the last one, fp32 (B, V). gpt2: Error(Exit::config) beyond
+  // max_seq.
   Tensor append(const Tensor& tokens);
 
   std::int64_t length() const { return length_; }
-  std::int64_t cache_rows() const;   // key-value rows held, summed over layers, heads and sequences
+  std::int64_t cache_rows() const;  // key-value rows held, summed over layers, heads and sequences
   std::int64_t cache_bytes() const;
   const AttentionCache& cache(std::int64_t layer) const { return caches_[static_cast<std::size_t>(layer)]; }
 

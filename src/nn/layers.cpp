@@ -5,10 +5,12 @@
 namespace sieve {
 
 double residual_std(const ModelConfig& config) {
-  return config.init.scale_residual ? config.init.std / std::sqrt(2.0 * static_cast<double>(config.n_layers)) : config.init.std;
+  return config.init.scale_residual ? config.init.std / std::sqrt(2.0 * static_cast<double>(config.n_layers))
+                                    : config.init.std;
 }
 
-Linear::Linear(ParameterFactory& make, const std::string& name, std::int64_t in, std::int64_t out, bool bias, double std)
+Linear::Linear(ParameterFactory& make, const std::string& name, std::int64_t in, std::int64_t out, bool bias,
+               double std)
     : weight_(make.make(name + ".weight", {out, in}, {.std = std})),
       bias_(bias ? make.make(name + ".bias", {out}, {}) : nullptr) {}
 

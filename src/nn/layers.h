@@ -1,4 +1,5 @@
-// The small modules: each owns its parameters and says how its input becomes its output. Letters: B batch, T time, C d_model, F d_ff.
+// The small modules: each owns its parameters and says how its input becomes its output. Letters: B batch, T time, C
+// d_model, F d_ff.
 #pragma once
 
 #include <string>
@@ -43,7 +44,8 @@ class Mlp {
   Linear up_, down_;
 };
 
-// Deviation of projections that write into the residual stream (Radford et al. 2019, section 2.3: scaled by 1/sqrt(residual layers)).
+// Deviation of projections that write into the residual stream (Radford et al. 2019, section 2.3: scaled by
+// 1/sqrt(residual layers)).
 double residual_std(const ModelConfig& config);
 
 }  // namespace sieve

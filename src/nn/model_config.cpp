@@ -8,34 +8,53 @@ namespace sieve {
 
 void ScoreConfig::fields(FieldVisitor& v) {
   v.choice({"per", "one scoring vector per key-value head, or one per layer shared by its heads"}, kScorePerNames, per);
-  v.real({.name = "slope", .doc = "position slope added to the scores per token; auto = 1 / data.seq_len of pretraining", .min = 0}, slope);
-  v.choice({"norm", "normalisation of the scores by running statistics frozen at each token (timestep), or none"}, kScoreNormNames, norm);
+  v.real({.name = "slope",
+          .doc = "position slope added to the scores per token; auto = 1 / data.seq_len of pretraining",
+          .min = 0},
+         slope);
+  v.choice({"norm", "normalisation of the scores by running statistics frozen at each token (timestep), or none"},
+           kScoreNormNames, norm);
   v.real({.name = "temperature", .doc = "the operator sees score / temperature", .min = 1e-6}, temperature);
-  v.real({.name = "init_std", .doc = "standard deviation of the scorer's initial weights; auto = 0.55 / sqrt(d_model)", .min = 0}, init_std);
+  v.real({.name = "init_std",
+          .doc = "standard deviation of the scorer's initial weights; auto = 0.55 / sqrt(d_model)",
+          .min = 0},
+         init_std);
 }
 
 void AttentionKindConfig::fields(FieldVisitor& v) {
   v.choice({"type", "which keys a query may see"}, kAttentionKindNames, type);
   v.integer({.name = "k", .doc = "selected key-value pairs a query, per key-value head (sparsek)", .min = 0}, k);
-  v.integer({.name = "window", .doc = "keys of the local window, self included (sliding_window, sparsek; 1 = self only)", .min = 0}, window);
-  v.integer({.name = "sinks", .doc = "first keys of the document that every query sees (sliding_window)", .min = 0}, sinks);
-  v.choice({"gate", "where the soft mask multiplies: keys and values, values, probabilities, or nowhere (hard, straight-through gradient)"},
+  v.integer({.name = "window",
+             .doc = "keys of the local window, self included (sliding_window, sparsek; 1 = self only)",
+             .min = 0},
+            window);
+  v.integer({.name = "sinks", .doc = "first keys of the document that every query sees (sliding_window)", .min = 0},
+            sinks);
+  v.choice({"gate",
+            "where the soft mask multiplies: keys and values, values, probabilities, or nowhere (hard, "
+            "straight-through gradient)"},
            kGateModeNames, gate);
   v.group({"score", "the scoring network (sparsek)"}, score);
-  v.choice({"candidates", "a key competes when it leaves the window (on_exit) or from its own position on (at_once)"}, kCandidatesNames,
-           candidates);
-  v.choice({"positions", "rotary positions of selected keys: as they are, one far distance (clamp), or unrotated (none)"},
-           kPositionRuleNames, positions);
-  v.integer({.name = "clamp_distance", .doc = "positions: clamp sees larger distances as this one; auto = window", .min = 1},
-            clamp_distance);
-  v.integer({.name = "pool", .doc = "thresholds see the best pool * k scores of a prefix; exact = all of them", .min = 2, .none = "exact"},
+  v.choice({"candidates", "a key competes when it leaves the window (on_exit) or from its own position on (at_once)"},
+           kCandidatesNames, candidates);
+  v.choice(
+      {"positions", "rotary positions of selected keys: as they are, one far distance (clamp), or unrotated (none)"},
+      kPositionRuleNames, positions);
+  v.integer(
+      {.name = "clamp_distance", .doc = "positions: clamp sees larger distances as this one; auto = window", .min = 1},
+      clamp_distance);
+  v.integer({.name = "pool",
+             .doc = "thresholds see the best pool * k scores of a prefix; exact = all of them",
+             .min = 2,
+             .none = "exact"},
             pool);
 }
 
 void AttentionConfig::fields(FieldVisitor& v) {
   v.table({"kinds", "attention recipes by name"}, kinds);
   v.texts({"pattern", "names of kinds, cycled over the layers"}, pattern);
-  v.boolean({"document_mask", "tokens see their own document only, and the selection restarts with each document"}, document_mask);
+  v.boolean({"document_mask", "tokens see their own document only, and the selection restarts with each document"},
+            document_mask);
 }
 
 void RopeConfig::fields(FieldVisitor& v) {
@@ -45,21 +64,30 @@ void RopeConfig::fields(FieldVisitor& v) {
 
 void InitConfig::fields(FieldVisitor& v) {
   v.real({.name = "std", .doc = "standard deviation of initial weights", .min = 0}, std);
-  v.boolean({"scale_residual", "divide it by sqrt(2 n_layers) for projections into the residual stream"}, scale_residual);
+  v.boolean({"scale_residual", "divide it by sqrt(2 n_layers) for projections into the residual stream"},
+            scale_residual);
 }
 
 void ModelConfig::fields(FieldVisitor& v) {
-  v.choice({"arch", "block recipe: gpt2 (LayerNorm, GELU, learned positions, biases) or llama (RMSNorm, SwiGLU, rotary, no biases)"},
-           kArchNames, arch);
+  v.choice(
+      {"arch",
+       "block recipe: gpt2 (LayerNorm, GELU, learned positions, biases) or llama (RMSNorm, SwiGLU, rotary, no biases)"},
+      kArchNames, arch);
   v.integer({.name = "n_layers", .doc = "number of blocks", .min = 1}, n_layers);
   v.integer({.name = "d_model", .doc = "width of the residual stream", .min = 1}, d_model);
   v.integer({.name = "n_heads", .doc = "query heads", .min = 1}, n_heads);
   v.integer({.name = "n_kv_heads", .doc = "key-value heads; auto = n_heads", .min = 1}, n_kv_heads);
   v.integer({.name = "head_dim", .doc = "features per head; auto = d_model / n_heads", .min = 1}, head_dim);
-  v.integer({.name = "d_ff", .doc = "hidden width of the MLP; auto = 4 d_model (gpt2), 8/3 d_model rounded up to 64 (llama)", .min = 1},
+  v.integer({.name = "d_ff",
+             .doc = "hidden width of the MLP; auto = 4 d_model (gpt2), 8/3 d_model rounded up to 64 (llama)",
+             .min = 1},
             d_ff);
-  v.integer({.name = "max_seq", .doc = "longest sequence; bounds the learned positions of gpt2; auto = data.seq_len", .min = 1}, max_seq);
-  v.integer({.name = "vocab_size", .doc = "rows of the embedding; auto = the tokenizer's vocabulary", .min = 1}, vocab_size);
+  v.integer({.name = "max_seq",
+             .doc = "longest sequence; bounds the learned positions of gpt2; auto = data.seq_len",
+             .min = 1},
+            max_seq);
+  v.integer({.name = "vocab_size", .doc = "rows of the embedding; auto = the tokenizer's vocabulary", .min = 1},
+            vocab_size);
   v.real({.name = "norm_eps", .doc = "epsilon of the norms", .min = 0}, norm_eps);
   v.boolean({"tie_embeddings", "the output head is the token embedding; auto = true"}, tie_embeddings);
   v.group({"rope", "rotary positions (llama)"}, rope);
@@ -83,7 +111,8 @@ void ModelConfig::resolve(std::int64_t tokenizer_vocab, std::int64_t seq_len) {
   }
 }
 
-void ModelConfig::check(std::int64_t seq_len, const std::function<void(const std::string&, const std::string&)>& report) const {
+void ModelConfig::check(std::int64_t seq_len,
+                        const std::function<void(const std::string&, const std::string&)>& report) const {
   const std::int64_t kv = n_kv_heads.value_or(n_heads), dim = head_dim.value_or(d_model / n_heads);
   if (!head_dim && d_model % n_heads != 0)
     report("n_heads", cat(n_heads, " heads do not divide d_model = ", d_model, "; set head_dim, or a divisor"));
@@ -91,8 +120,7 @@ void ModelConfig::check(std::int64_t seq_len, const std::function<void(const std
   const auto rotated = static_cast<std::int64_t>(static_cast<double>(dim) * rope.partial);
   if (arch == Arch::llama && rotated % 2 != 0)
     report("rope.partial", cat("rotates ", rotated, " of ", dim, " dimensions; the number must be even"));
-  if (max_seq && *max_seq < seq_len)
-    report("max_seq", cat(*max_seq, " is shorter than data.seq_len = ", seq_len));
+  if (max_seq && *max_seq < seq_len) report("max_seq", cat(*max_seq, " is shorter than data.seq_len = ", seq_len));
   for (const auto& [name, kind] : attention.kinds) {
     const std::string path = "attention.kinds." + name;
     const bool windowed = kind.type != AttentionKind::full;
@@ -111,7 +139,8 @@ void ModelConfig::check(std::int64_t seq_len, const std::function<void(const std
       report(path + ".window", "full attention has no window and no sinks");
   }
   for (const auto& name : attention.pattern) {
-    if (!attention.kinds.count(name)) report("attention.pattern", cat("names \"", name, "\", which attention.kinds does not define"));
+    if (!attention.kinds.count(name))
+      report("attention.pattern", cat("names \"", name, "\", which attention.kinds does not define"));
   }
   const auto entries = static_cast<std::int64_t>(attention.pattern.size());
   if (entries > n_layers || (entries > 0 && n_layers % entries != 0))
@@ -128,10 +157,20 @@ const AttentionKindConfig& ModelConfig::kind_of_layer(std::int64_t layer) const 
 
 AttentionSpec ModelConfig::attention_spec(std::int64_t layer) const {
   const AttentionKindConfig& kind = kind_of_layer(layer);
-  AttentionSpec spec{.kind = kind.type, .window = kind.window, .sinks = kind.sinks, .sparsek = {},
-                     .n_heads = n_heads, .n_kv_heads = *n_kv_heads, .head_dim = *head_dim};
-  spec.sparsek = {.k = kind.k, .slope = *kind.score.slope, .temperature = kind.score.temperature, .gate = kind.gate,
-                  .candidates = kind.candidates, .positions = kind.positions, .clamp_distance = *kind.clamp_distance,
+  AttentionSpec spec{.kind = kind.type,
+                     .window = kind.window,
+                     .sinks = kind.sinks,
+                     .sparsek = {},
+                     .n_heads = n_heads,
+                     .n_kv_heads = *n_kv_heads,
+                     .head_dim = *head_dim};
+  spec.sparsek = {.k = kind.k,
+                  .slope = *kind.score.slope,
+                  .temperature = kind.score.temperature,
+                  .gate = kind.gate,
+                  .candidates = kind.candidates,
+                  .positions = kind.positions,
+                  .clamp_distance = *kind.clamp_distance,
                   .pool = kind.pool.value_or(0)};
   return spec;
 }

@@ -1,5 +1,5 @@
-// What a model is, as the user writes it (`model:` in YAML). ModelConfig::resolve() fills every `auto`, so that a checkpoint stores plain
-// numbers; checks that need no data live here, each naming its dotted path.
+// What a model is, as the user writes it (`model:` in YAML). ModelConfig::resolve() fills every `auto`, so that a
+// checkpoint stores plain numbers; checks that need no data live here, each naming its dotted path.
 #pragma once
 
 #include <functional>
@@ -22,10 +22,10 @@ inline constexpr std::string_view kScoreNormNames[] = {"none", "timestep"};
 
 struct ScoreConfig {
   ScorePer per = ScorePer::kv_head;
-  std::optional<double> slope;                 // auto: 1 / data.seq_len of pretraining
+  std::optional<double> slope;  // auto: 1 / data.seq_len of pretraining
   ScoreNorm norm = ScoreNorm::none;
   double temperature = 1;
-  std::optional<double> init_std;              // auto: 0.55 / sqrt(d_model)
+  std::optional<double> init_std;  // auto: 0.55 / sqrt(d_model)
   void fields(FieldVisitor& v);
 };
 
@@ -43,33 +43,33 @@ struct AttentionKindConfig {
 
 struct AttentionConfig {
   std::map<std::string, AttentionKindConfig> kinds;
-  std::vector<std::string> pattern;            // cycled over the layers
+  std::vector<std::string> pattern;  // cycled over the layers
   bool document_mask = true;
   void fields(FieldVisitor& v);
 };
 
 struct RopeConfig {
   double theta = 10000;
-  double partial = 1;                          // share of the head's dimensions that rotate
+  double partial = 1;  // share of the head's dimensions that rotate
   void fields(FieldVisitor& v);
 };
 
 struct InitConfig {
   double std = 0.02;
-  bool scale_residual = true;                  // projections into the residual stream: std / sqrt(2 n_layers) (Radford et al. 2019)
+  bool scale_residual = true;  // projections into the residual stream: std / sqrt(2 n_layers) (Radford et al. 2019)
   void fields(FieldVisitor& v);
 };
 
 struct ModelConfig {
   Arch arch = Arch::llama;
   std::int64_t n_layers = 4, d_model = 128, n_heads = 4;
-  std::optional<std::int64_t> n_kv_heads;      // auto: n_heads
-  std::optional<std::int64_t> head_dim;        // auto: d_model / n_heads
-  std::optional<std::int64_t> d_ff;            // auto: 4 d_model (gpt2), 8/3 d_model rounded up to 64 (llama)
-  std::optional<std::int64_t> max_seq;         // auto: data.seq_len
-  std::optional<std::int64_t> vocab_size;      // auto: from the tokenizer
+  std::optional<std::int64_t> n_kv_heads;  // auto: n_heads
+  std::optional<std::int64_t> head_dim;    // auto: d_model / n_heads
+  std::optional<std::int64_t> d_ff;        // auto: 4 d_model (gpt2), 8/3 d_model rounded up to 64 (llama)
+  std::optional<std::int64_t> max_seq;     // auto: data.seq_len
+  std::optional<std::int64_t> vocab_size;  // auto: from the tokenizer
   double norm_eps = 1e-5;
-  std::optional<bool> tie_embeddings;          // auto: true
+  std::optional<bool> tie_embeddings;  // auto: true
   RopeConfig rope;
   AttentionConfig attention;
   InitConfig init;

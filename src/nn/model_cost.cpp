@@ -17,7 +17,8 @@ struct LayerShape {
 };
 
 LayerShape shape_of(const ModelConfig& c, std::int64_t layer) {
-  return {c.d_model, c.n_heads * *c.head_dim, *c.n_kv_heads * *c.head_dim, *c.d_ff, c.score_heads(layer), c.arch == Arch::gpt2};
+  return {c.d_model, c.n_heads * *c.head_dim, *c.n_kv_heads * *c.head_dim,
+          *c.d_ff,   c.score_heads(layer),    c.arch == Arch::gpt2};
 }
 
 std::int64_t matrix_parameters(const LayerShape& s) {
@@ -26,11 +27,12 @@ std::int64_t matrix_parameters(const LayerShape& s) {
 }
 
 std::int64_t vector_parameters(const LayerShape& s) {
-  if (!s.gpt2) return 2 * s.C;                                             // two RMSNorms
-  return 4 * s.C + (s.HD + 2 * s.kvD) + s.C + s.F + s.C;                   // two LayerNorms, four biases
+  if (!s.gpt2) return 2 * s.C;                            // two RMSNorms
+  return 4 * s.C + (s.HD + 2 * s.kvD) + s.C + s.F + s.C;  // two LayerNorms, four biases
 }
 
-// Elements kept for backward per token, by the ops that keep them: norm inputs, product inputs, attention (qkv, output), activation input.
+// Elements kept for backward per token, by the ops that keep them: norm inputs, product inputs, attention (qkv,
+// output), activation input.
 double kept_elements(const LayerShape& s, const RecomputeConfig& r, std::int64_t layer) {
   if (std::find(r.layers.begin(), r.layers.end(), layer) != r.layers.end()) return static_cast<double>(s.C);
   const std::int64_t attention = r.attention ? s.C : 2 * s.C + (s.HD + 2 * s.kvD) + 2 * s.HD;
@@ -65,8 +67,10 @@ ModelCost model_cost(const ModelConfig& config, std::int64_t T, DType compute, c
     cost.matmul_parameters += matrix_parameters(s) + s.score_heads * C;
     attention += 12.0 * static_cast<double>(s.HD) * mean_keys(config.attention_spec(layer), T);
     attention_full += 12.0 * static_cast<double>(s.HD) * mean_bounded(T, T);
-    const double scalars = 4.0 * static_cast<double>(config.n_heads) + (s.score_heads ? 40.0 * static_cast<double>(s.score_heads) : 0.0);
-    cost.activation_bytes_per_token += kept_elements(s, recompute, layer) * static_cast<double>(size_of(compute)) + scalars;
+    const double scalars =
+        4.0 * static_cast<double>(config.n_heads) + (s.score_heads ? 40.0 * static_cast<double>(s.score_heads) : 0.0);
+    cost.activation_bytes_per_token +=
+        kept_elements(s, recompute, layer) * static_cast<double>(size_of(compute)) + scalars;
   }
   const double products = 6.0 * static_cast<double>(cost.matmul_parameters);
   cost.flops_per_token = products + attention;

@@ -6,15 +6,15 @@
 namespace sieve {
 
 struct ModelCost {
-  std::int64_t parameters = 0;           // all, tied weights once
-  std::int64_t sparsek_parameters = 0;   // of the scoring networks
-  std::int64_t matmul_parameters = 0;    // those that every token multiplies (head included, embeddings not)
-  // Forward + backward: 6 per matmul parameter + 12 H D (mean keys per query) per layer (Kaplan et al. 2020, arXiv 2001.08361, appendix B,
-  // with the keys a pattern really visits).
+  std::int64_t parameters = 0;          // all, tied weights once
+  std::int64_t sparsek_parameters = 0;  // of the scoring networks
+  std::int64_t matmul_parameters = 0;   // those that every token multiplies (head included, embeddings not)
+  // Forward + backward: 6 per matmul parameter + 12 H D (mean keys per query) per layer (Kaplan et al. 2020, arXiv
+  // 2001.08361, appendix B, with the keys a pattern really visits).
   double flops_per_token = 0;
-  double flops_per_token_full = 0;       // the same model with full attention in every layer
-  double activation_bytes_per_token = 0; // kept for backward
-  double logits_bytes = 0;               // of one row chunk of the loss
+  double flops_per_token_full = 0;        // the same model with full attention in every layer
+  double activation_bytes_per_token = 0;  // kept for backward
+  double logits_bytes = 0;                // of one row chunk of the loss
 };
 
 // T: tokens in a sequence.

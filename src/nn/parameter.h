@@ -1,5 +1,5 @@
-// Named weights. The master copy is fp32 (fp64 in oracle models); where the model computes in bf16, `value` is a bf16 copy of it.
-// Ops read `value`, the optimizer writes both, checkpoints hold the master.
+// Named weights. The master copy is fp32 (fp64 in oracle models); where the model computes in bf16, `value` is a bf16
+// copy of it. Ops read `value`, the optimizer writes both, checkpoints hold the master.
 #pragma once
 
 #include <functional>
@@ -12,10 +12,10 @@
 namespace sieve {
 
 struct Parameter {
-  std::string name;   // "layers.3.attn.qkv.weight"
-  Tensor master;      // fp32 (fp64)
-  Variable value;     // leaf, or a constant when frozen; shares the master's memory where the dtypes agree
-  bool decay = false; // weight decay applies (matrices yes; norms, biases and scorers no)
+  std::string name;    // "layers.3.attn.qkv.weight"
+  Tensor master;       // fp32 (fp64)
+  Variable value;      // leaf, or a constant when frozen; shares the master's memory where the dtypes agree
+  bool decay = false;  // weight decay applies (matrices yes; norms, biases and scorers no)
   bool scorer = false;
   bool trainable = true;
 
@@ -29,7 +29,8 @@ struct Init {
   double constant = 0;
 };
 
-// Creates parameters in a fixed order; that order numbers the gradient buckets and the random streams of the initialisation.
+// Creates parameters in a fixed order; that order numbers the gradient buckets and the random streams of the
+// initialisation.
 class ParameterFactory {
  public:
   ParameterFactory(DType compute, std::uint64_t seed) : compute_(compute), seed_(seed) {}

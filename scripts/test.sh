@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, runs every test through ctest. Extra arguments go to ctest (bash scripts/test.sh -L attention).
+#   PRESET=cpu-debug bash scripts/test.sh    the same under AddressSanitizer and UBSan (tsan: ThreadSanitizer)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+preset=${PRESET:-cpu}
+bash scripts/setup.sh
+bash scripts/build.sh "$preset"
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+ctest --preset "$preset" --no-tests=error "$@"

@@ -1,0 +1,120 @@
+#include "nn/decoder.h"
+
+#include <algorithm>
+
+namespace sieve {
+
+void RecomputeConfig::fields(FieldVisitor& v) {
+  v.boolean({"attention", "run every layer's attention again in backward instead of keeping its tensors"}, attention);
+  v.boolean({"mlp", "run every layer's MLP again in backward instead of keeping its tensors"}, mlp);
+  v.integers({"layers", "numbers of the layers that are run again whole"}, layers);
+}
+
+Block::Block(ParameterFactory& make, const ModelConfig& config, std::int64_t layer) : layer_(layer) {
+  const std::string name = "layers." + std::to_string(layer);
+  norm1_ = Norm(make, name + ".norm1", config);
+  attention_ = AttentionLayer(make, name + ".attn", config, layer);
+  norm2_ = Norm(make, name + ".norm2", config);
+  mlp_ = Mlp(make, name + ".mlp", config);
+}
+
+Variable Block::operator()(const Variable& x, const Tensor& document_starts, const RecomputeConfig& again,
+                           SelectionStats* stats) const {
+  using Part = std::function<Variable(const Variable&)>;
+  const bool whole = std::find(again.layers.begin(), again.layers.end(), layer_) != again.layers.end();
+  const bool attention_again = whole || again.attention;
+  // A recomputed part runs once without recording and once more in backward, when `stats` may be gone: only the first
+  // run fills them.
+  const Part attend = [this, document_starts, stats, attention_again](const Variable& in) {
+    return add(in, attention_(norm1_(in), document_starts, attention_again && grad_enabled() ? nullptr : stats));
+  };
+  const Part think = [this](const Variable& in) { return add(in, mlp_(norm2_(in))); };
+  const auto run = [](bool twice, const Part& part, const Variable& in) {
+    return twice && grad_enabled() ? recompute(part, in) : part(in);
+  };
+  if (whole)
+    return run(
+        true, [attend, think](const Variable& in) { return think(attend(in)); }, x);
+  return run(again.mlp, think, run(again.attention, attend, x));
+}
+
+Variable Block::extend(const Variable& x, AttentionCache& cache, RunningScore& running) const {
+  const Variable mid = add(x, attention_.extend(norm1_(x), cache, running));
+  return add(mid, mlp_(norm2_(mid)));
+}
+
+Decoder::Decoder(const ModelConfig& resolved, const DecoderOptions& options) : config_(resolved), options_(options) {
+  require(config_.vocab_size.has_value() && config_.n_kv_heads.has_value(), "decoder",
+          "the configuration is not resolved");
+  ParameterFactory make(options.compute, options.seed);
+  token_embedding_ =
+      make.make("embed.tokens.weight", {*config_.vocab_size, config_.d_model}, {.std = config_.init.std});
+  if (config_.arch == Arch::gpt2)
+    position_embedding_ =
+        make.make("embed.positions.weight", {*config_.max_seq, config_.d_model}, {.std = config_.init.std});
+  for (std::int64_t layer = 0; layer < config_.n_layers; ++layer) blocks_.emplace_back(make, config_, layer);
+  final_norm_ = Norm(make, "final_norm", config_);
+  head_ = *config_.tie_embeddings
+              ? token_embedding_
+              : make.make("head.weight", {*config_.vocab_size, config_.d_model}, {.std = config_.init.std});
+  parameters_ = make.all();
+}
+
+Variable Decoder::embed(const Tensor& tokens, std::int64_t position) const {
+  const Variable x = embedding(token_embedding_->value, tokens);
+  if (!position_embedding_) return x;
+  const std::int64_t end = position + tokens.size(1);
+  if (end > *config_.max_seq)
+    fail(Exit::config, "model.max_seq", "position ", end, " is beyond the ", *config_.max_seq, " learned positions");
+  return add(x, slice(position_embedding_->value, 0, position, end));
+}
+
+Variable Decoder::hidden(const Tensor& tokens, const Tensor& document_starts,
+                         std::vector<SelectionStats>* stats) const {
+  if (stats) stats->assign(blocks_.size(), {});
+  const Tensor starts = config_.attention.document_mask ? document_starts : Tensor();
+  Variable x = embed(tokens, 0);
+  for (std::size_t i = 0; i < blocks_.size(); ++i)
+    x = blocks_[i](x, starts, options_.recompute, stats ? &(*stats)[i] : nullptr);
+  return final_norm_(x);
+}
+
+Variable Decoder::loss_sum(const TokenBatch& batch, Tensor* losses, std::vector<SelectionStats>* stats) const {
+  const Variable x = hidden(batch.tokens, batch.document_starts, stats);
+  const Variable rows = reshape(x, {x.size(0) * x.size(1), x.size(2)});
+  return linear_cross_entropy(rows, head_->value, batch.targets.flatten(), losses);
+}
+
+Variable Decoder::logits(const Tensor& tokens, const Tensor& document_starts) const {
+  return linear(hidden(tokens, document_starts, nullptr), head_->value, {});
+}
+
+Generation::Generation(const Decoder& model, std::int64_t batch, std::int64_t max_tokens)
+    : model_(model), running_(model.blocks().size()) {
+  for (const Block& block : model.blocks())
+    caches_.emplace_back(block.attention().spec(), block.attention().rope(), batch, model.compute_dtype(), max_tokens);
+}
+
+Tensor Generation::append(const Tensor& tokens) {
+  const NoGrad no_grad;
+  Variable x = model_.embed(tokens, length_);
+  for (std::size_t i = 0; i < caches_.size(); ++i) x = model_.blocks()[i].extend(x, caches_[i], running_[i]);
+  length_ += tokens.size(1);
+  const Variable last = slice(x, 1, tokens.size(1) - 1, tokens.size(1));
+  const Variable out = linear(model_.final_norm_(last), model_.head_->value, {});
+  return out.value().contiguous().reshape({tokens.size(0), out.size(2)}).to(compute_dtype(model_.compute_dtype()));
+}
+
+std::int64_t Generation::cache_rows() const {
+  std::int64_t n = 0;
+  for (const AttentionCache& c : caches_) n += c.rows();
+  return n;
+}
+
+std::int64_t Generation::cache_bytes() const {
+  std::int64_t n = 0;
+  for (const AttentionCache& c : caches_) n += c.bytes();
+  return n;
+}
+
+}  // namespace sieve

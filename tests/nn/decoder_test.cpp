@@ -1,0 +1,168 @@
+#include "nn/decoder.h"
+
+#include <cmath>
+#include <map>
+
+#include "nn/model_cost.h"
+#include "support/catch.h"
+
+using namespace sieve;
+
+namespace {
+
+ModelConfig tiny(Arch arch, AttentionKindConfig kind) {
+  ModelConfig c;
+  c.arch = arch;
+  c.n_layers = 2, c.d_model = 24, c.n_heads = 4, c.n_kv_heads = 2, c.d_ff = 32;
+  c.attention.kinds["a"] = kind;
+  c.attention.pattern = {"a"};
+  c.resolve(37, 16);
+  return c;
+}
+
+AttentionKindConfig sparsek(std::int64_t k, std::int64_t window) {
+  AttentionKindConfig kind;
+  kind.type = AttentionKind::sparsek;
+  kind.k = k, kind.window = window;
+  return kind;
+}
+
+Tensor random_tokens(std::int64_t B, std::int64_t T, std::int64_t vocab, std::uint64_t seed) {
+  Tensor t = empty({B, T}, DType::i32);
+  const Philox philox{seed, 1};
+  for (std::int64_t i = 0; i < t.numel(); ++i)
+    t.data<std::int32_t>()[i] =
+        static_cast<std::int32_t>(philox.bits64(static_cast<std::uint64_t>(i)) % static_cast<std::uint64_t>(vocab));
+  return t;
+}
+
+double loss_of(const Decoder& m, const TokenBatch& batch) {
+  const NoGrad no_grad;
+  return m.loss_sum(batch).value().item();
+}
+
+}  // namespace
+
+TEST_CASE("decoder: gradients agree with finite differences in fp64", "[nn]") {
+  const auto arch = GENERATE(Arch::gpt2, Arch::llama);
+  const auto kind = GENERATE(AttentionKindConfig{}, sparsek(3, 2));
+  const Decoder model(tiny(arch, kind), {.compute = DType::f64, .seed = 5});
+  const TokenBatch batch{random_tokens(2, 16, 37, 1), random_tokens(2, 16, 37, 2), {}};
+  backward(model.loss_sum(batch));
+  for (const ParameterPtr& p : model.parameters()) {
+    INFO(p->name);
+    REQUIRE(p->value.grad().defined());
+    const std::int64_t i = p->numel() / 2;
+    double* w = p->master.data<double>() + i;
+    const double before = *w, h = 1e-5;
+    *w = before + h;
+    const double up = loss_of(model, batch);
+    *w = before - h;
+    const double down = loss_of(model, batch);
+    *w = before;
+    const double g = p->value.grad().contiguous().data<double>()[i];
+    CHECK(std::abs((up - down) / (2 * h) - g) <= 1e-6 * std::max(1.0, std::abs(g)));
+  }
+}
+
+TEST_CASE("decoder: adding scorers leaves the other weights as they were, and with k + W >= T the loss too", "[nn]") {
+  const auto arch = GENERATE(Arch::gpt2, Arch::llama);
+  const Decoder dense(tiny(arch, AttentionKindConfig{}), {.compute = DType::f64, .seed = 3});
+  const Decoder sparse(tiny(arch, sparsek(12, 4)), {.compute = DType::f64, .seed = 3});
+  std::map<std::string, ParameterPtr> by_name;
+  for (const ParameterPtr& p : dense.parameters()) by_name[p->name] = p;
+  int scorers = 0;
+  for (const ParameterPtr& p : sparse.parameters()) {
+    if (p->scorer) {
+      ++scorers;
+      continue;
+    }
+    const auto a = p->master.span<double>(), b = by_name.at(p->name)->master.span<double>();
+    CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
+  }
+  CHECK(scorers == 2);
+  const TokenBatch batch{random_tokens(1, 16, 37, 1), random_tokens(1, 16, 37, 2), {}};
+  CHECK(loss_of(sparse, batch) == Approx(loss_of(dense, batch)).epsilon(1e-12));
+}
+
+TEST_CASE("decoder: generation equals the full forward", "[nn]") {
+  const auto arch = GENERATE(Arch::gpt2, Arch::llama);
+  auto kind = GENERATE(AttentionKindConfig{}, sparsek(3, 2));
+  if (kind.type == AttentionKind::sparsek) kind.score.norm = GENERATE(ScoreNorm::none, ScoreNorm::timestep);
+  const Decoder model(tiny(arch, kind), {.compute = DType::f32, .seed = 9});
+  const Tensor tokens = random_tokens(2, 16, 37, 4);
+  const NoGrad no_grad;
+  const Tensor full = model.logits(tokens).value();
+  Generation generation(model, 2, 16);
+  for (std::int64_t t = 0; t < 16; ++t) {
+    const std::int64_t end = t == 0 ? 3 : t + 1;  // a prompt of three, then one by one
+    if (t == 1 || t == 2) continue;
+    const Tensor last = generation.append(tokens.slice(1, t, t == 0 ? 3 : end).contiguous());
+    for (std::int64_t b = 0; b < 2; ++b)
+      for (std::int64_t v = 0; v < 37; ++v)
+        REQUIRE(std::abs(last.data<float>()[b * 37 + v] - full.data<float>()[(b * 16 + end - 1) * 37 + v]) < 1e-4f);
+  }
+  if (kind.type == AttentionKind::sparsek) CHECK(generation.cache_rows() == 2 * 2 * 2 * (3 + 2));
+}
+
+TEST_CASE("decoder: recompute changes memory, not bits", "[nn]") {
+  const ModelConfig config = tiny(Arch::llama, sparsek(3, 2));
+  const TokenBatch batch{random_tokens(2, 16, 37, 1), random_tokens(2, 16, 37, 2), {}};
+  const auto gradients = [&](const RecomputeConfig& again) {
+    const Decoder model(config, {.compute = DType::f32, .seed = 5, .recompute = again});
+    std::vector<SelectionStats> stats;
+    backward(model.loss_sum(batch, nullptr, &stats));
+    CHECK(stats.at(1).ever_selected > 0);
+    std::vector<float> all;
+    for (const ParameterPtr& p : model.parameters()) {
+      const auto g = p->value.grad().span<float>();
+      all.insert(all.end(), g.begin(), g.end());
+    }
+    return all;
+  };
+  const auto plain = gradients({});
+  CHECK(gradients({.attention = true}) == plain);
+  CHECK(gradients({.mlp = true}) == plain);
+  CHECK(gradients({.layers = {0, 1}}) == plain);
+}
+
+TEST_CASE("decoder: documents packed in a row do not see each other", "[nn]") {
+  const Decoder model(tiny(Arch::llama, sparsek(3, 2)), {.compute = DType::f64, .seed = 5});
+  Tensor tokens = random_tokens(1, 16, 37, 4), starts = empty({1, 16}, DType::i32);
+  for (int t = 0; t < 16; ++t) starts.data<std::int32_t>()[t] = t < 7 ? 0 : 7;
+  const NoGrad no_grad;
+  const Tensor before = model.logits(tokens, starts).value().clone();
+  tokens.data<std::int32_t>()[2] = (tokens.data<std::int32_t>()[2] + 1) % 37;
+  const Tensor after = model.logits(tokens, starts).value();
+  const auto a = before.slice(1, 7, 16).contiguous(), b = after.slice(1, 7, 16).contiguous();
+  const auto x = a.span<double>(), y = b.span<double>();
+  CHECK(std::equal(x.begin(), x.end(), y.begin()));
+}
+
+TEST_CASE("model cost: counted parameters are the allocated ones; GPT-2 124M has its published size", "[nn]") {
+  for (const Arch arch : {Arch::gpt2, Arch::llama}) {
+    auto kind = sparsek(3, 2);
+    kind.score.norm = ScoreNorm::timestep;
+    const ModelConfig config = tiny(arch, kind);
+    const Decoder model(config, {});
+    std::int64_t n = 0;
+    for (const ParameterPtr& p : model.parameters()) n += p->numel();
+    CHECK(model_cost(config, 16, DType::f32, {}).parameters == n);
+  }
+  ModelConfig gpt2;
+  gpt2.arch = Arch::gpt2;
+  gpt2.n_layers = 12, gpt2.d_model = 768, gpt2.n_heads = 12;
+  gpt2.resolve(50257, 1024);
+  const ModelCost cost = model_cost(gpt2, 1024, DType::bf16, {});
+  CHECK(cost.parameters == 124439808);
+  CHECK(cost.flops_per_token == cost.flops_per_token_full);
+}
+
+TEST_CASE("mean keys of a pattern against a count", "[nn]") {
+  AttentionSpec spec{.kind = AttentionKind::sparsek, .window = 5, .sparsek = {.k = 7}};
+  double n = 0;
+  for (int i = 0; i < 40; ++i) n += std::min(i + 1, 12);
+  CHECK(mean_keys(spec, 40) == Approx(n / 40));
+  spec.kind = AttentionKind::full;
+  CHECK(mean_keys(spec, 40) == Approx(20.5));
+}
