@@ -31,14 +31,7 @@ Variable AttentionLayer::operator()(const Variable& x, const Tensor& document_st
 }
 
 Variable AttentionLayer::extend(const Variable& x, AttentionCache& cache, RunningScore& running) const {
-  const Tensor qkv = qkv_(x).value(), s = scores(x, {}, &running).value();
-  const std::int64_t B = x.size(0), T = x.size(1);
-  Tensor out = empty({B, T, spec_.n_heads * spec_.head_dim}, x.dtype(), x.value().stream());
-  for (std::int64_t t = 0; t < T; ++t) {
-    const Tensor step = cache.step(qkv.slice(1, t, t + 1), s.defined() ? s.slice(2, t, t + 1) : Tensor());
-    out.slice(1, t, t + 1).copy_from(step);
-  }
-  return out_(Variable(out));
+  return out_(Variable(cache.step(qkv_(x).value(), scores(x, {}, &running).value())));
 }
 
 }  // namespace sieve

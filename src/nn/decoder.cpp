@@ -90,9 +90,12 @@ Variable Decoder::logits(const Tensor& tokens, const Tensor& document_starts) co
 }
 
 Generation::Generation(const Decoder& model, std::int64_t batch, std::int64_t max_tokens)
-    : model_(model), running_(model.blocks().size()) {
-  for (const Block& block : model.blocks())
-    caches_.emplace_back(block.attention().spec(), block.attention().rope(), batch, model.compute_dtype(), max_tokens);
+    : model_(model), batch_(batch), running_(model.blocks().size()) {
+  for (std::int64_t layer = 0; layer < model.config().n_layers; ++layer) {
+    const AttentionLayer& attention = model.blocks()[static_cast<std::size_t>(layer)].attention();
+    caches_.emplace_back(attention.spec(), attention.rope(), batch, model.compute_dtype(), max_tokens,
+                         model.config().score_heads(layer));
+  }
 }
 
 Tensor Generation::append(const Tensor& tokens) {
@@ -107,7 +110,7 @@ Tensor Generation::append(const Tensor& tokens) {
 
 std::int64_t Generation::cache_rows() const {
   std::int64_t n = 0;
-  for (const AttentionCache& c : caches_) n += c.rows();
+  for (const AttentionCache& c : caches_) n += c.rows() * batch_ * *model_.config().n_kv_heads;
   return n;
 }
 

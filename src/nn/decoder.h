@@ -88,7 +88,7 @@ class Generation {
 
  private:
   const Decoder& model_;
-  std::int64_t length_ = 0;
+  std::int64_t batch_, length_ = 0;
   std::vector<AttentionCache> caches_;
   std::vector<RunningScore> running_;
 };

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 
+#include "core/rng.h"
 #include "nn/model_cost.h"
 #include "support/catch.h"
 
