@@ -1,6 +1,6 @@
 // What the subcommands of the program call. The command line is parsed elsewhere; here an invocation is a plain struct.
-// Flags that name a configuration key (-o, --name, --seed, --device, ...) arrive as overrides ("run.dir=out", "run.seed=7").
-// Every function throws Error with the exit code of the failure, or returns how it ended.
+// Flags that name a configuration key (-o, --name, --seed, --device, ...) arrive as overrides ("run.dir=out",
+// "run.seed=7"). Every function throws Error with the exit code of the failure, or returns how it ended.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ Exit pretrain(const TrainOptions& options, Communicator& comm);
 Exit finetune(const TrainOptions& options, Communicator& comm);
 
 struct EvalOptions {
-  std::string target;                  // a YAML file with an eval group, or a checkpoint, or a run folder (its best or latest)
+  std::string target;  // a YAML file with an eval group, or a checkpoint, or a run folder (its best or latest)
   std::vector<std::string> overrides;  // "eval.data=wikitext.txt"
   std::vector<std::string> fail_if;    // "token_ppl > 30": Exit::threshold when true; added to eval.fail_if
   bool json = false;                   // the report on stdout instead of the table
@@ -38,14 +38,14 @@ struct EvalOptions {
 Exit evaluate(const EvalOptions& options, Communicator& comm);
 
 struct GenerateOptions {
-  std::string checkpoint;              // a checkpoint, or a run folder (its best or latest)
+  std::string checkpoint;  // a checkpoint, or a run folder (its best or latest)
   std::string prompt;
   std::int64_t max_new_tokens = 128;
-  double temperature = 1.0;            // 0: the likeliest token
-  std::int64_t top_k = 0;              // 0: all tokens
-  double top_p = 1.0;                  // 1: all tokens
+  double temperature = 1.0;  // 0: the likeliest token
+  std::int64_t top_k = 0;    // 0: all tokens
+  double top_p = 1.0;        // 1: all tokens
   std::uint64_t seed = 0;
-  bool json = false;                   // one object on stdout: text, ids, rates, cache rows
+  bool json = false;  // one object on stdout: text, ids, rates, cache rows
 };
 Exit generate(const GenerateOptions& options);
 
@@ -53,12 +53,13 @@ struct PlanOptions {
   std::string config;
   std::vector<std::string> overrides;
   int world_size = 1;
-  std::optional<double> peak_tflops;   // of one rank; absent: log.peak_tflops, else measured on this machine
+  std::optional<double> peak_tflops;  // of one rank; absent: log.peak_tflops, else measured on this machine
   bool json = false;
 };
 Exit plan(const PlanOptions& options);
 
-// `config check`: loads and cross-checks a run configuration (pretrain's, or eval's when the file has no model). Throws on the first error.
+// `config check`: loads and cross-checks a run configuration (pretrain's, or eval's when the file has no model). Throws
+// on the first error.
 void check_config(const std::string& config, const std::vector<std::string>& overrides, int world_size);
 
 }  // namespace sieve
