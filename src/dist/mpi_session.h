@@ -25,6 +25,7 @@ class MpiSession {
   int rank() const { return rank_; }
   int size() const { return size_; }
   bool multiple() const { return multiple_; }
+  void skip_finalize();  // after a failure that was no exception here
 
   // Runs f, which calls MPI. With MPI_THREAD_MULTIPLE in the caller, otherwise in the one thread that initialised MPI;
   // returns when done and rethrows what f threw.

@@ -80,7 +80,7 @@ class GradientReducer {
     std::vector<Tensor> slots;  // partial sums, flat; slot 0 receives the result
   };
   void accumulate(Place& place, const float* grad);
-  void release(Bucket& bucket);
+  void release(std::int64_t bucket);
   void run();
   void reduce(std::int64_t bucket);
 

@@ -1,0 +1,32 @@
+#include "dist/die.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <string>
+
+#include "core/log.h"
+
+namespace sieve {
+
+void die(Exit code, std::string_view reason) {
+  static std::atomic_flag dying = ATOMIC_FLAG_INIT;
+  if (dying.test_and_set()) {
+    for (;;) pause();  // the first caller is on its way out; its reason is the cause, ours a consequence
+  }
+  // A log on a full pipe or a dead file server must not keep a dying rank alive: its peers wait for it.
+  std::signal(SIGALRM, SIG_DFL);
+  alarm(5);
+  std::string line(reason);
+  for (char& c : line) {
+    if (c == '\n' || c == '\r') c = ' ';
+  }
+  log_error(line);
+  log_flush();
+  std::fflush(stdout);
+  _exit(static_cast<int>(code));
+}
+
+}  // namespace sieve

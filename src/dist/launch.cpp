@@ -1,0 +1,51 @@
+#include "dist/launch.h"
+
+#include <charconv>
+#include <cstdlib>
+#include <string_view>
+
+#include "core/error.h"
+
+namespace sieve {
+namespace {
+
+using Environment = std::function<const char*(const char*)>;
+
+int number(const Environment& environment, const char* name, int min) {
+  const char* text = environment(name);
+  if (text == nullptr) fail(Exit::peer, "launch", "the launcher set no ", name);
+  const std::string_view v = text;
+  int value = 0;
+  const auto parsed = std::from_chars(v.data(), v.data() + v.size(), value);
+  if (parsed.ec != std::errc{} || parsed.ptr != v.data() + v.size() || value < min)
+    fail(Exit::peer, "launch", "the environment variable ", name, "=\"", v, "\" is no number >= ", min);
+  return value;
+}
+
+Launch read(const Environment& environment, Launcher launcher, const char* size, const char* rank) {
+  Launch launch{launcher, number(environment, rank, 0), number(environment, size, 1)};
+  if (launch.rank >= launch.size)
+    fail(Exit::peer, "launch", rank, "=", launch.rank, " does not fit ", size, "=", launch.size);
+  return launch;
+}
+
+}  // namespace
+
+Launch detect_launch(const Environment& environment) {
+  const char* slurm = environment("SLURM_STEP_NUM_TASKS");
+  const char* pmi = environment("PMI_SIZE");
+  if (environment("OMPI_COMM_WORLD_SIZE"))
+    return read(environment, Launcher::mpirun, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK");
+  // srun sets PMI_SIZE too, to the number of its tasks; MPICH's mpirun inside a Slurm job sets another than the step it
+  // runs in.
+  if (pmi && !(slurm && std::string_view(pmi) == slurm))
+    return read(environment, Launcher::mpirun, "PMI_SIZE", "PMI_RANK");
+  if (slurm) return read(environment, Launcher::srun, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID");
+  return {};
+}
+
+Launch detect_launch() {
+  return detect_launch([](const char* name) -> const char* { return std::getenv(name); });
+}
+
+}  // namespace sieve
