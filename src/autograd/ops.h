@@ -21,7 +21,7 @@ Variable slice(const Variable& x, int axis, std::int64_t begin, std::int64_t end
 
 // y = x W^T + b.   x (..., I), w (O, I), b (O) or undefined -> (..., O)
 Variable linear(const Variable& x, const Variable& w, const Variable& bias);
-// rows of w chosen by ids. w (V, C), ids i32 (B, T) -> (B, T, C). An id outside [0, V) is Error(Exit::data).
+// Rows of w chosen by ids. w (V, C), ids i32 (...) -> (..., C). An id outside [0, V) is Error(Exit::data).
 Variable embedding(const Variable& w, const Tensor& ids);
 
 // Ba et al. 2016 (arXiv 1607.06450); Zhang & Sennrich 2019 (arXiv 1910.07467). Statistics in fp32. x (..., C), w, b (C)
@@ -34,9 +34,12 @@ Variable swiglu(const Variable& x);
 
 // Sum over rows with target >= 0 of -log softmax(logits)[target]. logits (N, V), targets i32 (N) -> () fp32. Target -1: ignored.
 Variable cross_entropy(const Variable& logits, const Tensor& targets);
-// The same from the last hidden state, in row chunks: all logits never exist at once, forward computes the gradient too.
-// x (N, C), w (V, C), targets i32 (N) -> () . `losses` (fp32 (N), optional) receives each row's loss.
-Variable linear_cross_entropy(const Variable& x, const Variable& w, const Tensor& targets, Tensor* losses = nullptr);
+// The same from the last hidden state, in chunks of rows: all logits never exist at once; forward computes the gradients too (where they
+// are wanted) and backward scales them by the incoming one, which is free for exactly 1. x (N, C), w (V, C), targets i32 (N) -> ().
+// `losses` (N), optional, receives each row's loss, in the dtype of the result. chunk_rows 0: chosen from C; it is part of the result's
+// last bits (dW is summed over chunks), so it must not depend on the machine.
+Variable linear_cross_entropy(const Variable& x, const Variable& w, const Tensor& targets, Tensor* losses = nullptr,
+                              std::int64_t chunk_rows = 0);
 
 // Scores of the SparseK scoring network: s[b,h,t] = x[b,t,:] . w[h,:], accumulated in an order that depends on C alone, so that
 // prefill and decode agree in every bit. x (B, T, C), w (Hs, C) -> (B, Hs, T), fp32 (fp64 in fp64 graphs).
