@@ -3,10 +3,12 @@
 #pragma once
 
 #include <type_traits>
+#include <typeinfo>
 
 #include "core/build.h"
 #include "core/error.h"
 #include "tensor/device.h"
+#include "tensor/profile.h"
 
 namespace sieve {
 namespace cpu {
@@ -23,6 +25,7 @@ struct KernelArgs : cpu::Backend, cuda::Backend {};
 template <class Args>
 void launch(const Stream& stream, const Args& args) {
   static_assert(std::is_base_of_v<KernelArgs, Args>, "derive the Args struct from KernelArgs");
+  const KernelTimer timer(typeid(Args).name());
   if (stream.device.is_cuda()) {
     if constexpr (build::with_cuda) {
       run(args, stream);
