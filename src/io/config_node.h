@@ -46,7 +46,14 @@ struct ConfigProblem {
 };
 
 // YAML text -> tree. Everything doubled, anchored, tagged or keyed by something else than a name is added to `problems`
-// and left out; what no tree can be made of (syntax, encoding, depth) throws Error(Exit::config) with its place.
-ConfigNode parse_yaml(std::string_view text, const ConfigOrigin& source, std::vector<ConfigProblem>& problems);
+// and left out; what no tree can be made of (syntax, encoding, depth) throws Error(Exit::config) with its place. Places
+// have lines and columns if source.line is not 0. `path` is the dotted path that the text is the value of.
+ConfigNode parse_yaml(std::string_view text, const ConfigOrigin& source, const std::string& path,
+                      std::vector<ConfigProblem>& problems);
+
+// "PLACE: error: path: message"
+std::string problem_text(const ConfigProblem& problem);
+// Throws Error(Exit::config) with one line per problem in the order of places, at most 20; returns if there are none.
+void throw_problems(std::vector<ConfigProblem> problems);
 
 }  // namespace sieve

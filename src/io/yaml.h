@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
@@ -62,6 +63,7 @@ class ConfigTree {
   // Was the key given by any source (not just its default)? Paths are dotted; list elements are written a.b[2].c.
   bool given(std::string_view path) const;
   ConfigOrigin origin_of(std::string_view path) const;  // is_default() where it was not given
+  bool gives_scalar(std::string_view path) const;       // the key is given, as a scalar
   // Error(Exit::config) "PLACE: error: path: message"; the place of a key that was not given is that of the nearest
   // given parent.
   [[noreturn]] void fail_at(std::string_view path, std::string_view message) const;
@@ -136,8 +138,8 @@ std::vector<FieldText> flatten_config(S value) {
   return flatten_members(members_of(value));
 }
 // For manifests: include <nlohmann/json.hpp> (or io/json.h) to use it. Absent optionals are null.
-template <class S>
-nlohmann::json config_json(S value) {
+template <class S, class J = nlohmann::json>
+J config_json(S value) {
   return json_of_members(members_of(value));
 }
 // XXH3-64 of all leaves but those whose dotted path is in `skip` or below one of its entries ("run", "log.every").
