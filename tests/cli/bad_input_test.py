@@ -1,0 +1,170 @@
+"""Every kind of bad input: a message that says what, where and what to do, and the right exit code."""
+import json
+import os
+import shutil
+
+from harness import CONFIG, Folder, expect, main, words
+
+
+def test_misspelt_key():
+    with Folder(prepared=False) as f:
+        f.config(CONFIG.replace("window: 8", "windwo: 8"))
+        r = f.run("config", "check", "tiny.yaml", code=2)
+        expect(r.err, "tiny.yaml:10:", "model.attention.kinds.sk.windwo", 'did you mean "window"?')
+        expect(f.run("pretrain", "tiny.yaml", code=2).err, "windwo")
+        expect(f.run("pretrain", "tiny.yaml", "train.stepz=4", code=2).err, "train.stepz", "steps")
+
+
+def test_doubled_key():
+    with Folder(prepared=False) as f:
+        f.config(CONFIG.replace("  n_layers: 2\n", "  n_layers: 2\n  n_layers: 4\n"))
+        expect(f.run("config", "check", "tiny.yaml", code=2).err, "tiny.yaml:6:", "n_layers")
+
+
+def test_wrong_type_and_range():
+    with Folder(prepared=False) as f:
+        expect(f.run("config", "check", "tiny.yaml", "train.steps=many", code=2).err, "train.steps", "command line")
+        expect(f.run("config", "check", "tiny.yaml", "model.n_layers=0", code=2).err, "model.n_layers")
+        expect(f.run("config", "check", "nowhere.yaml", code=2).err, "nowhere.yaml")
+
+
+def test_k_larger_than_the_context():
+    with Folder(prepared=False) as f:
+        f.config(CONFIG.replace("k: 8", "k: 65"))
+        expect(f.run("config", "check", "tiny.yaml", code=2).err, "tiny.yaml:10:", "model.attention.kinds.sk.k", "65", "64")
+
+
+def test_batch_that_does_not_divide():
+    with Folder(prepared=False) as f:
+        r = f.run("config", "check", "tiny.yaml", "train.global_batch=500", code=2)
+        expect(r.err, "train.global_batch", "500", "512")
+        f.run("config", "check", "tiny.yaml", "--world-size", "4")
+        expect(f.run("config", "check", "tiny.yaml", "--world-size", "3", code=2).err, "global_batch", "3")
+
+
+def test_missing_shard():
+    with Folder() as f:
+        expect(f.run("pretrain", "tiny.yaml", "data.train=[nowhere/train]", code=3).err, "nowhere/train")
+        shutil.rmtree(f.path / "data" / "val")
+        expect(f.run("pretrain", "tiny.yaml", code=3).err, "data/val")
+
+
+def test_truncated_shard():
+    with Folder() as f:
+        shard = next((f.path / "data" / "train").glob("*.h5"))
+        size = shard.stat().st_size
+        os.truncate(shard, size - 100)
+        expect(f.run("pretrain", "tiny.yaml", code=3).err, shard.name, str(size - 100))
+        expect(f.run("data", "verify", "data/train", code=3).err, shard.name)
+
+
+def test_shard_with_a_flipped_byte():
+    with Folder() as f:
+        shard = next((f.path / "data" / "train").glob("*.h5"))
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+        expect(f.run("data", "verify", "data/train", code=3).err, shard.name)
+
+
+def test_tokenizer_that_does_not_match():
+    with Folder() as f:
+        f.run("tokenizer", "train", "text", "-o", "tok/tokenizer.json", "--vocab-size", "300")
+        r = f.run("pretrain", "tiny.yaml", "tokenizer.type=hf_json", "tokenizer.path=tok/tokenizer.json", code=3)
+        expect(r.err, "tokenizer", "data/train")
+
+
+def test_damaged_checkpoint_byte():
+    with Folder() as f:
+        f.run("pretrain", "tiny.yaml")
+        latest = f.path / "run" / "checkpoints" / "step_00000012"
+        for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+            data = bytearray((latest / name).read_bytes())
+            data[len(data) // 2] ^= 4
+            (latest / name).write_bytes(data)
+            for r in (f.run("pretrain", "tiny.yaml", "train.steps=16", "--resume", "must", code=3), f.run("eval", "run/checkpoints/step_00000012", code=3),
+                      f.run("ckpt", "verify", "run/checkpoints/step_00000012", code=3)):
+                expect(r.err, "step_00000012", name)
+            expect(f.run("ckpt", "verify", "run/checkpoints/step_00000012", code=3).err, "step_00000008")  # the last good one is offered
+            data[len(data) // 2] ^= 4
+            (latest / name).write_bytes(data)
+        f.run("ckpt", "verify", "run")
+        f.run("pretrain", "tiny.yaml", "train.steps=16", "--resume", "run/checkpoints/step_00000008")
+
+
+def test_full_disk_while_saving():
+    with Folder() as f:
+        f.run("pretrain", "tiny.yaml")
+        before = f.hash()
+        full = f.path / "disk-is-full"
+        full.write_text("")
+        checkpoints = f.path / "run" / "checkpoints"
+        env = {"LD_PRELOAD": os.environ["FULL_DISK"], "FULL_DISK_WHEN": str(full), "FULL_DISK_UNDER": str(checkpoints)}
+        r = f.run("pretrain", "tiny.yaml", "train.steps=20", "--resume", "must", code=3, env=env)
+        expect(r.err, "checkpoints", "No space left on device")
+        assert f.hash() == before
+        assert not list(checkpoints.glob(".tmp-*")), list(checkpoints.iterdir())
+        full.unlink()
+        f.run("pretrain", "tiny.yaml", "train.steps=20", "--resume", "must", env=env)
+
+
+def test_empty_text():
+    with Folder(prepared=False) as f:
+        (f.path / "empty.txt").write_text("")
+        expect(f.run("data", "prepare", "empty.txt", "-o", "out", code=3).err, "empty.txt")
+        assert not (f.path / "out" / "train").exists()
+        expect(f.run("tokenizer", "train", "empty.txt", "-o", "t.json", code=3).err, "text")
+
+
+def test_text_shorter_than_one_sequence():
+    with Folder(prepared=False) as f:
+        (f.path / "short.txt").write_text("forty characters of text, more or less.")
+        f.run("data", "prepare", "short.txt", "-o", "data", "--val-fraction", "0.3")
+        expect(f.run("pretrain", "tiny.yaml", code=3).err, "data/train", "64")
+
+
+def test_bytes_that_are_not_utf8():
+    with Folder(prepared=False) as f:
+        (f.path / "bad.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "br\xffoken"}\n')
+        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl:2", "UTF-8")
+        raw = bytes(range(256)) * 8  # a text file may hold anything: the tokenizers work on bytes
+        (f.path / "raw.txt").write_bytes(raw)
+        f.run("data", "prepare", "raw.txt", "-o", "raw")
+        (f.path / "broken.yaml").write_bytes(b"schema: 1\nrun: {name: \xff}\n")
+        expect(f.run("config", "check", "broken.yaml", code=2).err, "broken.yaml", "UTF-8")
+
+
+def test_json_lines_that_are_not_json():
+    with Folder(prepared=False) as f:
+        (f.path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
+        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl:2")
+        (f.path / "bad.jsonl").write_text('{"texts": "fine"}\n')
+        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl:1", "text")
+
+
+def test_run_folder_that_is_not_empty():
+    with Folder() as f:
+        f.run("pretrain", "tiny.yaml", "train.steps=4")
+        expect(f.run("pretrain", "tiny.yaml", code=2).err, "run", "--resume")
+        expect(f.run("pretrain", "tiny.yaml", "--resume", "must", "model.d_model=64", "run.dir=run", code=2).err, "model.d_model")
+        expect(f.run("pretrain", "tiny.yaml", "--resume", "must", "run.dir=elsewhere", code=3).err, "elsewhere")
+
+
+def test_threshold():
+    with Folder() as f:
+        f.run("pretrain", "tiny.yaml", "train.steps=4")
+        f.run("eval", "run", "eval.data=data/val", "--fail-if", "token_ppl > 1e9")
+        expect(f.run("eval", "run", "eval.data=data/val", "--fail-if", "token_ppl > 1", code=7).err, "token_ppl > 1")
+        expect(f.run("eval", "run", "eval.data=data/val", "--fail-if", "ppl_token > 1", code=2).err, "ppl_token")
+
+
+def test_unknown_command_and_flag():
+    with Folder(prepared=False) as f:
+        f.run("pretrian", code=2)
+        f.run("pretrain", "--resum", "auto", code=2)
+        expect(f.run("config", "explain", "train.stepz", code=2).err, "train.steps")
+        expect(f.run("generate", "nowhere", "--prompt", "x", code=3).err, "nowhere")
+
+
+if __name__ == "__main__":
+    main(globals())
