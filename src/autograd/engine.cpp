@@ -8,8 +8,8 @@
 
 namespace sieve {
 
-// One walk over one graph. Nested walks (recompute) have disjoint nodes and share leaves: a leaf's `pending` counts the contributions
-// expected by all walks under way, so that its hook fires once, after the last one.
+// One walk over one graph. Nested walks (recompute) have disjoint nodes and share leaves: a leaf's `pending` counts the
+// contributions expected by all walks under way, so that its hook fires once, after the last one.
 class Engine {
  public:
   Engine() = default;
@@ -35,7 +35,7 @@ class Engine {
   void deliver(const Node::Edge& edge, Tensor grad);
   void leave(const std::shared_ptr<Leaf>& leaf);
 
-  std::vector<Held> graph_;                    // every node, until the walk ends: its scratch is reset even when an op throws
+  std::vector<Held> graph_;  // every node, until the walk ends: its scratch is reset even when an op throws
   std::vector<std::shared_ptr<Leaf>> leaves_;  // those first met by this walk
   std::priority_queue<Held, std::vector<Held>, Later> ready_;
 };
@@ -78,8 +78,10 @@ void Engine::deliver(const Node::Edge& edge, Tensor grad) {
     const bool last = --producer.uses_ == 0;
     if (grad.defined()) {
       grad = unbroadcast(grad, producer.shape);
-      // All but the last sum stay in the compute dtype, so that a bf16 gradient is rounded once whatever the number of consumers.
-      producer.grad_ = sum_of(std::move(producer.grad_), std::move(grad), last ? producer.dtype : compute_dtype(producer.dtype));
+      // All but the last sum stay in the compute dtype, so that a bf16 gradient is rounded once whatever the number of
+      // consumers.
+      producer.grad_ =
+          sum_of(std::move(producer.grad_), std::move(grad), last ? producer.dtype : compute_dtype(producer.dtype));
     }
     if (last) ready_.push(edge.node);
   }
@@ -90,8 +92,8 @@ void Engine::run_node(const Held& node) {
   if (node->grad_.defined()) {
     Tensor grad = std::exchange(node->grad_, Tensor()).contiguous().to(node->dtype);
     grads = node->backward(grad);
-    require(grads.size() == node->edges.size(), "backward", "'", node->name(), "' returned ", grads.size(), " gradients for ",
-            node->edges.size(), " inputs");
+    require(grads.size() == node->edges.size(), "backward", "'", node->name(), "' returned ", grads.size(),
+            " gradients for ", node->edges.size(), " inputs");
   }  // nobody downstream had a gradient: it is zero, and so are its inputs', but their counts and hooks go on
   std::vector<Node::Edge> edges = std::exchange(node->edges, {});
   for (std::size_t i = 0; i < edges.size(); ++i) deliver(edges[i], std::move(grads[i]));

@@ -12,8 +12,13 @@ namespace {
 bool only_reference(const Tensor& t) { return t.use_count() == 1 && t.is_contiguous(); }
 
 void add_to(const Tensor& total, const Tensor& grad) {
-  launch(total.stream(), AxpbyArgs{.x = grad.raw(), .y = total.raw(), .n = total.numel(), .alpha = 1, .beta = 1,
-                                   .x_dtype = grad.dtype(), .y_dtype = total.dtype()});
+  launch(total.stream(), AxpbyArgs{.x = grad.raw(),
+                                   .y = total.raw(),
+                                   .n = total.numel(),
+                                   .alpha = 1,
+                                   .beta = 1,
+                                   .x_dtype = grad.dtype(),
+                                   .y_dtype = total.dtype()});
 }
 
 }  // namespace
@@ -36,10 +41,16 @@ Tensor unbroadcast(const Tensor& grad, const Shape& shape) {
     const std::int64_t n = shape.numel();
     std::int64_t r = 1;
     for (int i = 0; i < added; ++i) r *= grad.size(i);
-    launch(grad.stream(), ColumnSumArgs{.x_RN = rows.raw(), .out_N = out.raw(), .R = r, .N = n, .ld = n, .dtype = grad.dtype()});
+    launch(grad.stream(),
+           ColumnSumArgs{.x_RN = rows.raw(), .out_N = out.raw(), .R = r, .N = n, .ld = n, .dtype = grad.dtype()});
     return out;
   }
-  ReduceArgs args{.x = grad.raw(), .out = out.raw(), .rank = grad.rank(), .reduce = reduce, .dtype = grad.dtype(), .out_dtype = out.dtype()};
+  ReduceArgs args{.x = grad.raw(),
+                  .out = out.raw(),
+                  .rank = grad.rank(),
+                  .reduce = reduce,
+                  .dtype = grad.dtype(),
+                  .out_dtype = out.dtype()};
   for (int i = 0; i < grad.rank(); ++i) {
     args.extents[static_cast<std::size_t>(i)] = grad.size(i);
     args.x_strides[static_cast<std::size_t>(i)] = grad.stride(i);
@@ -69,8 +80,8 @@ void accumulate(Tensor& total, Tensor grad, DType dtype) {
     return;
   }
   require(total.is_contiguous() && total.dtype() == dtype && total.shape() == grad.shape(), "backward",
-          "the gradient in place is ", name_of(total.dtype()), " ", total.shape(), ", wanted dense ", name_of(dtype), " ",
-          grad.shape());
+          "the gradient in place is ", name_of(total.dtype()), " ", total.shape(), ", wanted dense ", name_of(dtype),
+          " ", grad.shape());
   add_to(total, grad.contiguous());
 }
 

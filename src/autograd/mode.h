@@ -8,7 +8,11 @@
 namespace sieve {
 
 struct GradMode {
-  enum class Kind { record, off, note };  // note: nothing is recorded, but `note` sees every input that wants a gradient
+  enum class Kind {
+    record,
+    off,
+    note
+  };  // note: nothing is recorded, but `note` sees every input that wants a gradient
   Kind kind = Kind::record;
   std::function<void(const Variable&)> note;
 };

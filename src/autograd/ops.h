@@ -1,6 +1,7 @@
-// Every differentiable op that is not attention. Letters: B batch, T time, C channels, V vocabulary, I/O features in/out, N rows.
-// Values may be fp32, bf16 or fp64; a bf16 op computes in fp32 and rounds its output once. Gradients of leaves are fp32 (fp64 in
-// fp64 graphs). Each op lives in ops/*.cpp with its backward beside it; docs/adding_an_op.md walks through one.
+// Every differentiable op that is not attention. Letters: B batch, T time, C channels, V vocabulary, I/O features
+// in/out, N rows. Values may be fp32, bf16 or fp64; a bf16 op computes in fp32 and rounds its output once. Gradients of
+// leaves are fp32 (fp64 in fp64 graphs). Each op lives in ops/*.cpp with its backward beside it; docs/adding_an_op.md
+// walks through one.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +12,10 @@ namespace sieve {
 
 enum class Gelu { tanh, erf };
 
-Variable add(const Variable& a, const Variable& b);            // broadcasts
-Variable mul(const Variable& a, const Variable& b);            // broadcasts
+Variable add(const Variable& a, const Variable& b);  // broadcasts
+Variable mul(const Variable& a, const Variable& b);  // broadcasts
 Variable scale(const Variable& x, double factor);
-Variable sum(const Variable& x);                               // (): fp32 (fp64 for fp64), fixed summation tree
+Variable sum(const Variable& x);  // (): fp32 (fp64 for fp64), fixed summation tree
 Variable cast(const Variable& x, DType dtype);
 Variable reshape(const Variable& x, const Shape& shape);
 Variable slice(const Variable& x, int axis, std::int64_t begin, std::int64_t end);
@@ -28,21 +29,23 @@ Variable embedding(const Variable& w, const Tensor& ids);
 Variable layer_norm(const Variable& x, const Variable& w, const Variable& bias, double eps);
 Variable rms_norm(const Variable& x, const Variable& w, double eps);
 
-Variable gelu(const Variable& x, Gelu kind);                   // Hendrycks & Gimpel 2016 (arXiv 1606.08415)
+Variable gelu(const Variable& x, Gelu kind);  // Hendrycks & Gimpel 2016 (arXiv 1606.08415)
 // Shazeer 2020 (arXiv 2002.05202): silu(gate) * up. x (..., 2F) = [gate | up] -> (..., F)
 Variable swiglu(const Variable& x);
 
-// Sum over rows with target >= 0 of -log softmax(logits)[target]. logits (N, V), targets i32 (N) -> () fp32. Target -1: ignored.
+// Sum over rows with target >= 0 of -log softmax(logits)[target]. logits (N, V), targets i32 (N) -> () fp32. Target -1:
+// ignored.
 Variable cross_entropy(const Variable& logits, const Tensor& targets);
-// The same from the last hidden state, in chunks of rows: all logits never exist at once; forward computes the gradients too (where they
-// are wanted) and backward scales them by the incoming one, which is free for exactly 1. x (N, C), w (V, C), targets i32 (N) -> ().
-// `losses` (N), optional, receives each row's loss, in the dtype of the result. chunk_rows 0: chosen from C; it is part of the result's
-// last bits (dW is summed over chunks), so it must not depend on the machine.
+// The same from the last hidden state, in chunks of rows: all logits never exist at once; forward computes the
+// gradients too (where they are wanted) and backward scales them by the incoming one, which is free for exactly 1. x
+// (N, C), w (V, C), targets i32 (N) -> (). `losses` (N), optional, receives each row's loss, in the dtype of the
+// result. chunk_rows 0: chosen from C; it is part of the result's last bits (dW is summed over chunks), so it must not
+// depend on the machine.
 Variable linear_cross_entropy(const Variable& x, const Variable& w, const Tensor& targets, Tensor* losses = nullptr,
                               std::int64_t chunk_rows = 0);
 
-// Scores of the SparseK scoring network: s[b,h,t] = x[b,t,:] . w[h,:], accumulated in an order that depends on C alone, so that
-// prefill and decode agree in every bit. x (B, T, C), w (Hs, C) -> (B, Hs, T), fp32 (fp64 in fp64 graphs).
+// Scores of the SparseK scoring network: s[b,h,t] = x[b,t,:] . w[h,:], accumulated in an order that depends on C alone,
+// so that prefill and decode agree in every bit. x (B, T, C), w (Hs, C) -> (B, Hs, T), fp32 (fp64 in fp64 graphs).
 Variable score(const Variable& x, const Variable& w);
 
 }  // namespace sieve

@@ -18,8 +18,9 @@ class Mode {  // sets the thread's mode, and puts the old one back
   GradMode previous_;
 };
 
-// Edge 0 is the input; the others are the leaves that f reads. Their gradients are accumulated by the inner walk itself; the edges only
-// keep their hooks from firing before that, and gradients of one leaf inside and outside are added in the order of a plain graph.
+// Edge 0 is the input; the others are the leaves that f reads. Their gradients are accumulated by the inner walk
+// itself; the edges only keep their hooks from firing before that, and gradients of one leaf inside and outside are
+// added in the order of a plain graph.
 class RecomputeNode final : public Node {
  public:
   std::string_view name() const override { return "recompute"; }
@@ -30,8 +31,8 @@ class RecomputeNode final : public Node {
     input = Variable();
     {
       const Variable out = f(again);
-      require(out.shape() == shape && out.dtype() == dtype, "recompute", "f gave ", name_of(out.dtype()), " ", out.shape(),
-              " the second time, ", name_of(dtype), " ", shape, " the first");
+      require(out.shape() == shape && out.dtype() == dtype, "recompute", "f gave ", name_of(out.dtype()), " ",
+              out.shape(), " the second time, ", name_of(dtype), " ", shape, " the first");
       if (out.requires_grad()) sieve::backward(out, grad);
     }
     std::vector<Tensor> grads(edges.size());
@@ -52,10 +53,12 @@ Variable recompute(const std::function<Variable(const Variable&)>& f, const Vari
   Tensor value;
   {
     const Mode mode({.kind = GradMode::Kind::note, .note = [&](const Variable& v) {
-                       require(v.leaf_state() != nullptr, "recompute", "f reads a recorded value besides its input: make it the input, ",
+                       require(v.leaf_state() != nullptr, "recompute",
+                               "f reads a recorded value besides its input: make it the input, ",
                                "or move the op that made it into f");
                        const auto is_v = [&](const Node::Edge& e) { return e.leaf == v.leaf_state(); };
-                       if (std::none_of(node->edges.begin(), node->edges.end(), is_v)) node->edges.push_back(detail::edge_of(v));
+                       if (std::none_of(node->edges.begin(), node->edges.end(), is_v))
+                         node->edges.push_back(detail::edge_of(v));
                      }});
     value = f(Variable(input.value())).value();
   }

@@ -1,4 +1,5 @@
-// How an op enters the graph. An op is a struct: its saved tensors are its members, forward fills them, backward reads them.
+// How an op enters the graph. An op is a struct: its saved tensors are its members, forward fills them, backward reads
+// them.
 //
 //   struct Scale {
 //     static constexpr std::string_view name = "scale";
@@ -9,8 +10,9 @@
 //   };
 //   Variable scale(const Variable& x, double f) { return record<Scale>({x}, f); }
 //
-// Inputs may be strided views and may be empty; `grad` is contiguous, with shape and dtype of the output. An op whose forward wants to
-// know which gradients will be asked for declares a member `Needs<arity> need{}`: record() fills it before forward runs.
+// Inputs may be strided views and may be empty; `grad` is contiguous, with shape and dtype of the output. An op whose
+// forward wants to know which gradients will be asked for declares a member `Needs<arity> need{}`: record() fills it
+// before forward runs.
 #pragma once
 
 #include <array>

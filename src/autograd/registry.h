@@ -1,5 +1,6 @@
-// The names of all ops that can enter a graph. record() refuses at compile time an op that is in no table, and a test demands an op_case
-// (tests/support/op_case.h) for every name in every table: no op goes unchecked. Ops of other folders bring a table of their own:
+// The names of all ops that can enter a graph. record() refuses at compile time an op that is in no table, and a test
+// demands an op_case (tests/support/op_case.h) for every name in every table: no op goes unchecked. Ops of other
+// folders bring a table of their own:
 //   struct Attention { static constexpr std::span<const std::string_view> table = kAttentionOps; ... };
 #pragma once
 
@@ -9,8 +10,10 @@
 namespace sieve {
 
 inline constexpr std::string_view kAutogradOps[] = {
-    "add",   "mul",        "scale",    "sum",  "cast",   "reshape",       "slice",
-    "linear", "embedding", "layer_norm", "rms_norm", "gelu", "swiglu", "cross_entropy", "linear_cross_entropy", "score",
+    "add",      "mul",   "scale",  "sum",           "cast",
+    "reshape",  "slice", "linear", "embedding",     "layer_norm",
+    "rms_norm", "gelu",  "swiglu", "cross_entropy", "linear_cross_entropy",
+    "score",
 };
 constexpr std::span<const std::string_view> registered_ops() { return kAutogradOps; }
 

@@ -1,10 +1,10 @@
 // A Tensor that remembers how it was made. Variables form a graph of Nodes; the engine walks it backwards.
 //
-// Dtypes of gradients. An op may return the gradient of an input in any float dtype (fp32 for a bf16 weight, say); the engine brings
-// it home:
+// Dtypes of gradients. An op may return the gradient of an input in any float dtype (fp32 for a bf16 weight, say); the
+// engine brings it home:
 //   - of a leaf: accumulated in fp32 for fp32 and bf16 values, in fp64 for fp64 values;
-//   - of an intermediate value: contributions are summed in fp32 (fp64) and rounded once to the value's own dtype, however many
-//     consumers there are. An op's backward thus receives a contiguous gradient with the shape and dtype of its output.
+//   - of an intermediate value: contributions are summed in fp32 (fp64) and rounded once to the value's own dtype, for
+//     any number of consumers. An op's backward receives a contiguous gradient of the shape and dtype of its output.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct Leaf;
 
 class Variable {
  public:
-  Variable() = default;  // undefined: an absent input (no bias, no scores)
+  Variable() = default;                                          // undefined: an absent input (no bias, no scores)
   explicit Variable(Tensor value) : value_(std::move(value)) {}  // a constant
   static Variable leaf(Tensor value);                            // receives a gradient
 
@@ -34,12 +34,14 @@ class Variable {
   DType dtype() const { return value_.dtype(); }
   bool requires_grad() const { return node_ != nullptr || leaf_ != nullptr; }
 
-  // Leaves only. Undefined until the first backward reaches it and after zero_grad(), which costs nothing: the next backward's first
-  // contribution becomes the gradient without a fill. A gradient that is defined is added to in place, so its storage stays.
+  // Leaves only. Undefined until the first backward reaches it and after zero_grad(), which costs nothing: the next
+  // backward's first contribution becomes the gradient without a fill. A gradient that is defined is added to in place,
+  // so its storage stays.
   Tensor& grad() const;
   void zero_grad() const;
-  // Fires once per backward whose graph holds this leaf, the moment its gradient has received its last contribution. (A leaf inside
-  // recompute: when the whole recomputed piece has run.) The gradient may be undefined then, if no op had one for it.
+  // Fires once per backward whose graph holds this leaf, the moment its gradient has received its last contribution. (A
+  // leaf inside recompute: when the whole recomputed piece has run.) The gradient may be undefined then, if no op had
+  // one for it.
   void on_grad_ready(std::function<void()> hook) const;
 
   // For the engine and for record().
@@ -74,27 +76,27 @@ class Node {
   Node& operator=(const Node&) = delete;
   virtual ~Node();  // iterative: a graph of any depth dies without recursion
   virtual std::string_view name() const = 0;
-  // One gradient per edge, in order; undefined where the edge is not wanted or the gradient is zero. Its shape is the input's, or one
-  // the input broadcasts to: the engine sums it back. Frees what it saved.
+  // One gradient per edge, in order; undefined where the edge is not wanted or the gradient is zero. Its shape is the
+  // input's, or one the input broadcasts to: the engine sums it back. Frees what it saved.
   virtual std::vector<Tensor> backward(const Tensor& grad) = 0;
 
   std::vector<Edge> edges;
-  Shape shape;                        // of the output
-  DType dtype = DType::f32;           // of the output
-  std::uint64_t sequence = 0;         // when it was recorded
+  Shape shape;                 // of the output
+  DType dtype = DType::f32;    // of the output
+  std::uint64_t sequence = 0;  // when it was recorded
 
  private:
-  friend class Engine;                // what a running backward writes on the graph
+  friend class Engine;  // what a running backward writes on the graph
   Tensor grad_;
-  std::int64_t uses_ = 0;             // consumers that have not run yet
+  std::int64_t uses_ = 0;  // consumers that have not run yet
   bool consumed_ = false;
 };
 
 // Runs backward from `root` (any shape) with gradient `seed` (same shape; a root of one element may omit it: 1).
-// Iterative; counts uses first, so that a node runs once, when all its consumers have run, and a leaf's hook fires the moment its
-// gradient is final. Of several ready nodes those that feed leaves alone go first (they finish gradients and hold no one up), then the
-// one recorded last. The order, hence every sum, is a function of the graph only. The graph is consumed: a second backward through any
-// part of it is an error.
+// Iterative; counts uses first, so that a node runs once, when all its consumers have run, and a leaf's hook fires the
+// moment its gradient is final. Of several ready nodes those that feed leaves alone go first (they finish gradients and
+// hold no one up), then the one recorded last. The order, hence every sum, is a function of the graph only. The graph
+// is consumed: a second backward through any part of it is an error.
 void backward(const Variable& root, const Tensor& seed = {});
 
 // While one of these lives on this thread, ops record nothing.
@@ -110,9 +112,9 @@ class NoGrad {
 };
 bool grad_enabled();
 
-// Recompute (activation checkpointing, Chen et al. 2016, arXiv 1604.06174): runs f without recording, keeps only its input, and runs it
-// again in backward. f must be a pure function of its input and of leaves: a value made by an op outside that f captures would silently
-// get no gradient, so that is an error in forward.
+// Recompute (activation checkpointing, Chen et al. 2016, arXiv 1604.06174): runs f without recording, keeps only its
+// input, and runs it again in backward. f must be a pure function of its input and of leaves: a value made by an op
+// outside that f captures would silently get no gradient, so that is an error in forward.
 Variable recompute(const std::function<Variable(const Variable&)>& f, const Variable& input);
 
 }  // namespace sieve

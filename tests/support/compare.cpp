@@ -25,7 +25,8 @@ std::vector<double> values_of(const Tensor& t) {
 
 double max_abs(const Tensor& t) {
   double worst = 0;
-  for (double v : values_of(t)) worst = std::max(worst, std::isnan(v) ? std::numeric_limits<double>::infinity() : std::abs(v));
+  for (double v : values_of(t))
+    worst = std::max(worst, std::isnan(v) ? std::numeric_limits<double>::infinity() : std::abs(v));
   return worst;
 }
 
@@ -37,7 +38,9 @@ double max_difference(const Tensor& a, const Tensor& b) {
   return worst;
 }
 
-double relative_difference(const Tensor& a, const Tensor& b) { return max_difference(a, b) / std::max(1.0, max_abs(b)); }
+double relative_difference(const Tensor& a, const Tensor& b) {
+  return max_difference(a, b) / std::max(1.0, max_abs(b));
+}
 
 bool same_bits(const Tensor& a, const Tensor& b) {
   if (a.shape() != b.shape() || a.dtype() != b.dtype()) return false;

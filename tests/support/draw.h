@@ -13,9 +13,9 @@ class Draw {
  public:
   Draw(std::uint64_t seed, std::uint64_t index) : rng_{seed, index} {}
 
-  double uniform() { return rng_.uniform(counter_++); }                          // [0, 1)
+  double uniform() { return rng_.uniform(counter_++); }  // [0, 1)
   bool chance(double p) { return uniform() < p; }
-  std::int64_t integer(std::int64_t low, std::int64_t high) {                    // both included
+  std::int64_t integer(std::int64_t low, std::int64_t high) {  // both included
     return low + static_cast<std::int64_t>(rng_.bits64(counter_++) % static_cast<std::uint64_t>(high - low + 1));
   }
   // An extent: sometimes 0 (if allowed), often 1, else 2..largest.
@@ -30,11 +30,13 @@ class Draw {
     return Shape(std::span(e.data(), static_cast<std::size_t>(rank)));
   }
   // fp64 values, mean 0, standard deviation `std`.
-  Tensor normal(const Shape& shape, double std = 1) { return random_normal(shape, 0, std, rng_.seed, fresh_stream(), DType::f64); }
+  Tensor normal(const Shape& shape, double std = 1) {
+    return random_normal(shape, 0, std, rng_.seed, fresh_stream(), DType::f64);
+  }
   Tensor uniform(const Shape& shape, double low, double high) {
     return random_uniform(shape, low, high, rng_.seed, fresh_stream(), DType::f64);
   }
-  Tensor ids(const Shape& shape, std::int64_t low, std::int64_t high) {          // i32, both included
+  Tensor ids(const Shape& shape, std::int64_t low, std::int64_t high) {  // i32, both included
     Tensor t = empty(shape, DType::i32);
     for (std::int32_t& id : t.span<std::int32_t>()) id = static_cast<std::int32_t>(integer(low, high));
     return t;

@@ -21,8 +21,8 @@ double* element(const Tensor& t, std::int64_t i) {
 
 }  // namespace
 
-GradientError check_gradients(const Build& f, const std::vector<Tensor>& inputs, const std::vector<bool>& wants, const Tensor& seed,
-                              double h) {
+GradientError check_gradients(const Build& f, const std::vector<Tensor>& inputs, const std::vector<bool>& wants,
+                              const Tensor& seed, double h) {
   std::vector<Variable> leaves, constants;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const bool leaf = inputs[i].defined() && wants[i];
@@ -41,8 +41,8 @@ GradientError check_gradients(const Build& f, const std::vector<Tensor>& inputs,
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     if (!inputs[k].defined() || !wants[k]) continue;
     const Tensor& grad = leaves[k].grad();
-    require(!grad.defined() || (grad.dtype() == DType::f64 && grad.shape() == inputs[k].shape()), "gradcheck", "gradient of input ", k,
-            " is ", grad.defined() ? name_of(grad.dtype()) : "none", " ", grad.shape());
+    require(!grad.defined() || (grad.dtype() == DType::f64 && grad.shape() == inputs[k].shape()), "gradcheck",
+            "gradient of input ", k, " is ", grad.defined() ? name_of(grad.dtype()) : "none", " ", grad.shape());
     const auto g = grad.defined() ? values_of(grad) : std::vector<double>(static_cast<std::size_t>(inputs[k].numel()));
     double largest = 1;
     for (double v : g) largest = std::max(largest, std::abs(v));
@@ -60,8 +60,8 @@ GradientError check_gradients(const Build& f, const std::vector<Tensor>& inputs,
       const double e = std::abs(fd - g[static_cast<std::size_t>(i)]) / largest;
       if (!(e <= error.worst)) {
         error.worst = std::isnan(e) ? INFINITY : e;
-        error.where = cat("input ", k, " ", inputs[k].shape(), " element ", i, ": gradient ", g[static_cast<std::size_t>(i)],
-                          ", finite difference ", fd);
+        error.where = cat("input ", k, " ", inputs[k].shape(), " element ", i, ": gradient ",
+                          g[static_cast<std::size_t>(i)], ", finite difference ", fd);
       }
     }
   }

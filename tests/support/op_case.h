@@ -1,5 +1,6 @@
-// One struct per op drives its gradient check and its low-precision check (and is made to drive device parity and benchmarks): how to
-// draw random inputs, and how to call the op on them. Every registered op has one; a test compares the names.
+// One struct per op drives its gradient check and its low-precision check (and is made to drive device parity and
+// benchmarks): how to draw random inputs, and how to call the op on them. Every registered op has one; a test compares
+// the names.
 #pragma once
 
 #include <functional>
@@ -15,32 +16,33 @@ struct OpSample {
   std::string text;            // what was drawn, for messages
   std::vector<Tensor> inputs;  // fp64, dense, O(1); the harness makes views, low-precision copies and leaves of them
   Build build;                 // calls the op; integer inputs and attributes are captured
-  // The same function from simpler ops, each rounding its result: its error is the yardstick of the low-precision check. Empty: the
-  // yardstick is the fp64 result rounded once.
+  // The same function from simpler ops, each rounding its result: its error is the yardstick of the low-precision
+  // check. Empty: the yardstick is the fp64 result rounded once.
   Build naive;
 };
 
 struct OpCase {
-  std::string name;                        // as registered
+  std::string name;  // as registered
   std::function<OpSample(Draw&)> draw;
-  bool has_empty = true;                   // some samples have an empty input (checked)
-  bool low_precision = true;               // false for ops without a bf16 form
-  double step = 1e-5;                      // of the central differences
+  bool has_empty = true;      // some samples have an empty input (checked)
+  bool low_precision = true;  // false for ops without a bf16 form
+  double step = 1e-5;         // of the central differences
 };
 
 struct OpReport {
-  double worst = 0;            // of the measure of the check
-  double yardstick = 0;        // naive error (low-precision check)
-  std::string where;           // the sample of `worst`
-  int samples = 0, empty = 0, ones = 0, views = 0;  // how many samples had an empty input, an extent of 1, a strided input
+  double worst = 0;      // of the measure of the check
+  double yardstick = 0;  // naive error (low-precision check)
+  std::string where;     // the sample of `worst`
+  int samples = 0, empty = 0, ones = 0,
+      views = 0;  // how many samples had an empty input, an extent of 1, a strided input
 };
 
 // Draws `samples` random inputs, of which a third as strided views and some without gradients for every input.
 // worst = max |fd - g| / max(1, max |g|).
 OpReport check_case_gradients(const OpCase& op, int samples);
 
-// Inputs rounded to `dtype`; output and gradients against fp64 of the same rounded inputs. worst and yardstick are the largest errors
-// over all samples, each divided by max(1, max |fp64 result|).
+// Inputs rounded to `dtype`; output and gradients against fp64 of the same rounded inputs. worst and yardstick are the
+// largest errors over all samples, each divided by max(1, max |fp64 result|).
 OpReport check_case_precision(const OpCase& op, DType dtype, int samples);
 
 // A strided view with the same values: padded, transposed or stepped storage with NaN in the gaps.

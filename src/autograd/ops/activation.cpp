@@ -17,13 +17,18 @@ struct GeluOp {
     x = in[0].contiguous();
     kind = form;
     Tensor y = empty(x.shape(), x.dtype(), x.stream());
-    launch(y.stream(), GeluArgs{.x = x.raw(), .y = y.raw(), .n = x.numel(), .tanh_form = kind == Gelu::tanh, .dtype = x.dtype()});
+    launch(y.stream(),
+           GeluArgs{.x = x.raw(), .y = y.raw(), .n = x.numel(), .tanh_form = kind == Gelu::tanh, .dtype = x.dtype()});
     return y;
   }
   std::array<Tensor, 1> backward(const Tensor& grad, Needs<1>) {
     Tensor dx = empty(x.shape(), x.dtype(), x.stream());
-    launch(grad.stream(), GeluBackwardArgs{.dy = grad.raw(), .x = x.raw(), .dx = dx.raw(), .n = x.numel(),
-                                           .tanh_form = kind == Gelu::tanh, .dtype = x.dtype()});
+    launch(grad.stream(), GeluBackwardArgs{.dy = grad.raw(),
+                                           .x = x.raw(),
+                                           .dx = dx.raw(),
+                                           .n = x.numel(),
+                                           .tanh_form = kind == Gelu::tanh,
+                                           .dtype = x.dtype()});
     return {dx};
   }
 };
@@ -46,7 +51,9 @@ struct Swiglu {
   }
   std::array<Tensor, 1> backward(const Tensor& grad, Needs<1>) {
     Tensor dx = empty(x.shape(), x.dtype(), x.stream());
-    launch(grad.stream(), SwigluBackwardArgs{.dy_RF = grad.raw(), .x_R2F = x.raw(), .dx_R2F = dx.raw(), .R = R, .F = F, .dtype = x.dtype()});
+    launch(grad.stream(),
+           SwigluBackwardArgs{
+               .dy_RF = grad.raw(), .x_R2F = x.raw(), .dx_R2F = dx.raw(), .R = R, .F = F, .dtype = x.dtype()});
     return {dx};
   }
 };

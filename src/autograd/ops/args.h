@@ -34,14 +34,29 @@ inline Shape with_last(const Shape& shape, std::int64_t extent) {
 }
 
 inline void require_float(const Tensor& t, std::string_view subject) {
-  require(t.defined() && is_float(t.dtype()), subject, "wants a float tensor, got ", t.defined() ? name_of(t.dtype()) : "none");
+  require(t.defined() && is_float(t.dtype()), subject, "wants a float tensor, got ",
+          t.defined() ? name_of(t.dtype()) : "none");
 }
 inline void require_same_dtype(const Tensor& a, const Tensor& b, std::string_view subject) {
-  require(a.dtype() == b.dtype(), subject, "dtypes differ: ", name_of(a.dtype()), " ", a.shape(), " and ", name_of(b.dtype()), " ",
-          b.shape(), "; cast one of them");
+  require(a.dtype() == b.dtype(), subject, "dtypes differ: ", name_of(a.dtype()), " ", a.shape(), " and ",
+          name_of(b.dtype()), " ", b.shape(), "; cast one of them");
 }
 inline void require_ids(const Tensor& ids, std::string_view subject, std::string_view what) {
-  require(ids.defined() && ids.dtype() == DType::i32, subject, what, " must be i32, got ", ids.defined() ? name_of(ids.dtype()) : "none");
+  require(ids.defined() && ids.dtype() == DType::i32, subject, what, " must be i32, got ",
+          ids.defined() ? name_of(ids.dtype()) : "none");
+}
+
+// c = op(a) op(b) (+ bias) of dense tensors with the extents, transpositions and beta given in args.
+inline void multiply(const Tensor& a, const Tensor& b, const Tensor& c, MatmulArgs args) {
+  args.a = a.raw();
+  args.b = b.raw();
+  args.c = c.raw();
+  args.lda = args.transpose_a ? args.M : args.K;
+  args.ldb = args.transpose_b ? args.K : args.N;
+  args.ldc = args.N;
+  args.dtype = a.dtype();
+  args.c_dtype = c.dtype();
+  launch(c.stream(), args);
 }
 
 }  // namespace sieve

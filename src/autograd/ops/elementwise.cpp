@@ -13,8 +13,14 @@ Tensor binary(Binary op, const Tensor& a, const Tensor& b, std::string_view subj
   const Shape shape = broadcast_shape(a.shape(), b.shape(), subject);
   const Tensor wide_a = a.expand(shape), wide_b = b.expand(shape);
   Tensor out = empty(shape, a.dtype(), a.stream());
-  launch(out.stream(), BinaryArgs{.op = op, .a = wide_a.raw(), .b = wide_b.raw(), .out = out.raw(), .rank = shape.rank(),
-                                  .extents = extents_of(wide_a), .a_strides = strides_of(wide_a), .b_strides = strides_of(wide_b),
+  launch(out.stream(), BinaryArgs{.op = op,
+                                  .a = wide_a.raw(),
+                                  .b = wide_b.raw(),
+                                  .out = out.raw(),
+                                  .rank = shape.rank(),
+                                  .extents = extents_of(wide_a),
+                                  .a_strides = strides_of(wide_a),
+                                  .b_strides = strides_of(wide_b),
                                   .dtype = a.dtype()});
   return out;
 }
@@ -41,15 +47,21 @@ struct Mul {
     return binary(Binary::mul, in[0], in[1], name);
   }
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2>) {
-    return {need[0] ? binary(Binary::mul, grad, b, name) : Tensor(), need[1] ? binary(Binary::mul, grad, a, name) : Tensor()};
+    return {need[0] ? binary(Binary::mul, grad, b, name) : Tensor(),
+            need[1] ? binary(Binary::mul, grad, a, name) : Tensor()};
   }
 };
 
 Tensor scaled(const Tensor& x, double factor) {
   const Tensor dense = x.contiguous();
   Tensor out = empty(x.shape(), x.dtype(), x.stream());
-  launch(out.stream(), AxpbyArgs{.x = dense.raw(), .y = out.raw(), .n = out.numel(), .alpha = factor, .beta = 0,
-                                 .x_dtype = x.dtype(), .y_dtype = x.dtype()});
+  launch(out.stream(), AxpbyArgs{.x = dense.raw(),
+                                 .y = out.raw(),
+                                 .n = out.numel(),
+                                 .alpha = factor,
+                                 .beta = 0,
+                                 .x_dtype = x.dtype(),
+                                 .y_dtype = x.dtype()});
   return out;
 }
 

@@ -1,4 +1,5 @@
-// linear and embedding: the ops that read weight matrices. R rows of x, I features in, O features out, V vocabulary, C channels.
+// linear and embedding: the ops that read weight matrices. R rows of x, I features in, O features out, V vocabulary, C
+// channels.
 #include "autograd/ops.h"
 #include "autograd/ops/args.h"
 #include "autograd/record.h"
@@ -21,9 +22,8 @@ struct Linear {
     if (need[1]) x = rows;
     if (need[0]) w = weight;
     Tensor y = empty(with_last(x_shape, O), rows.dtype(), rows.stream());
-    launch(y.stream(), MatmulArgs{.a = rows.raw(), .b = weight.raw(), .c = y.raw(), .bias_N = bias.defined() ? bias.raw() : nullptr,
-                                  .M = R, .N = O, .K = I, .lda = I, .ldb = I, .ldc = O, .transpose_b = true,
-                                  .dtype = rows.dtype(), .c_dtype = y.dtype()});
+    multiply(rows, weight, y,
+             {.bias_N = bias.defined() ? bias.raw() : nullptr, .M = R, .N = O, .K = I, .transpose_b = true});
     return y;
   }
 
@@ -31,13 +31,11 @@ struct Linear {
     std::array<Tensor, 3> out;
     if (need[0]) {  // dx (R, I) = dy (R, O) W (O, I)
       out[0] = empty(x_shape, grad.dtype(), grad.stream());
-      launch(grad.stream(), MatmulArgs{.a = grad.raw(), .b = w.raw(), .c = out[0].raw(), .M = R, .N = I, .K = O,
-                                       .lda = O, .ldb = I, .ldc = I, .dtype = grad.dtype(), .c_dtype = out[0].dtype()});
+      multiply(grad, w, out[0], {.M = R, .N = I, .K = O});
     }
     if (need[1]) {  // dW (O, I) = dy^T (O, R) x (R, I), in fp32 whatever the dtype of W
       out[1] = empty({O, I}, compute_dtype(grad.dtype()), grad.stream());
-      launch(grad.stream(), MatmulArgs{.a = grad.raw(), .b = x.raw(), .c = out[1].raw(), .M = O, .N = I, .K = R,
-                                       .lda = O, .ldb = I, .ldc = I, .transpose_a = true, .dtype = grad.dtype(), .c_dtype = out[1].dtype()});
+      multiply(grad, x, out[1], {.M = O, .N = I, .K = R, .transpose_a = true});
     }
     if (need[2]) out[2] = grad;  // the bias was broadcast over rows: the engine sums them
     return out;
@@ -47,8 +45,8 @@ struct Linear {
     require_float(x_in, name);
     require_float(w_in, name);
     require_same_dtype(x_in, w_in, name);
-    require(x_in.rank() >= 1 && w_in.rank() == 2 && x_in.size(-1) == w_in.size(1), name, "wants x (..., I) and w (O, I), got ",
-            x_in.shape(), " and ", w_in.shape());
+    require(x_in.rank() >= 1 && w_in.rank() == 2 && x_in.size(-1) == w_in.size(1), name,
+            "wants x (..., I) and w (O, I), got ", x_in.shape(), " and ", w_in.shape());
     x_shape = x_in.shape();
     R = rows_of(x_in);
     O = w_in.size(0);
@@ -78,14 +76,24 @@ struct Embedding {
     for (int i = 0; i < ids.rank(); ++i) extents[static_cast<std::size_t>(i)] = ids.size(i);
     extents[static_cast<std::size_t>(ids.rank())] = C;
     Tensor y = empty(Shape(std::span(extents.data(), static_cast<std::size_t>(ids.rank()) + 1)), w.dtype(), w.stream());
-    launch(y.stream(), EmbeddingArgs{.w_VC = w.raw(), .ids_R = ids.data<std::int32_t>(), .y_RC = y.raw(), .R = ids.numel(), .V = V,
-                                     .C = C, .dtype = w.dtype()});
+    launch(y.stream(), EmbeddingArgs{.w_VC = w.raw(),
+                                     .ids_R = ids.data<std::int32_t>(),
+                                     .y_RC = y.raw(),
+                                     .R = ids.numel(),
+                                     .V = V,
+                                     .C = C,
+                                     .dtype = w.dtype()});
     return y;
   }
   std::array<Tensor, 1> backward(const Tensor& grad, Needs<1>) {
     Tensor dw = empty({V, C}, compute_dtype(grad.dtype()), grad.stream());
-    launch(grad.stream(), EmbeddingBackwardArgs{.dy_RC = grad.raw(), .ids_R = ids.data<std::int32_t>(), .dw_VC = dw.raw(),
-                                                .R = ids.numel(), .V = V, .C = C, .dtype = grad.dtype()});
+    launch(grad.stream(), EmbeddingBackwardArgs{.dy_RC = grad.raw(),
+                                                .ids_R = ids.data<std::int32_t>(),
+                                                .dw_VC = dw.raw(),
+                                                .R = ids.numel(),
+                                                .V = V,
+                                                .C = C,
+                                                .dtype = grad.dtype()});
     return {dw};
   }
 };

@@ -10,7 +10,8 @@ namespace {
 
 Tensor total_of(const Tensor& losses) {
   Tensor total = empty({}, DType::f64, losses.stream());
-  launch(losses.stream(), SumArgs{.x = losses.raw(), .sum = total.data<double>(), .n = losses.numel(), .dtype = losses.dtype()});
+  launch(losses.stream(),
+         SumArgs{.x = losses.raw(), .sum = total.data<double>(), .n = losses.numel(), .dtype = losses.dtype()});
   return total.to(losses.dtype());
 }
 
@@ -22,8 +23,8 @@ struct CrossEntropy {
   Tensor forward(const std::array<Tensor, 1>& in, const Tensor& wanted) {
     require_float(in[0], name);
     require_ids(wanted, name, "targets");
-    require(in[0].rank() == 2 && wanted.shape() == Shape{in[0].size(0)}, name, "wants logits (N, V) and targets (N), got ",
-            in[0].shape(), " and ", wanted.shape());
+    require(in[0].rank() == 2 && wanted.shape() == Shape{in[0].size(0)}, name,
+            "wants logits (N, V) and targets (N), got ", in[0].shape(), " and ", wanted.shape());
     logits = in[0].contiguous();
     targets = wanted.contiguous();
     Tensor losses = empty(targets.shape(), compute_dtype(logits.dtype()), logits.stream());
@@ -42,13 +43,18 @@ struct CrossEntropy {
   }
 
   CrossEntropyArgs rows() const {
-    return {.logits_RV = logits.raw(), .targets_R = targets.data<std::int32_t>(), .R = logits.size(0), .V = logits.size(1),
-            .ld = logits.size(1), .dtype = logits.dtype(), .dlogits_dtype = logits.dtype()};
+    return {.logits_RV = logits.raw(),
+            .targets_R = targets.data<std::int32_t>(),
+            .R = logits.size(0),
+            .V = logits.size(1),
+            .ld = logits.size(1),
+            .dtype = logits.dtype(),
+            .dlogits_dtype = logits.dtype()};
   }
 };
 
-// Forward makes both gradients while a chunk of logits is at hand, for a loss gradient of 1; backward multiplies them by the real one.
-// The sums over rows (dW) run over chunks in order, so the result depends on the shapes alone.
+// Forward makes both gradients while a chunk of logits is at hand, for a loss gradient of 1; backward multiplies them
+// by the real one. The sums over rows (dW) run over chunks in order, so the result depends on the shapes alone.
 struct LinearCrossEntropy {
   static constexpr std::string_view name = "linear_cross_entropy";
   static constexpr std::size_t arity = 2;
@@ -61,7 +67,7 @@ struct LinearCrossEntropy {
     const Tensor x = in[0].contiguous(), w = in[1].contiguous(), wanted = targets.contiguous();
     dtype = x.dtype();
     const std::int64_t N = x.size(0), V = w.size(0);
-    // As many rows as channels: a chunk of logits is then about as large as dW, which every chunk has to read and write once.
+    // As many rows as channels: a chunk of logits is then as large as dW, which every chunk has to read and write.
     const std::int64_t rows = std::min(N, chunk_rows > 0 ? chunk_rows : std::max<std::int64_t>(x.size(1), 256));
     const DType exact = compute_dtype(dtype);
     Tensor losses = empty({N}, exact, x.stream()), logits = empty({rows, V}, exact, x.stream()), dlogits;
@@ -72,13 +78,19 @@ struct LinearCrossEntropy {
       const std::int64_t end = std::min(N, begin + rows);
       const Tensor part = x.slice(0, begin, end);
       multiply(part, w, logits, {.M = end - begin, .N = V, .K = x.size(1), .transpose_b = true});
-      launch(x.stream(), CrossEntropyArgs{.logits_RV = logits.raw(), .targets_R = wanted.slice(0, begin, end).data<std::int32_t>(),
+      launch(x.stream(), CrossEntropyArgs{.logits_RV = logits.raw(),
+                                          .targets_R = wanted.slice(0, begin, end).data<std::int32_t>(),
                                           .losses_R = losses.slice(0, begin, end).raw(),
-                                          .dlogits_RV = dlogits.defined() ? dlogits.raw() : nullptr, .R = end - begin, .V = V, .ld = V,
-                                          .dtype = exact, .dlogits_dtype = dtype});
+                                          .dlogits_RV = dlogits.defined() ? dlogits.raw() : nullptr,
+                                          .R = end - begin,
+                                          .V = V,
+                                          .ld = V,
+                                          .dtype = exact,
+                                          .dlogits_dtype = dtype});
       if (need[0]) multiply(dlogits, w, dx.slice(0, begin, end), {.M = end - begin, .N = x.size(1), .K = V});
       if (need[1])
-        multiply(dlogits, part, dw, {.M = V, .N = x.size(1), .K = end - begin, .transpose_a = true, .beta = begin > 0 ? 1.0 : 0.0});
+        multiply(dlogits, part, dw,
+                 {.M = V, .N = x.size(1), .K = end - begin, .transpose_a = true, .beta = begin > 0 ? 1.0 : 0.0});
     }
     if (losses_out) *losses_out = losses;
     return total_of(losses);
@@ -96,22 +108,14 @@ struct LinearCrossEntropy {
   static Tensor times(const Tensor& t, double factor, DType to) {
     if (t.dtype() == to && factor == 1) return t;
     const Tensor out = t.dtype() == to ? t : empty(t.shape(), to, t.stream());
-    launch(t.stream(), AxpbyArgs{.x = t.raw(), .y = out.raw(), .n = t.numel(), .alpha = factor, .beta = 0, .x_dtype = t.dtype(),
+    launch(t.stream(), AxpbyArgs{.x = t.raw(),
+                                 .y = out.raw(),
+                                 .n = t.numel(),
+                                 .alpha = factor,
+                                 .beta = 0,
+                                 .x_dtype = t.dtype(),
                                  .y_dtype = to});
     return out;
-  }
-
-  // c = op(a) b with the extents given; all three are dense.
-  static void multiply(const Tensor& a, const Tensor& b, const Tensor& c, MatmulArgs args) {
-    args.a = a.raw();
-    args.b = b.raw();
-    args.c = c.raw();
-    args.lda = args.transpose_a ? args.M : args.K;
-    args.ldb = args.transpose_b ? args.K : args.N;
-    args.ldc = args.N;
-    args.dtype = a.dtype();
-    args.c_dtype = c.dtype();
-    launch(a.stream(), args);
   }
 
   static void check(const Tensor& x, const Tensor& w, const Tensor& targets) {
@@ -126,8 +130,11 @@ struct LinearCrossEntropy {
 
 }  // namespace
 
-Variable cross_entropy(const Variable& logits, const Tensor& targets) { return record<CrossEntropy>({logits}, targets); }
-Variable linear_cross_entropy(const Variable& x, const Variable& w, const Tensor& targets, Tensor* losses, std::int64_t chunk_rows) {
+Variable cross_entropy(const Variable& logits, const Tensor& targets) {
+  return record<CrossEntropy>({logits}, targets);
+}
+Variable linear_cross_entropy(const Variable& x, const Variable& w, const Tensor& targets, Tensor* losses,
+                              std::int64_t chunk_rows) {
   return record<LinearCrossEntropy>({x, w}, targets, losses, chunk_rows);
 }
 

@@ -1,4 +1,5 @@
-// layer_norm and rms_norm. R rows, D features. The normalised value is not kept: backward makes it again from x and two statistics.
+// layer_norm and rms_norm. R rows, D features. The normalised value is not kept: backward makes it again from x and two
+// statistics.
 #include "autograd/ops.h"
 #include "autograd/ops/args.h"
 #include "autograd/record.h"
@@ -10,8 +11,8 @@ void check(const Tensor& x, const Tensor& w, std::string_view subject, std::stri
   require_float(x, subject);
   require_float(w, subject);
   require_same_dtype(x, w, subject);
-  require(x.rank() >= 1 && w.shape() == Shape{x.size(-1)}, subject, "wants x (..., D) and ", what, " (D), got ", x.shape(), " and ",
-          w.shape());
+  require(x.rank() >= 1 && w.shape() == Shape{x.size(-1)}, subject, "wants x (..., D) and ", what, " (D), got ",
+          x.shape(), " and ", w.shape());
 }
 
 struct LayerNorm {
@@ -32,8 +33,16 @@ struct LayerNorm {
     mean = empty({R}, compute_dtype(x.dtype()), x.stream());
     rstd = empty_like(mean);
     Tensor y = empty(x.shape(), x.dtype(), x.stream());
-    launch(y.stream(), LayerNormArgs{.x_RD = x.raw(), .w_D = w.raw(), .b_D = bias.defined() ? bias.raw() : nullptr, .y_RD = y.raw(),
-                                     .mean_R = mean.raw(), .rstd_R = rstd.raw(), .R = R, .D = D, .eps = eps, .dtype = x.dtype()});
+    launch(y.stream(), LayerNormArgs{.x_RD = x.raw(),
+                                     .w_D = w.raw(),
+                                     .b_D = bias.defined() ? bias.raw() : nullptr,
+                                     .y_RD = y.raw(),
+                                     .mean_R = mean.raw(),
+                                     .rstd_R = rstd.raw(),
+                                     .R = R,
+                                     .D = D,
+                                     .eps = eps,
+                                     .dtype = x.dtype()});
     return y;
   }
   std::array<Tensor, 3> backward(const Tensor& grad, Needs<3>) {
@@ -41,9 +50,19 @@ struct LayerNorm {
     if (need[0]) out[0] = empty(x.shape(), x.dtype(), x.stream());
     if (need[1]) out[1] = empty({D}, compute_dtype(x.dtype()), x.stream());
     if (need[2]) out[2] = empty({D}, compute_dtype(x.dtype()), x.stream());
-    const auto at = [&](int i) { return need[static_cast<std::size_t>(i)] ? out[static_cast<std::size_t>(i)].raw() : nullptr; };
-    launch(grad.stream(), LayerNormBackwardArgs{.dy_RD = grad.raw(), .x_RD = x.raw(), .w_D = w.raw(), .mean_R = mean.raw(),
-                                                .rstd_R = rstd.raw(), .dx_RD = at(0), .dw_D = at(1), .db_D = at(2), .R = R, .D = D,
+    const auto at = [&](int i) {
+      return need[static_cast<std::size_t>(i)] ? out[static_cast<std::size_t>(i)].raw() : nullptr;
+    };
+    launch(grad.stream(), LayerNormBackwardArgs{.dy_RD = grad.raw(),
+                                                .x_RD = x.raw(),
+                                                .w_D = w.raw(),
+                                                .mean_R = mean.raw(),
+                                                .rstd_R = rstd.raw(),
+                                                .dx_RD = at(0),
+                                                .dw_D = at(1),
+                                                .db_D = at(2),
+                                                .R = R,
+                                                .D = D,
                                                 .dtype = x.dtype()});
     return out;
   }
@@ -63,7 +82,13 @@ struct RmsNorm {
     D = x.size(-1);
     rstd = empty({R}, compute_dtype(x.dtype()), x.stream());
     Tensor y = empty(x.shape(), x.dtype(), x.stream());
-    launch(y.stream(), RmsNormArgs{.x_RD = x.raw(), .w_D = w.raw(), .y_RD = y.raw(), .rstd_R = rstd.raw(), .R = R, .D = D, .eps = eps,
+    launch(y.stream(), RmsNormArgs{.x_RD = x.raw(),
+                                   .w_D = w.raw(),
+                                   .y_RD = y.raw(),
+                                   .rstd_R = rstd.raw(),
+                                   .R = R,
+                                   .D = D,
+                                   .eps = eps,
                                    .dtype = x.dtype()});
     return y;
   }
@@ -71,9 +96,15 @@ struct RmsNorm {
     std::array<Tensor, 2> out;
     if (need[0]) out[0] = empty(x.shape(), x.dtype(), x.stream());
     if (need[1]) out[1] = empty({D}, compute_dtype(x.dtype()), x.stream());
-    launch(grad.stream(), RmsNormBackwardArgs{.dy_RD = grad.raw(), .x_RD = x.raw(), .w_D = w.raw(), .rstd_R = rstd.raw(),
-                                              .dx_RD = need[0] ? out[0].raw() : nullptr, .dw_D = need[1] ? out[1].raw() : nullptr,
-                                              .R = R, .D = D, .dtype = x.dtype()});
+    launch(grad.stream(), RmsNormBackwardArgs{.dy_RD = grad.raw(),
+                                              .x_RD = x.raw(),
+                                              .w_D = w.raw(),
+                                              .rstd_R = rstd.raw(),
+                                              .dx_RD = need[0] ? out[0].raw() : nullptr,
+                                              .dw_D = need[1] ? out[1].raw() : nullptr,
+                                              .R = R,
+                                              .D = D,
+                                              .dtype = x.dtype()});
     return out;
   }
 };

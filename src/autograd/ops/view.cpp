@@ -13,7 +13,8 @@ struct Reshape {
 
   Tensor forward(const std::array<Tensor, 1>& in, const Shape& to) {
     require_float(in[0], name);
-    require(in[0].numel() == to.numel(), name, in[0].shape(), " has ", in[0].numel(), " elements, ", to, " has ", to.numel());
+    require(in[0].numel() == to.numel(), name, in[0].shape(), " has ", in[0].numel(), " elements, ", to, " has ",
+            to.numel());
     from = in[0].shape();
     return in[0].contiguous().reshape(to);
   }
@@ -45,6 +46,8 @@ struct Slice {
 }  // namespace
 
 Variable reshape(const Variable& x, const Shape& shape) { return record<Reshape>({x}, shape); }
-Variable slice(const Variable& x, int axis, std::int64_t begin, std::int64_t end) { return record<Slice>({x}, axis, begin, end); }
+Variable slice(const Variable& x, int axis, std::int64_t begin, std::int64_t end) {
+  return record<Slice>({x}, axis, begin, end);
+}
 
 }  // namespace sieve

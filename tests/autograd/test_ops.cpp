@@ -1,0 +1,49 @@
+// Every registered op: gradients in fp64 against finite differences, fp32 and bf16 against fp64.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "autograd/ops.h"
+#include "autograd/registry.h"
+#include "core/error.h"
+#include "op_cases.h"
+#include "support/catch.h"
+#include "support/compare.h"
+
+using namespace sieve;
+using namespace sieve::test;
+
+TEST_CASE("every registered op has exactly one case, and every case a registered op") {
+  std::vector<std::string> cases, names;
+  for (const OpCase& c : autograd_op_cases()) cases.push_back(c.name);
+  for (std::string_view n : registered_ops()) names.emplace_back(n);
+  std::sort(cases.begin(), cases.end());
+  std::sort(names.begin(), names.end());
+  CHECK(cases == names);
+}
+
+TEST_CASE("gradients agree with central differences in fp64") {
+  for (const OpCase& op : autograd_op_cases()) {
+    const OpReport report = check_case_gradients(op, 120);
+    INFO(report.where);
+    CAPTURE(op.name);
+    CHECK(report.worst <= 1e-7);
+    CHECK(report.samples >= 100);
+    CHECK(report.ones > 0);
+    CHECK(report.views > 0);
+    CHECK((report.empty > 0 || !op.has_empty));
+  }
+}
+
+TEST_CASE("bf16 and fp32 stay within twice the naive rounding error") {
+  for (const OpCase& op : autograd_op_cases()) {
+    if (!op.low_precision) continue;
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      const OpReport report = check_case_precision(op, dtype, 120);
+      INFO(report.where);
+      CAPTURE(op.name, name_of(dtype), report.worst, report.yardstick);
+      // eps: what a dozen fp32 operations may lose. It matters where the yardstick is an exact result.
+      CHECK(report.worst <= 2 * report.yardstick + 12 * 0x1p-24);
+    }
+  }
+}
