@@ -11,7 +11,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 namespace sieve {
@@ -149,21 +148,29 @@ std::uint64_t free_bytes(const fs::path& path) {
   return static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
 }
 
+Xxh3::Xxh3() : state_(XXH3_createState()) {
+  if (!state_) fail(Exit::memory, "file", "no memory for a hash state");
+  XXH3_64bits_reset(static_cast<XXH3_state_t*>(state_.get()));
+}
+void Xxh3::Free::operator()(void* state) const { XXH3_freeState(static_cast<XXH3_state_t*>(state)); }
+void Xxh3::update(std::span<const std::byte> bytes) {
+  XXH3_64bits_update(static_cast<XXH3_state_t*>(state_.get()), bytes.data(), bytes.size());
+}
+std::uint64_t Xxh3::digest() const { return XXH3_64bits_digest(static_cast<const XXH3_state_t*>(state_.get())); }
+
 std::uint64_t xxh3(std::string_view bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
 
 std::uint64_t xxh3_file(const fs::path& path) {
   const ReadFile file(path);
-  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), XXH3_freeState);
-  if (!state) fail(Exit::memory, "file", "no memory for a hash state");
-  XXH3_64bits_reset(state.get());
+  Xxh3 state;
   std::vector<std::byte> piece(static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, file.size())));
   for (std::uint64_t at = 0; at < file.size(); at += piece.size()) {
     const auto part =
         std::span(piece).first(static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, file.size() - at)));
     file.read_at(at, part);
-    XXH3_64bits_update(state.get(), part.data(), part.size());
+    state.update(part);
   }
-  return XXH3_64bits_digest(state.get());
+  return state.digest();
 }
 
 std::string hex64(std::uint64_t value) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -78,6 +79,20 @@ void make_directories(const std::filesystem::path& path);  // like mkdir -p
 void sync_file(const std::filesystem::path& path);
 void sync_directory(const std::filesystem::path& path);
 std::uint64_t free_bytes(const std::filesystem::path& path);  // for this user on the file system that holds `path`
+
+// XXH3-64 (seed 0) piece by piece.
+class Xxh3 {
+ public:
+  Xxh3();
+  void update(std::span<const std::byte> bytes);
+  std::uint64_t digest() const;
+
+ private:
+  struct Free {
+    void operator()(void* state) const;
+  };
+  std::unique_ptr<void, Free> state_;
+};
 
 // XXH3-64 (seed 0), and the 16 lower-case hex digits in which manifests write it.
 std::uint64_t xxh3(std::string_view bytes);
