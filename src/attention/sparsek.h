@@ -54,14 +54,14 @@ class IncrementalSparseK {
   void push_saturated(double z);
   void push_fractional(double z);
   double pop_saturated();
-  double pop_fractional();
+  void pop_fractional();
   void rebase();
   void settle();
 
   std::int64_t k_, pool_size_;
   double tau_ = -std::numeric_limits<double>::infinity();
-  double centre_ = 0, centred_sum_ = 0;  // sum over F of z - centre
-  std::int64_t until_rebase_ = 0;
+  double centre_ = 0, centred_sum_ = 0;         // sum over F of z - centre
+  std::int64_t changes_ = 0;                    // of the sum since it was last computed afresh
   std::vector<double> saturated_, fractional_;  // min-heaps
 };
 

@@ -34,6 +34,11 @@ SIEVE_HD inline double operator_score(double order_score, double temperature) {
   return z < -kOperatorBound ? -kOperatorBound : (z > kOperatorBound ? kOperatorBound : z);
 }
 
+// Scores that the thresholds see: pool * k, 0 = all (pool = 0, or a product beyond 63 bits).
+SIEVE_HD inline std::int64_t pool_scores(std::int64_t pool, std::int64_t k) {
+  return k > std::numeric_limits<std::int64_t>::max() / (pool > 0 ? pool : 1) ? 0 : pool * k;
+}
+
 // Forward. With at most k candidates all are members, tau = -inf and m = clip(z - tau, 0, 1) = 1.
 struct SelectArgs {
   const void* scores_BHT;                  // f32 or f64
