@@ -13,19 +13,11 @@
 #include <thread>
 #include <vector>
 
+#include "data/batch.h"
 #include "data/sampler.h"
 #include "data/token_source.h"
-#include "tensor/tensor.h"
 
 namespace sieve {
-
-struct Batch {
-  std::int64_t index = 0;         // global micro-batch index (training) or block index (validation)
-  Tensor tokens;                  // i32 (B, T)
-  Tensor targets;                 // i32 (B, T); -1: does not count
-  Tensor document_starts;         // i32 (B, T), see attention/attention.h; undefined without a document mask
-  std::int64_t target_count = 0;  // targets >= 0
-};
 
 // The training corpus as numbered micro-batches. Rows of micro-batch m are samples mB .. mB + B - 1: a pure function of
 // (seed, m).

@@ -30,10 +30,10 @@ class Tokenizer {
   virtual std::string name() const = 0;         // "byte", "bpe-8192": for humans
   virtual std::int64_t vocab_size() const = 0;  // largest id + 1
   virtual std::uint64_t hash() const = 0;  // XXH3-64 of what decides the ids; how the file is laid out does not count
-  virtual std::optional<std::int32_t> separator()
-      const = 0;  // the token that ends a document; none: no such token is known
-  virtual std::optional<std::int32_t> id_of(
-      std::string_view token) const = 0;  // by the token's bytes ("<|endoftext|>", " the")
+  // The token that ends a document; none where the tokenizer's files name no such token.
+  virtual std::optional<std::int32_t> separator() const = 0;
+  virtual std::optional<std::int32_t> id_of(std::string_view bytes) const = 0;  // of "<|endoftext|>", " the"
+  virtual bool has(std::int32_t id) const = 0;                                  // vocabularies may have holes
   virtual bool is_special(std::int32_t id) const = 0;
   virtual std::string_view token_bytes(std::int32_t id) const = 0;  // Exit::data where no token has this id
 
@@ -74,7 +74,5 @@ std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& type, const s
 
 // Bytes that every id stands for, by id; 0 for special tokens and unused ids. For bits per byte and byte perplexity.
 std::vector<std::int32_t> bytes_per_token(const Tokenizer& tokenizer);
-
-std::string hash_text(std::uint64_t hash);  // 16 hexadecimal digits, as written in shards and errors
 
 }  // namespace sieve

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "data/loader.h"
+#include "data/batch.h"
 #include "data/token_source.h"
 
 namespace sieve {
