@@ -27,7 +27,7 @@ Watchdog::~Watchdog() {
 void Watchdog::run() {
   using Clock = std::chrono::steady_clock;
   constexpr auto kTick = std::chrono::milliseconds(100);
-  constexpr double kLongestTick = 1.0;  // a longer one: the process was stopped, or the machine asleep
+  constexpr double kLongestTick = 0.5;  // a longer one: the process was stopped, or the machine asleep
   double idle = 0;
   std::uint64_t seen = progress_.beats();
   auto before = Clock::now();
