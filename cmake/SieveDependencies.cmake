@@ -27,6 +27,11 @@ find_library(SIEVE_CBLAS_LIBRARY NAMES openblas REQUIRED)
 if(SIEVE_OPENMP)
   find_package(OpenMP REQUIRED COMPONENTS CXX)
 endif()
+if(SIEVE_ONEDNN AND NOT SIEVE_OPENMP)
+  # Its threads are OpenMP's, and the products must be able to hold them to one.
+  message(STATUS "oneDNN needs OpenMP: matrix products by OpenBLAS")
+  set(SIEVE_ONEDNN OFF)
+endif()
 if(SIEVE_ONEDNN)
   # Not by its CMake package: Debian's asks for OpenCL, which we do not use.
   find_library(SIEVE_DNNL_LIBRARY dnnl)

@@ -2,6 +2,7 @@
 // a wrap.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>

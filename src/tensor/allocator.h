@@ -1,5 +1,10 @@
-// Memory of tensors: 64-byte aligned, cached by size class, counted. Blocks go back to the cache when the last Tensor that
-// views them dies. Exhaustion throws Error(Exit::memory) with the numbers.
+// Memory of tensors: 64-byte aligned, cached by size class, counted. Blocks go back to the cache when the last Tensor
+// that views them dies. Exhaustion throws Error(Exit::memory) with the numbers.
+//
+// Size classes: multiples of 64 bytes up to 1 KiB, then eight steps per doubling, so a block wastes at most one eighth;
+// a request may also take a cached block up to a quarter larger. What is held (live and cached) never exceeds the
+// highest need so far by more than a quarter plus 64 MiB: beyond that returned blocks go to the system. Everything here
+// is thread safe.
 #pragma once
 
 #include <cstddef>
@@ -11,10 +16,11 @@
 namespace sieve {
 
 struct MemoryStats {
-  std::int64_t current_bytes = 0;  // in live tensors
-  std::int64_t peak_bytes = 0;     // highest current_bytes since reset_peak
-  std::int64_t cached_bytes = 0;   // held for reuse
-  std::int64_t allocations = 0;
+  std::int64_t current_bytes = 0;       // in live tensors
+  std::int64_t peak_bytes = 0;          // highest current_bytes since reset_peak
+  std::int64_t cached_bytes = 0;        // held for reuse
+  std::int64_t allocations = 0;         // blocks handed out since the start
+  std::int64_t system_allocations = 0;  // of them, those that the cache could not serve
 };
 
 class Buffer {
@@ -35,9 +41,12 @@ class Buffer {
   Stream stream_;
 };
 
+// The content is undefined. Zero bytes are allowed.
 std::shared_ptr<Buffer> allocate(std::size_t bytes, const Stream& stream);
 MemoryStats memory_stats(Device device);
 void reset_peak_memory(Device device);
 void release_cached_memory(Device device);
+// Physical memory this process may use: the machine's, or less where a control group says so.
+std::int64_t physical_memory_bytes();
 
 }  // namespace sieve

@@ -17,7 +17,8 @@ struct Device {
   std::string str() const { return is_cpu() ? "cpu" : "cuda:" + std::to_string(index); }
 };
 
-// An ordered queue of work on one device. On the CPU work runs in the caller and `handle` is null; on CUDA it is a cudaStream_t.
+// An ordered queue of work on one device. On the CPU work runs in the caller and `handle` is null; on CUDA it is a
+// cudaStream_t.
 struct Stream {
   Device device;
   void* handle = nullptr;

@@ -1,7 +1,9 @@
-// A typed, strided view of a shared buffer. Copying a Tensor copies the view, never the data. Tensor knows nothing of gradients.
-// Every mismatch of shape, dtype or layout throws Error(Exit::internal) that names the subject and the numbers.
+// A typed, strided view of a shared buffer. Copying a Tensor copies the view, never the data. Tensor knows nothing of
+// gradients. Every mismatch of shape, dtype or layout throws Error(Exit::internal) that names the subject and the
+// numbers.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <vector>
@@ -34,7 +36,9 @@ class Tensor {
   std::size_t nbytes() const { return static_cast<std::size_t>(numel()) * size_of(dtype_); }
 
   // First element of the view, untyped and typed (the type is checked).
-  void* raw() const { return static_cast<std::byte*>(buffer_->data()) + offset_ * static_cast<std::int64_t>(size_of(dtype_)); }
+  void* raw() const {
+    return static_cast<std::byte*>(buffer_->data()) + offset_ * static_cast<std::int64_t>(size_of(dtype_));
+  }
   template <class T>
   T* data() const {
     require(defined(), "tensor", "data() of an undefined tensor");
@@ -53,16 +57,16 @@ class Tensor {
   Tensor flatten() const { return reshape(Shape{numel()}); }
   Tensor slice(int axis, std::int64_t begin, std::int64_t end) const;
   Tensor transpose(int a, int b) const;
-  Tensor expand(const Shape& shape) const;   // NumPy broadcasting, stride 0
+  Tensor expand(const Shape& shape) const;  // NumPy broadcasting, stride 0
 
   // Copies.
-  Tensor contiguous() const;                 // itself if it is already
+  Tensor contiguous() const;  // itself if it is already
   Tensor clone() const;
-  Tensor to(DType dtype) const;              // itself if nothing changes
-  void copy_from(const Tensor& source);      // same shape; converts dtype; any strides on both sides
+  Tensor to(DType dtype) const;          // itself if nothing changes
+  void copy_from(const Tensor& source);  // same shape; converts dtype; any strides on both sides
   void zero();
   void fill(double value);
-  double item() const;                       // the one element of a one-element tensor, as double
+  double item() const;  // the one element of a one-element tensor, as double
 
  private:
   std::shared_ptr<Buffer> buffer_;
@@ -85,8 +89,10 @@ Tensor from_values(std::span<const T> values, const Shape& shape) {
   return t;
 }
 // Counter-based: the element's index is the counter (core/rng.h).
-Tensor random_normal(const Shape& shape, double mean, double std, std::uint64_t seed, std::uint64_t stream, DType dtype = DType::f32);
-Tensor random_uniform(const Shape& shape, double low, double high, std::uint64_t seed, std::uint64_t stream, DType dtype = DType::f32);
+Tensor random_normal(const Shape& shape, double mean, double std, std::uint64_t seed, std::uint64_t stream,
+                     DType dtype = DType::f32);
+Tensor random_uniform(const Shape& shape, double low, double high, std::uint64_t seed, std::uint64_t stream,
+                      DType dtype = DType::f32);
 
 Shape broadcast_shape(const Shape& a, const Shape& b, std::string_view subject);
 Shape contiguous_strides(const Shape& shape);

@@ -1,0 +1,178 @@
+// Matrix products: cut into pieces by the shape alone, each piece a library call on one thread. So neither the pieces
+// nor the order of any sum depend on the number of threads.
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "core/build.h"
+#include "tensor/kernels/cpu/matmul_product.h"
+#include "tensor/kernels/cpu/vec.h"
+
+namespace sieve::cpu {
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+struct Grid {
+  std::int64_t m, n;           // extents of a piece, the last ones smaller
+  std::int64_t rows, columns;  // pieces
+};
+
+// Sizes measured on GPT-2's shapes (bench/kernels.cpp): large enough that packing costs little, small enough for the
+// second-level cache.
+Grid choose_grid(const MatmulArgs& a) {
+  const bool half = a.dtype == DType::bf16;
+  const std::int64_t m0 = half ? 256 : 512, n0 = half ? 768 : 384;
+  std::int64_t rows = ceil_div(a.M, m0), columns = ceil_div(a.N, n0);
+  // Small products: more pieces while each keeps some 100 us of work. Others: a count that 2, 4 and 8 threads share
+  // evenly.
+  constexpr std::int64_t kWork = std::int64_t{1} << 23;
+  while (rows * columns < 8 && ceil_div(a.M, rows) * ceil_div(a.N, columns) * a.K > 2 * kWork) {
+    (ceil_div(a.M, rows) > ceil_div(a.N, columns) ? rows : columns) *= 2;
+  }
+  if (rows * columns > 8 && rows * columns < 64) {
+    std::int64_t even = rows;
+    while (even * columns % 8 != 0) ++even;
+    if (ceil_div(a.M, even) >= 128) rows = even;
+  }
+  Grid g{};
+  g.m = ceil_div(ceil_div(a.M, rows), 16) * 16;
+  g.n = ceil_div(ceil_div(a.N, columns), 64) * 64;
+  g.rows = ceil_div(a.M, g.m);
+  g.columns = ceil_div(a.N, g.n);
+  return g;
+}
+
+template <class P>
+P* shifted(P* base, std::int64_t elements, DType t) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const std::byte, std::byte>;
+  return base == nullptr ? nullptr : static_cast<Byte*>(base) + elements * static_cast<std::int64_t>(size_of(t));
+}
+
+// A matrix of one row has no leading dimension: libraries want a plausible one all the same.
+MatmulArgs normalised(MatmulArgs a) {
+  a.lda = std::max(a.lda, a.transpose_a ? a.M : a.K);
+  a.ldb = std::max(a.ldb, a.transpose_b ? a.K : a.N);
+  a.ldc = std::max(a.ldc, a.N);
+  return a;
+}
+
+MatmulArgs piece_of(const MatmulArgs& a, const Grid& g, std::int64_t index) {
+  const std::int64_t m = index % g.rows * g.m, n = index / g.rows * g.n;  // neighbours share B's columns
+  MatmulArgs p = a;
+  p.M = std::min(g.m, a.M - m);
+  p.N = std::min(g.n, a.N - n);
+  p.a = shifted(a.a, a.transpose_a ? m : m * a.lda, a.dtype);
+  p.b = shifted(a.b, a.transpose_b ? n * a.ldb : n, a.dtype);
+  p.c = shifted(a.c, m * a.ldc + n, a.c_dtype);
+  p.bias_N = shifted(a.bias_N, n, a.dtype);
+  return p;
+}
+
+constexpr bool kOneDnn = build::with_onednn;
+
+void product_f32(const MatmulArgs& p) {
+  if constexpr (kOneDnn) {
+    onednn_product(p);
+  } else {
+    blas_product(p);
+  }
+}
+
+// bf16 where the CPU does not multiply it: the operands widened piece by piece, the result rounded once.
+void product_widened(const MatmulArgs& p) {
+  const auto widen = [](const void* from, std::int64_t rows, std::int64_t columns, std::int64_t ld) {
+    std::vector<float> out(static_cast<std::size_t>(rows * columns));
+    const bf16* x = static_cast<const bf16*>(from);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < columns; ++c) out[static_cast<std::size_t>(r * columns + c)] = load(x[r * ld + c]);
+    }
+    return out;
+  };
+  const std::int64_t a_rows = p.transpose_a ? p.K : p.M, a_columns = p.transpose_a ? p.M : p.K;
+  const std::int64_t b_rows = p.transpose_b ? p.N : p.K, b_columns = p.transpose_b ? p.K : p.N;
+  const auto a = widen(p.a, a_rows, a_columns, p.lda), b = widen(p.b, b_rows, b_columns, p.ldb);
+  std::vector<float> bias;
+  MatmulArgs q = p;
+  q.dtype = DType::f32;
+  q.a = a.data();
+  q.b = b.data();
+  q.lda = a_columns;
+  q.ldb = b_columns;
+  if (p.bias_N != nullptr) q.bias_N = (bias = widen(p.bias_N, 1, p.N, p.N)).data();
+  if (p.c_dtype == DType::f32) return product_f32(q);
+  std::vector<float> c =
+      p.beta != 0 ? widen(p.c, p.M, p.N, p.ldc) : std::vector<float>(static_cast<std::size_t>(p.M * p.N));
+  q.c = c.data();
+  q.ldc = p.N;
+  q.c_dtype = DType::f32;
+  product_f32(q);
+  for (std::int64_t m = 0; m < p.M; ++m) {
+    bf16* to = static_cast<bf16*>(p.c) + m * p.ldc;
+    for (std::int64_t n = 0; n < p.N; ++n) to[n] = bf16(c[static_cast<std::size_t>(m * p.N + n)]);
+  }
+}
+
+// K = 0: C = beta C + bias.
+template <class T, class D>
+void scale_only(const MatmulArgs& a) {
+  using C = compute_t<D>;
+  for (std::int64_t m = 0; m < a.M; ++m) {
+    D* c = static_cast<D*>(a.c) + m * a.ldc;
+    for (std::int64_t n = 0; n < a.N; ++n) {
+      const C old = a.beta == 0 ? C(0) : static_cast<C>(a.beta) * load(c[n]);
+      c[n] = D(old + (a.bias_N == nullptr ? C(0) : static_cast<C>(load(static_cast<const T*>(a.bias_N)[n]))));
+    }
+  }
+}
+
+void check(const MatmulArgs& a) {
+  const auto fits = [&](const char* name, std::int64_t rows, std::int64_t columns, std::int64_t ld) {
+    require(ld >= columns || rows <= 1, "matmul", "leading dimension ", ld, " of ", name, " (", rows, ", ", columns,
+            ")");
+  };
+  require(a.M >= 0 && a.N >= 0 && a.K >= 0, "matmul", "extents ", a.M, ", ", a.N, ", ", a.K);
+  fits("A", a.transpose_a ? a.K : a.M, a.transpose_a ? a.M : a.K, a.lda);
+  fits("B", a.transpose_b ? a.N : a.K, a.transpose_b ? a.K : a.N, a.ldb);
+  fits("C", a.M, a.N, a.ldc);
+  require(is_float(a.dtype) && (a.c_dtype == a.dtype || (a.dtype == DType::bf16 && a.c_dtype == DType::f32)), "matmul",
+          name_of(a.dtype), " inputs and a ", name_of(a.c_dtype), " output");
+  require(a.bias_N == nullptr || a.alpha == 1, "matmul", "alpha ", a.alpha, " together with a bias");
+}
+
+}  // namespace
+
+void run(const MatmulArgs& given) {
+  check(given);
+  const MatmulArgs args = normalised(given);
+  if (args.M == 0 || args.N == 0) return;
+  if (args.K == 0) {
+    if (args.dtype == DType::bf16 && args.c_dtype == DType::f32) return scale_only<bf16, float>(args);
+    return dispatch_float(args.dtype, "matmul", [&]<class T>() { scale_only<T, T>(args); });
+  }
+  const Grid grid = choose_grid(args);
+  bool direct = false;  // oneDNN takes the piece as it is
+  if constexpr (kOneDnn) {
+    direct = args.dtype == DType::f32 || (args.dtype == DType::bf16 && onednn_has_bf16());
+    if (direct) {  // the corner pieces have all the shapes there are
+      for (std::int64_t row : {std::int64_t{0}, grid.rows - 1}) {
+        for (std::int64_t column : {std::int64_t{0}, grid.columns - 1})
+          onednn_prepare(piece_of(args, grid, column * grid.rows + row));
+      }
+    }
+  }
+  parallel_for(grid.rows * grid.columns, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t index = begin; index < end; ++index) {
+      const MatmulArgs p = piece_of(args, grid, index);
+      if (p.dtype == DType::bf16 && !direct) {
+        product_widened(p);
+      } else if (p.dtype == DType::f64) {
+        blas_product(p);
+      } else {
+        product_f32(p);
+      }
+    }
+  });
+}
+
+}  // namespace sieve::cpu
