@@ -8,9 +8,16 @@ namespace {
 
 using In = std::vector<Variable>;
 
+// Rank 0 to 4, the last axis sometimes wide.
+Shape any_shape(Draw& d, int least_rank = 0) {
+  Shape s = d.shape(static_cast<int>(d.integer(least_rank, 4)), 4);
+  if (s.rank() > 0 && s.rank() < 4) s.set(-1, d.width());
+  return s;
+}
+
 // Shapes of two inputs that broadcast: both are cut out of one result shape.
 std::pair<Shape, Shape> broadcasting(Draw& d) {
-  const Shape out = d.shape(static_cast<int>(d.integer(0, 4)), 4);
+  const Shape out = any_shape(d);
   const auto cut = [&](const Shape& s) {
     const auto skip = static_cast<std::size_t>(d.chance(0.4) ? d.integer(0, s.rank()) : 0);
     Shape part(std::span(s.begin() + skip, s.end()));
@@ -38,32 +45,29 @@ Tensor rows_by(Draw& d, std::int64_t last, bool may_be_empty = true) {
 
 OpSample draw_scale(Draw& d) {
   const double factor = d.chance(0.1) ? 0 : 4 * d.uniform() - 2;
-  return {cat(factor),
-          {d.normal(d.shape(static_cast<int>(d.integer(0, 4)), 4))},
-          [=](const In& in) { return scale(in[0], factor); },
-          {}};
+  return {cat(factor), {d.normal(any_shape(d))}, [=](const In& in) { return scale(in[0], factor); }, {}};
 }
 
 OpSample draw_sum(Draw& d) {
-  return {"", {d.normal(d.shape(static_cast<int>(d.integer(0, 4)), 4))}, [](const In& in) { return sum(in[0]); }, {}};
+  return {"", {d.normal(any_shape(d))}, [](const In& in) { return sum(in[0]); }, {}};
 }
 
 OpSample draw_cast(Draw& d) {  // in fp64 a cast to fp64; the low-precision check goes through fp32
   return {"",
-          {d.normal(d.shape(static_cast<int>(d.integer(0, 4)), 4))},
+          {d.normal(any_shape(d))},
           [](const In& in) { return cast(in[0], in[0].dtype() == DType::bf16 ? DType::f32 : in[0].dtype()); },
           {}};
 }
 
 OpSample draw_reshape(Draw& d) {
-  const Shape from = d.shape(static_cast<int>(d.integer(0, 4)), 4);
+  const Shape from = any_shape(d);
   Shape to{from.numel()};
   if (from.numel() % 2 == 0 && d.chance(0.5)) to = Shape{2, from.numel() / 2, 1};
   return {cat(from, " to ", to), {d.normal(from)}, [=](const In& in) { return reshape(in[0], to); }, {}};
 }
 
 OpSample draw_slice(Draw& d) {
-  const Shape from = d.shape(static_cast<int>(d.integer(1, 4)), 5);
+  const Shape from = any_shape(d, 1);
   const int axis = static_cast<int>(d.integer(-from.rank(), from.rank() - 1));
   const std::int64_t begin = d.integer(0, from[axis]), end = d.integer(begin, from[axis]);
   return {cat(from, " axis ", axis, " [", begin, ", ", end, ")"),
@@ -73,7 +77,7 @@ OpSample draw_slice(Draw& d) {
 }
 
 OpSample draw_linear(Draw& d) {
-  const std::int64_t I = d.extent(9), O = d.extent(9);
+  const std::int64_t I = d.width(), O = d.width();
   const Tensor bias = d.chance(0.6) ? d.normal({O}) : Tensor();
   return {cat("I ", I, " O ", O),
           {rows_by(d, I), d.normal({O, I}, 0.5), bias},
@@ -82,7 +86,7 @@ OpSample draw_linear(Draw& d) {
 }
 
 OpSample draw_embedding(Draw& d) {
-  const std::int64_t V = d.extent(6, false), C = d.extent(7);
+  const std::int64_t V = d.extent(6, false), C = d.width();
   const Tensor ids = d.ids(d.shape(static_cast<int>(d.integer(0, 3)), 4), 0, V - 1);  // few rows: most ids repeat
   return {cat("w ", V, " x ", C, " ids ", ids.shape()),
           {d.normal({V, C})},
@@ -91,7 +95,7 @@ OpSample draw_embedding(Draw& d) {
 }
 
 OpSample draw_layer_norm(Draw& d) {
-  const std::int64_t D = d.extent(9, false);
+  const std::int64_t D = d.width(false);
   const Tensor bias = d.chance(0.7) ? d.normal({D}) : Tensor();
   const double eps =
       d.chance(0.5) ? 1e-2 : 0.3;  // two nearly equal features with a tiny eps would make 1 / std, and h, the problem
@@ -102,7 +106,7 @@ OpSample draw_layer_norm(Draw& d) {
 }
 
 OpSample draw_rms_norm(Draw& d) {
-  const std::int64_t D = d.extent(9, false);
+  const std::int64_t D = d.width(false);
   const double eps = d.chance(0.5) ? 1e-2 : 0.3;
   return {cat("D ", D, " eps ", eps),
           {rows_by(d, D), d.normal({D})},
@@ -113,24 +117,24 @@ OpSample draw_rms_norm(Draw& d) {
 OpSample draw_gelu(Draw& d) {
   const Gelu kind = d.chance(0.5) ? Gelu::tanh : Gelu::erf;
   return {kind == Gelu::tanh ? "tanh" : "erf",
-          {d.normal(d.shape(static_cast<int>(d.integer(0, 3)), 7), 1.5)},
+          {d.normal(any_shape(d), 1.5)},
           [=](const In& in) { return gelu(in[0], kind); },
           {}};
 }
 
 OpSample draw_swiglu(Draw& d) {
-  return {"", {rows_by(d, 2 * d.extent(9))}, [](const In& in) { return swiglu(in[0]); }, {}};
+  return {"", {rows_by(d, 2 * d.width())}, [](const In& in) { return swiglu(in[0]); }, {}};
 }
 
 OpSample draw_cross_entropy(Draw& d) {
-  const std::int64_t N = d.extent(7), V = d.extent(9, false);
+  const std::int64_t N = d.extent(7), V = d.width(false);
   const Tensor targets = d.ids({N}, -1, V - 1);
   return {
       cat("N ", N, " V ", V), {d.normal({N, V}, 2)}, [=](const In& in) { return cross_entropy(in[0], targets); }, {}};
 }
 
 OpSample draw_linear_cross_entropy(Draw& d) {
-  const std::int64_t N = d.extent(7), C = d.extent(6), V = d.extent(9, false), chunk = d.integer(0, 4);
+  const std::int64_t N = d.extent(7), C = d.width(), V = d.width(false), chunk = d.integer(0, 4);
   const Tensor targets = d.ids({N}, -1, V - 1);
   return {cat("N ", N, " C ", C, " V ", V, " chunk ", chunk),
           {d.normal({N, C}), d.normal({V, C})},
@@ -139,7 +143,7 @@ OpSample draw_linear_cross_entropy(Draw& d) {
 }
 
 OpSample draw_score(Draw& d) {
-  const std::int64_t B = d.extent(3), T = d.extent(5), C = d.extent(9), H = d.extent(3);
+  const std::int64_t B = d.extent(3), T = d.extent(5), C = d.width(), H = d.extent(3);
   return {cat("B ", B, " T ", T, " C ", C, " H ", H),
           {d.normal({B, T, C}), d.normal({H, C})},
           [](const In& in) { return score(in[0], in[1]); },

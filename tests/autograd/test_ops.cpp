@@ -24,11 +24,11 @@ TEST_CASE("every registered op has exactly one case, and every case a registered
 
 TEST_CASE("gradients agree with central differences in fp64") {
   for (const OpCase& op : autograd_op_cases()) {
-    const OpReport report = check_case_gradients(op, 120);
+    const OpReport report = check_case_gradients(op, 200);
     INFO(report.where);
     CAPTURE(op.name);
     CHECK(report.worst <= 1e-7);
-    CHECK(report.samples >= 100);
+    CHECK(report.samples == 200);
     CHECK(report.ones > 0);
     CHECK(report.views > 0);
     CHECK((report.empty > 0 || !op.has_empty));
@@ -39,11 +39,11 @@ TEST_CASE("bf16 and fp32 stay within twice the naive rounding error") {
   for (const OpCase& op : autograd_op_cases()) {
     if (!op.low_precision) continue;
     for (const DType dtype : {DType::bf16, DType::f32}) {
-      const OpReport report = check_case_precision(op, dtype, 120);
+      const OpReport report = check_case_precision(op, dtype, 200);
       INFO(report.where);
       CAPTURE(op.name, name_of(dtype), report.worst, report.yardstick);
-      // eps: what a dozen fp32 operations may lose. It matters where the yardstick is an exact result.
-      CHECK(report.worst <= 2 * report.yardstick + 12 * 0x1p-24);
+      // eps: 32 roundings in fp32, for the fp32 runs, whose yardstick is one rounding, and for exact results in bf16.
+      CHECK(report.worst <= 2 * report.yardstick + 32 * 0x1p-24);
     }
   }
 }

@@ -24,6 +24,8 @@ class Draw {
     if (may_be_empty && u < 0.04) return 0;
     return u < 0.15 ? 1 : integer(std::min<std::int64_t>(2, largest), largest);
   }
+  // The same for the axis that kernels vectorise over: also wider than a vector register, with odd remainders.
+  std::int64_t width(bool may_be_empty = true) { return chance(0.3) ? integer(15, 37) : extent(9, may_be_empty); }
   Shape shape(int rank, std::int64_t largest, bool may_be_empty = true) {
     std::array<std::int64_t, kMaxRank> e{};
     for (int i = 0; i < rank; ++i) e[static_cast<std::size_t>(i)] = extent(largest, may_be_empty);

@@ -40,15 +40,22 @@ struct Mul {
   static constexpr std::size_t arity = 2;
   Needs<2> need{};
   Tensor a, b;  // a where b's gradient is wanted, b where a's is
+  Shape a_shape, b_shape;
 
   Tensor forward(const std::array<Tensor, 2>& in) {
     if (need[1]) a = in[0];
     if (need[0]) b = in[1];
+    a_shape = in[0].shape();
+    b_shape = in[1].shape();
     return binary(Binary::mul, in[0], in[1], name);
   }
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2>) {
-    return {need[0] ? binary(Binary::mul, grad, b, name) : Tensor(),
-            need[1] ? binary(Binary::mul, grad, a, name) : Tensor()};
+    return {need[0] ? times(grad, b, a_shape) : Tensor(), need[1] ? times(grad, a, b_shape) : Tensor()};
+  }
+  // The engine will sum the products of a broadcast input: they must not be rounded to bf16 before.
+  static Tensor times(const Tensor& grad, const Tensor& other, const Shape& wanted) {
+    const DType dtype = grad.shape() == wanted ? grad.dtype() : compute_dtype(grad.dtype());
+    return binary(Binary::mul, grad.to(dtype), other.to(dtype), name);
   }
 };
 
