@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "attention/kernels/timestep_norm.h"
+#include "attention/registry.h"
 #include "autograd/record.h"
 #include "tensor/dispatch.h"
 
@@ -22,6 +23,7 @@ TimestepNormArgs arguments(const Tensor& s, const Tensor& gain, const Tensor& st
 }
 
 struct TimestepNorm {
+  static constexpr std::span<const std::string_view> table = kAttentionOps;
   static constexpr std::string_view name = "timestep_norm";
   static constexpr std::size_t arity = 2;
   Tensor s, gain, starts;
