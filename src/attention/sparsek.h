@@ -20,6 +20,7 @@
 #include <span>
 #include <vector>
 
+#include "attention/kernels/incremental_sparsek.h"
 #include "attention/spec.h"
 
 namespace sieve {
@@ -35,35 +36,7 @@ double sparsek(std::span<const double> z, std::int64_t k, std::span<double> p);
 // is overwritten.
 void sparsek_vjp(std::span<const double> z, double tau, std::span<const double> g, std::span<double> dz);
 
-// (b) Two min-heaps, O(log w) a score with w = |S1| + |F| <= pool. Every score is pushed once, moves from S1 to F at
-// most once and is dropped at most once.
-class IncrementalSparseK {
- public:
-  explicit IncrementalSparseK(std::int64_t k, std::int64_t pool_size = 0);  // pool_size: scores kept, >= k; 0 = all
-  void add(double z);
-  void clear();
-
-  double tau() const { return tau_; }  // -inf while fewer than k scores were added
-  std::int64_t band() const {
-    return static_cast<std::int64_t>(fractional_.size());
-  }  // F, its closed end z = tau + 1 included
-  std::int64_t saturated() const { return static_cast<std::int64_t>(saturated_.size()); }
-  std::int64_t kept() const { return band() + saturated(); }
-
- private:
-  void push_saturated(double z);
-  void push_fractional(double z);
-  double pop_saturated();
-  void pop_fractional();
-  void rebase();
-  void settle();
-
-  std::int64_t k_, pool_size_;
-  double tau_ = -std::numeric_limits<double>::infinity();
-  double centre_ = 0, centred_sum_ = 0;         // sum over F of z - centre
-  std::int64_t changes_ = 0;                    // of the sum since it was last computed afresh
-  std::vector<double> saturated_, fractional_;  // min-heaps
-};
+// (b) class IncrementalSparseK, kernels/incremental_sparsek.h.
 
 // (c) Tile-wise two-pointer form (kernels/threshold_walk.h): thresholds of every prefix of z, tau (n): tau[i] belongs
 // to z[0..i]. pool_size as above. tile >= 1 scores are sorted and merged at a time; tau does not depend on it but for

@@ -9,9 +9,10 @@
 #include <cstddef>
 #include <vector>
 
+#include "attention/kernels/cpu/documents.h"
+#include "attention/kernels/incremental_sparsek.h"
 #include "attention/kernels/threshold_walk.h"
 #include "attention/kernels/top_k_heap.h"
-#include "attention/sparsek.h"
 #include "core/error.h"
 #include "core/parallel_for.h"
 
@@ -146,23 +147,6 @@ void Row::document(std::int64_t begin, std::int64_t end) {
   find_bands(begin, end, candidates);
 }
 
-// f(begin, end) for every document of batch row b.
-template <class F>
-void for_each_document(const std::int32_t* starts_BT, std::int64_t b, std::int64_t T, F f) {
-  const std::int32_t* starts = starts_BT == nullptr ? nullptr : starts_BT + b * T;
-  for (std::int64_t begin = 0; begin < T;) {
-    std::int64_t end = T;
-    if (starts != nullptr) {
-      require(starts[begin] == begin, "sparsek", "token ", begin, " begins a document but names ", starts[begin],
-              " as its start");
-      end = begin + 1;
-      while (end < T && starts[end] == starts[begin]) ++end;
-    }
-    f(begin, end);
-    begin = end;
-  }
-}
-
 void check(const SelectArgs& a) {
   require(a.dtype == DType::f32 || a.dtype == DType::f64, "sparsek", "scores want f32 or f64, got ", name_of(a.dtype));
   require(a.B >= 0 && a.H >= 0 && a.T >= 0 && a.T < std::numeric_limits<std::int32_t>::max(), "sparsek", "shape (", a.B,
@@ -191,43 +175,6 @@ void select(const SelectArgs& a) {
   if (a.nan_count == nullptr) return;
   *a.nan_count = 0;
   for (std::int64_t n : nan) *a.nan_count += n;
-}
-
-namespace {
-
-// G: prefix sums of gbar_i = row_i / |F_i| over one document, G[0] = 0.
-template <class Score>
-void score_backward_row(const ScoreBackwardArgs& a, std::int64_t row) {
-  const std::int64_t offset = row * a.T;
-  std::vector<double> G(static_cast<std::size_t>(a.T) + 1);
-  for_each_document(a.document_starts_BT, row / a.H, a.T, [&](std::int64_t begin, std::int64_t end) {
-    G[0] = 0;
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int32_t band = a.band_BHT[offset + i];
-      const double gbar = band > 0 ? a.row_BHT[offset + i] / band : 0;
-      G[static_cast<std::size_t>(i - begin + 1)] = G[static_cast<std::size_t>(i - begin)] + gbar;
-    }
-    for (std::int64_t j = begin; j < end; ++j) {
-      const std::int64_t from = a.band_from_BHT[offset + j] - begin, to = a.band_to_BHT[offset + j] - begin;
-      const double du =
-          from == to ? 0
-                     : a.column_BHT[offset + j] - (G[static_cast<std::size_t>(to)] - G[static_cast<std::size_t>(from)]);
-      static_cast<Score*>(a.dscores_BHT)[offset + j] = static_cast<Score>(du / a.temperature);
-    }
-  });
-}
-
-}  // namespace
-
-void score_backward(const ScoreBackwardArgs& a) {
-  require(a.dtype == DType::f32 || a.dtype == DType::f64, "sparsek", "score gradients want f32 or f64, got ",
-          name_of(a.dtype));
-  parallel_for(a.B * a.H, 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t r = first; r < last; ++r) {
-      if (a.dtype == DType::f32) score_backward_row<float>(a, r);
-      else score_backward_row<double>(a, r);
-    }
-  });
 }
 
 }  // namespace sieve::cpu
