@@ -2,7 +2,7 @@
 # own .cpp files (kernels/cpu included), so that adding a file needs no edit here.
 add_library(sieve_flags INTERFACE)
 target_compile_options(sieve_flags INTERFACE
-  -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers
+  -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-restrict
   $<$<CONFIG:Release>:-O3> $<$<CONFIG:Debug>:-O1 -g> -fno-math-errno -fno-trapping-math)
 target_compile_definitions(sieve_flags INTERFACE $<$<CONFIG:Release>:NDEBUG>)
 if(SIEVE_MARCH)
