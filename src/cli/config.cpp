@@ -5,7 +5,7 @@
 #include "core/log.h"
 #include "io/yaml.h"
 #include "train/commands.h"
-#include "train/run_config.h"
+#include "train/load_config.h"
 
 namespace sieve {
 namespace {

@@ -1,5 +1,7 @@
 #include "train/adamw.h"
 
+#include <cmath>
+
 #include "core/error.h"
 #include "tensor/kernels/kernels.h"
 
@@ -53,6 +55,16 @@ void AdamW::restore(const SafetensorsFile& file, std::int64_t updates) {
     file.read_into(name, tensor);
   }
   updates_ = updates;
+}
+
+double gradient_norm(std::span<const Tensor> grads) {
+  double total = 0;
+  for (const Tensor& g : grads) {
+    double sum = 0;
+    launch(g.stream(), SumArgs{.x = g.raw(), .sum = &sum, .n = g.numel(), .square = true, .dtype = g.dtype()});
+    total += sum;
+  }
+  return std::sqrt(total);
 }
 
 double clip_factor(double norm, double clip) { return clip > 0 && norm > clip ? clip / norm : 1.0; }

@@ -34,6 +34,10 @@ class AdamW {
   std::int64_t updates_ = 0;
 };
 
+// Global L2 norm of the gradients: fp64, a fixed tree inside each tensor, tensors added in order, so that it depends on
+// nothing but values.
+double gradient_norm(std::span<const Tensor> grads);
+
 // Factor that brings a gradient of this norm down to `clip` (1 where it is below, or clip is 0).
 double clip_factor(double norm, double clip);
 

@@ -12,7 +12,7 @@
 #include "tensor/profile.h"
 #include "train/adamw.h"
 #include "train/format.h"
-#include "train/run_config.h"
+#include "train/load_config.h"
 
 namespace sieve {
 namespace {

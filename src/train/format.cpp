@@ -34,6 +34,13 @@ std::string format_count(double value) {
   return format_fixed(value, whole ? 0 : 1) + kSuffixes[i];
 }
 
+std::string format_si(double value, const std::string& unit) {
+  static constexpr const char* kPrefixes[] = {" ", " k", " M", " G", " T", " P", " E"};
+  std::size_t i = 0;
+  while (std::abs(value) >= 1000 && i + 1 < std::size(kPrefixes)) value /= 1000, ++i;
+  return format_fixed(value, std::abs(value) >= 100 ? 0 : std::abs(value) >= 10 ? 1 : 2) + kPrefixes[i] + unit;
+}
+
 std::string format_grouped(std::int64_t value) {
   std::string digits = std::to_string(value);
   for (auto at = static_cast<std::int64_t>(digits.size()) - 3; at > (value < 0 ? 1 : 0); at -= 3)

@@ -93,7 +93,7 @@ void check_run_config(const RunConfig& config, const ConfigTree& tree, int world
   tree.fail_all(problems);
 }
 
-LoadedConfig load_run_config(const std::string& file, const std::vector<std::string>& overrides, int world_size,
+LoadedConfig bind_run_config(const std::string& file, const std::vector<std::string>& overrides,
                              const std::string& base, const std::string& base_name) {
   LoadedConfig loaded;
   if (!base.empty()) loaded.tree.load_text(base, base_name);
@@ -101,6 +101,12 @@ LoadedConfig load_run_config(const std::string& file, const std::vector<std::str
   loaded.tree.overlay_environment();
   loaded.tree.overlay(overrides);
   loaded.tree.bind(loaded.config);
+  return loaded;
+}
+
+LoadedConfig load_run_config(const std::string& file, const std::vector<std::string>& overrides, int world_size,
+                             const std::string& base, const std::string& base_name) {
+  LoadedConfig loaded = bind_run_config(file, overrides, base, base_name);
   check_run_config(loaded.config, loaded.tree, world_size);
   return loaded;
 }

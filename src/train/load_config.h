@@ -21,6 +21,10 @@ struct LoadedConfig {
 LoadedConfig load_run_config(const std::string& file, const std::vector<std::string>& overrides, int world_size,
                              const std::string& base = "", const std::string& base_name = "");
 
+// Bound, not checked: for what has to be known before the base is (init_from.path, run.dir).
+LoadedConfig bind_run_config(const std::string& file, const std::vector<std::string>& overrides,
+                             const std::string& base = "", const std::string& base_name = "");
+
 // Relations between keys that need no data. Problems are reported together, each with its place, through
 // ConfigTree::fail_all.
 void check_run_config(const RunConfig& config, const ConfigTree& tree, int world_size);

@@ -1,0 +1,108 @@
+#include "train/checkpoint_writer.h"
+
+#include <chrono>
+#include <utility>
+
+#include "core/error.h"
+#include "train/format.h"
+
+namespace sieve {
+namespace {
+
+// The copies of the previous checkpoint are written over: no allocation once the first one was made.
+void copy_tensors(const TensorMap& from, TensorMap& to) {
+  for (const auto& [name, tensor] : from) {
+    Tensor& copy = to[name];
+    if (!copy.defined() || copy.shape() != tensor.shape()) copy = empty_like(tensor);
+    copy.copy_from(tensor);
+  }
+}
+
+}  // namespace
+
+CheckpointWriter::CheckpointWriter(std::filesystem::path folder, PruneRules rules, bool background)
+    : folder_(std::move(folder)), rules_(rules), background_(background) {
+  make_directories(folder_);
+  clean_stale_archives(folder_);
+  if (background_) thread_ = std::thread([this] { run(); });
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void CheckpointWriter::save(const CheckpointContent& content) {
+  wait();
+  if (!background_) {
+    snapshot_ = content;
+    write();
+    snapshot_ = {};
+    return;
+  }
+  take_snapshot(content);
+  {
+    const std::lock_guard lock(mutex_);
+    busy_ = true;
+  }
+  changed_.notify_all();
+}
+
+std::vector<std::string> CheckpointWriter::poll() {
+  std::unique_lock lock(mutex_);
+  rethrow_failure(lock);
+  return std::exchange(messages_, {});
+}
+
+void CheckpointWriter::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !busy_; });
+  rethrow_failure(lock);
+}
+
+void CheckpointWriter::rethrow_failure(std::unique_lock<std::mutex>&) {
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void CheckpointWriter::take_snapshot(const CheckpointContent& content) {
+  snapshot_.state = content.state;
+  snapshot_.config_yaml = content.config_yaml;
+  snapshot_.config_json = content.config_json;
+  snapshot_.tokenizer = content.tokenizer;
+  copy_tensors(content.model, snapshot_.model);
+  copy_tensors(content.scorers, snapshot_.scorers);
+  copy_tensors(content.optimizer, snapshot_.optimizer);
+}
+
+void CheckpointWriter::write() {
+  const auto start = std::chrono::steady_clock::now();
+  const ArchiveReport report = write_checkpoint(folder_, snapshot_);
+  prune_checkpoints(folder_, rules_);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  const std::lock_guard lock(mutex_);
+  messages_.push_back(cat("saved ", report.path.string(), " (", format_bytes(static_cast<double>(report.bytes)), " in ",
+                          format_fixed(took.count(), 1), " s)"));
+}
+
+void CheckpointWriter::run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return busy_ || stop_; });
+    if (!busy_) return;
+    lock.unlock();
+    std::exception_ptr error;
+    try {
+      write();
+    } catch (...) { error = std::current_exception(); }
+    lock.lock();
+    busy_ = false;
+    error_ = error;
+    changed_.notify_all();
+  }
+}
+
+}  // namespace sieve

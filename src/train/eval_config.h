@@ -1,0 +1,43 @@
+// What `sieve eval` evaluates, as the user writes it (its own YAML file, or key=value beside a checkpoint).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/fields.h"
+#include "train/perplexity.h"
+
+namespace sieve {
+
+struct EvalDataConfig {
+  std::optional<std::string> name;  // auto: the file's name without its ending
+  std::string path;
+  std::optional<std::string> document_separator;
+  std::string field = "text";
+  void fields(FieldVisitor& v);
+};
+
+struct EvalRunGroup {
+  std::vector<std::string> checkpoints;
+  std::vector<EvalDataConfig> data;
+  EvalMethod method = EvalMethod::chunked;
+  std::vector<std::int64_t> contexts;  // empty: data.seq_len of the training
+  double stride = 0.5;
+  double score_from = 0;
+  std::int64_t batch = 8;
+  std::int64_t position_buckets = 32;
+  std::optional<std::int64_t> max_tokens;
+  std::optional<std::string> out;
+  std::vector<std::string> fail_if;
+  void fields(FieldVisitor& v);
+};
+
+struct EvalFile {
+  std::int64_t schema = 1;
+  EvalRunGroup eval;
+  void fields(FieldVisitor& v);
+};
+
+}  // namespace sieve

@@ -1,0 +1,134 @@
+#include "train/plan.h"
+
+#include <iostream>
+
+#include "core/build.h"
+#include "data/tokenizer.h"
+#include "dist/reducer.h"
+#include "train/commands.h"
+#include "train/format.h"
+#include "train/peak.h"
+#include "train/run_data.h"
+
+namespace sieve {
+namespace {
+
+MemoryPlan memory_of(const RunConfig& config, const ModelCost& cost, const RunScale& scale) {
+  const bool low = config.device.precision == Precision::bf16;
+  const double n = static_cast<double>(cost.parameters);
+  MemoryPlan m;
+  m.weights = n * (low ? 6 : 4);
+  m.optimizer = n * 8;
+  m.gradients = n * 4 * (1 + GradientReducer::buffers(scale.accumulation, config.run.deterministic.value_or(true)));
+  m.activations = cost.activation_bytes_per_token * static_cast<double>(config.train.micro_batch * config.data.seq_len);
+  m.loss = cost.logits_bytes;
+  if (config.checkpoint.async) m.snapshot = n * 12;
+  return m;
+}
+
+std::string row(const std::string& name, const std::string& value) {
+  return name + std::string(22 - name.size(), ' ') + value + "\n";
+}
+
+}  // namespace
+
+RunPlan make_plan(const RunConfig& config, const RunScale& scale, int world_size, double peak_tflops) {
+  const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  RunPlan plan;
+  plan.cost = model_cost(config.model, config.data.seq_len, compute, config.train.recompute);
+  plan.memory = memory_of(config, plan.cost, scale);
+  plan.scale = scale;
+  plan.tokens = checked_product(scale.steps, scale.tokens_per_step, "plan");
+  plan.world_size = world_size;
+  plan.peak_tflops = peak_tflops;
+  plan.seconds = plan.cost.flops_per_token * static_cast<double>(plan.tokens) /
+                 (peak_tflops * 1e12 * world_size * kAssumedUtilisation);
+  return plan;
+}
+
+std::string plan_line(const RunPlan& p) {
+  const auto parameters = static_cast<double>(p.cost.parameters - p.cost.sparsek_parameters);
+  std::string line = "plan   " + format_count(parameters) + " params";
+  if (p.cost.sparsek_parameters > 0)
+    line += " (+" + format_count(static_cast<double>(p.cost.sparsek_parameters)) + " SparseK)";
+  return line + " · " + format_si(p.cost.flops_per_token, "FLOP") +
+         "/token (full attention: " + format_si(p.cost.flops_per_token_full, "FLOP") + ") · " +
+         format_bytes(p.memory.total()) + "/rank · " + format_grouped(p.scale.steps) + " steps · ~" +
+         format_duration(p.seconds);
+}
+
+std::string plan_text(const RunPlan& p) {
+  const auto bytes = [](double b) { return format_bytes(b); };
+  std::string text;
+  text += row("parameters", format_grouped(p.cost.parameters) + " (" + format_grouped(p.cost.sparsek_parameters) +
+                                " in SparseK scorers)");
+  text += row("FLOPs per token", format_si(p.cost.flops_per_token, "FLOP") + ", forward and backward");
+  text += row("  all layers full", format_si(p.cost.flops_per_token_full, "FLOP"));
+  text += row("tokens", format_grouped(p.tokens));
+  text += row("steps", format_grouped(p.scale.steps) + " of " + format_grouped(p.scale.tokens_per_step) + " tokens (" +
+                           format_grouped(p.scale.samples_per_step) + " sequences)");
+  text += row("micro-batches", format_grouped(p.scale.micro_batches) + " a step, " +
+                                   format_grouped(p.scale.accumulation) + " per rank on " +
+                                   std::to_string(p.world_size) + (p.world_size == 1 ? " rank" : " ranks"));
+  text += row("memory per rank", bytes(p.memory.total()));
+  text += row("  weights", bytes(p.memory.weights));
+  text += row("  optimizer", bytes(p.memory.optimizer));
+  text += row("  gradients", bytes(p.memory.gradients));
+  text += row("  activations", bytes(p.memory.activations));
+  text += row("  loss", bytes(p.memory.loss));
+  text += row("  checkpoint copy", bytes(p.memory.snapshot) + " (rank 0)");
+  text += row("time", "~" + format_duration(p.seconds) + " at " + format_fixed(100 * kAssumedUtilisation, 0) +
+                          " % of " + format_fixed(p.peak_tflops * 1000, 0) + " GFLOP/s a rank");
+  return text;
+}
+
+Json plan_json(const RunPlan& p) {
+  return Json{{"parameters", p.cost.parameters},
+              {"sparsek_parameters", p.cost.sparsek_parameters},
+              {"flops_per_token", p.cost.flops_per_token},
+              {"flops_per_token_full", p.cost.flops_per_token_full},
+              {"tokens", p.tokens},
+              {"steps", p.scale.steps},
+              {"tokens_per_step", p.scale.tokens_per_step},
+              {"samples_per_step", p.scale.samples_per_step},
+              {"micro_batches", p.scale.micro_batches},
+              {"accumulation", p.scale.accumulation},
+              {"world_size", p.world_size},
+              {"memory_bytes",
+               {{"total", p.memory.total()},
+                {"weights", p.memory.weights},
+                {"optimizer", p.memory.optimizer},
+                {"gradients", p.memory.gradients},
+                {"activations", p.memory.activations},
+                {"loss", p.memory.loss},
+                {"snapshot", p.memory.snapshot}}},
+              {"peak_tflops", p.peak_tflops},
+              {"seconds", p.seconds}};
+}
+
+Exit plan(const PlanOptions& options) {
+  LoadedConfig loaded = load_run_config(options.config, options.overrides, options.world_size);
+  RunConfig& config = loaded.config;
+  // The shards are needed only for a length in epochs, the tokenizer only for an open vocabulary.
+  std::int64_t samples = 0, vocab = config.model.vocab_size.value_or(0);
+  if (config.train.epochs) {
+    const RunData data = open_run_data(config, loaded.tree);
+    samples = data.train->sampler().epoch_samples();
+    vocab = data.tokenizer->vocab_size();
+  } else if (vocab == 0) {
+    vocab = open_run_tokenizer(config)->vocab_size();
+  }
+  resolve_config(config, vocab, options.world_size);
+  const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  double peak = options.peak_tflops.value_or(0);
+  if (peak == 0) peak = config.log.peak_tflops ? *config.log.peak_tflops : measure_peak_tflops(compute);
+  const RunPlan p = make_plan(config, scale_of(config, options.world_size, samples), options.world_size, peak);
+  if (options.json) {
+    std::cout << json_text(plan_json(p)) << '\n';
+  } else {
+    std::cout << plan_text(p);
+  }
+  return Exit::ok;
+}
+
+}  // namespace sieve

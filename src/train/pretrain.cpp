@@ -1,0 +1,222 @@
+// From an invocation to a running Trainer: what is opened, checked and restored, in which order.
+#include <iostream>
+
+#include "core/log.h"
+#include "dist/watchdog.h"
+#include "train/commands.h"
+#include "train/manifest.h"
+#include "train/on_root.h"
+#include "train/peak.h"
+#include "train/trainer.h"
+
+namespace sieve {
+namespace {
+
+// The model and tokenizer of a checkpoint as the lowest layer of a configuration.
+struct BaseGroups {
+  ModelConfig model;
+  TokenizerGroup tokenizer;
+  void fields(FieldVisitor& v) {
+    v.group({"model", ""}, model);
+    v.group({"tokenizer", ""}, tokenizer);
+  }
+};
+
+std::string base_text(const Checkpoint& checkpoint) {
+  BaseGroups base{checkpoint.config().model, checkpoint.config().tokenizer};
+  if (base.tokenizer.type != TokenizerType::byte)
+    base.tokenizer.path = checkpoint.archive().file("tokenizer.json").string();
+  return dump_yaml(base);
+}
+
+struct Start {
+  LoadedConfig loaded;
+  RunFolder folder{""};
+  std::optional<Checkpoint> restored;  // this run goes on
+  std::optional<Checkpoint> base;      // a new run takes its weights
+};
+
+Start open_configuration(const TrainOptions& options, bool finetune, Communicator& comm) {
+  const RunConfig given = bind_run_config(options.config, options.overrides).config;
+  if (finetune && !given.init_from.path)
+    fail(Exit::config, "init_from.path", "finetune starts from a checkpoint: give init_from.path");
+  if (!finetune && given.init_from.path)
+    fail(Exit::config, "init_from.path", "pretrain starts from scratch: use sieve finetune");
+  Start start;
+  start.folder = RunFolder(given.run_dir());
+  std::string from;
+  if (!options.dry_run && !options.print_config)
+    from = on_root(comm, "the checkpoint to continue from",
+                   [&] { return start.folder.choose_checkpoint(options.resume).string(); });
+  // Every rank reads and verifies what it restores: a damaged byte on one node is that node's error.
+  on_every_rank(comm, "opening the checkpoint", [&] {
+    if (!from.empty()) start.restored.emplace(from);
+    if (from.empty() && finetune) start.base.emplace(resolve_checkpoint(*given.init_from.path));
+  });
+  const std::optional<Checkpoint>& origin = start.restored ? start.restored : start.base;
+  const bool inherits = finetune && given.model.from_checkpoint.value_or(true);
+  start.loaded = load_run_config(options.config, options.overrides, comm.size(), inherits ? base_text(*origin) : "",
+                                 inherits ? "checkpoint " + origin->path().string() : "");
+  return start;
+}
+
+void check_resume(const Start& start, const RunConfig& config, const RunData& data, const RunScale& scale,
+                  Communicator& comm) {
+  const Checkpoint& c = *start.restored;
+  const auto changes = compare_for_resume(c.config(), config);
+  if (comm.rank() == 0) {
+    for (const auto& line : changes.warned) log_warn("continues with other bits: ", line);
+  }
+  std::string problems;
+  for (const auto& line : changes.refused) problems += "\n  " + line;
+  if (c.state().tokenizer_hash != data.tokenizer_hash)
+    problems += "\n  tokenizer: another one than when the run started";
+  if (c.state().data_hash != data.train_hash) problems += "\n  data.train: other shards than when the run started";
+  if (!problems.empty())
+    fail(Exit::config, "resume", "the configuration differs from that of ", c.path().string(), ":", problems,
+         "\n  restore these keys, or start a new run from these weights: sieve finetune with init_from.path");
+  if (c.state().step > scale.steps)
+    fail(Exit::config, "resume", c.path().string(), " is at step ", c.state().step, ", beyond the ", scale.steps,
+         " steps of this run");
+}
+
+std::unique_ptr<Decoder> build_model(const Start& start, const RunConfig& config, Communicator& comm) {
+  const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  auto model =
+      std::make_unique<Decoder>(config.model, DecoderOptions{.compute = compute,
+                                                             .seed = static_cast<std::uint64_t>(config.run.seed),
+                                                             .recompute = config.train.recompute});
+  on_every_rank(comm, "loading weights", [&] {
+    if (start.restored) load_weights(*start.restored, *model, true, {});
+    if (!start.base) return;
+    const WeightReport report = load_weights(*start.base, *model, config.init_from.strict, config.init_from.allow_new);
+    if (comm.rank() != 0) return;
+    log_info("init   ", start.base->path().string(), ": ", report.summary());
+    for (const auto& name : report.fresh) log_info("  new     ", name);
+    for (const auto& name : report.unexpected) log_info("  unused  ", name);
+  });
+  std::vector<bool> used(config.train.freeze.size(), false);
+  bool any_left = false;
+  for (const auto& p : model->parameters()) {
+    for (std::size_t i = 0; i < used.size(); ++i) {
+      if (!matches_pattern(config.train.freeze[i], p->name)) continue;
+      used[i] = true;
+      if (p->trainable) freeze(*p);
+    }
+    any_left = any_left || p->trainable;
+  }
+  for (std::size_t i = 0; i < used.size(); ++i) {
+    if (!used[i])
+      start.loaded.tree.fail_at("train.freeze", cat("\"", config.train.freeze[i], "\" matches no parameter"));
+  }
+  if (!any_left) start.loaded.tree.fail_at("train.freeze", "freezes every parameter: nothing is left to train");
+  return model;
+}
+
+void prepare_folder(const Start& start, const TrainOptions& options, std::int64_t step, const std::string& yaml,
+                    const Json& manifest, Communicator& comm) {
+  on_root(comm, "the run folder", [&] {
+    start.folder.create(start.loaded.tree, options.argv, step);
+    start.folder.write_config(yaml);
+    start.folder.write_manifest(manifest);
+    if (start.restored) {
+      for (const auto& name : start.folder.set_aside_after(step))
+        log_warn("checkpoint ", name, " is of a later step: kept as superseded_", name);
+    }
+    return std::string();
+  });
+  open_log_file(start.folder.log_file(comm.rank()).string());
+}
+
+void print_result(const RunFolder& folder, const TrainState& state, Exit code) {
+  const auto number = [](const std::optional<double>& v) { return v ? Json(*v) : Json(nullptr); };
+  const Json result{{"run", folder.root().string()},
+                    {"exit_code", static_cast<int>(code)},
+                    {"step", state.step},
+                    {"tokens", state.tokens},
+                    {"loss", state.loss},
+                    {"val_loss", number(state.val_loss)},
+                    {"best_val_loss", number(state.best_val_loss)},
+                    {"seconds", state.seconds},
+                    {"skipped_steps", state.skipped}};
+  std::cout << json_text(result) << '\n';
+}
+
+// Runs, and leaves a last word in status.json if that fails.
+Exit train(Trainer& trainer, const RunFolder& folder, Communicator& comm) {
+  const auto failed = [&](Exit code, const char* message) {
+    if (comm.rank() != 0) return;
+    const TrainState& s = trainer.state();
+    try {
+      StatusFile(folder.root() / "status.json", 0)
+          .write({"failed", s.step, 0, s.tokens, s.loss, static_cast<int>(code), message});
+    } catch (const Error& e) {
+      log_error(e.what());  // the disk may be what failed
+    }
+  };
+  try {
+    return trainer.run();
+  } catch (const Error& e) {
+    failed(e.code(), e.what());
+    throw;
+  } catch (const std::exception& e) {
+    failed(Exit::internal, e.what());
+    throw;
+  }
+}
+
+Exit start_training(const TrainOptions& options, bool finetune, Communicator& comm) {
+  Start start = open_configuration(options, finetune, comm);
+  RunConfig config = start.loaded.config;
+  RunData data;
+  on_every_rank(comm, "opening the data", [&] { data = open_run_data(config, start.loaded.tree); });
+  resolve_config(config, data.tokenizer->vocab_size(), comm.size());
+  const std::string yaml = dump_yaml(config, start.loaded.tree);
+  if (options.print_config) {
+    if (comm.rank() == 0) std::cout << yaml;
+    return Exit::ok;
+  }
+  const RunScale scale = scale_of(config, comm.size(), data.train->sampler().epoch_samples());
+  if (start.restored) check_resume(start, config, data, scale, comm);
+  const Watchdog watchdog(comm.progress(), comm.rank(), config.parallel.timeout);
+
+  const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  if (!config.log.peak_tflops) config.log.peak_tflops = measure_peak_tflops(compute);
+  const RunPlan plan = make_plan(config, scale, comm.size(), *config.log.peak_tflops);
+  if (comm.rank() == 0) log_info(plan_line(plan));
+  if (options.dry_run) return Exit::ok;
+
+  TrainerSetup setup{.config = config,
+                     .config_yaml = yaml,
+                     .data = data,
+                     .scale = scale,
+                     .model = build_model(start, config, comm),
+                     .state = {},
+                     .restored = nullptr,
+                     .folder = start.folder,
+                     .progress = options.progress};
+  if (start.restored) {
+    setup.state = start.restored->state();
+    setup.restored = &*start.restored;
+  }
+  setup.state.config_hash = resume_hash(config);
+  setup.state.tokenizer_hash = data.tokenizer_hash;
+  setup.state.data_hash = data.train_hash;
+  const std::int64_t first_step = setup.state.step;
+  const Json manifest =
+      run_manifest(config, data, plan, start.restored ? start.restored->path() : std::filesystem::path(), comm);
+  prepare_folder(start, options, first_step, yaml, manifest, comm);
+  if (comm.rank() == 0)
+    log_info("run    ", start.folder.root().string(), first_step > 0 ? cat(", continuing at step ", first_step) : "");
+  Trainer trainer(std::move(setup), comm);
+  const Exit code = train(trainer, start.folder, comm);
+  if (options.json && comm.rank() == 0) print_result(start.folder, trainer.state(), code);
+  return code;
+}
+
+}  // namespace
+
+Exit pretrain(const TrainOptions& options, Communicator& comm) { return start_training(options, false, comm); }
+Exit finetune(const TrainOptions& options, Communicator& comm) { return start_training(options, true, comm); }
+
+}  // namespace sieve

@@ -1,0 +1,23 @@
+#include "train/validate.h"
+
+namespace sieve {
+
+double validation_loss(const Decoder& model, const ValidationSet& set, Communicator& comm) {
+  const NoGrad no_grad;
+  const Progress::Scope scope(comm.progress(), "validation");
+  // One rank fills a block's place, the others leave 0 there: the sum over ranks is exact in any order.
+  Tensor sums = zeros({set.blocks()}, DType::f64);
+  for (std::int64_t b = comm.rank(); b < set.blocks(); b += comm.size()) {
+    const Batch batch = set.block(b);
+    Tensor losses;
+    model.loss_sum({batch.tokens, batch.targets, batch.document_starts}, &losses);
+    for (const float loss : losses.span<float>()) sums.data<double>()[b] += static_cast<double>(loss);
+    comm.progress().beat();
+  }
+  comm.all_reduce(sums, ReduceOp::sum, "validation sums");
+  double total = 0;
+  for (const double sum : sums.span<double>()) total += sum;
+  return total / static_cast<double>(set.targets());
+}
+
+}  // namespace sieve
