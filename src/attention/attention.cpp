@@ -1,0 +1,279 @@
+// Letters: B batch, T time, H query heads, Hkv key-value heads, Hs score heads, D head size, F features of qkv.
+#include "attention/attention.h"
+
+#include <cmath>
+
+#include "attention/kernels/select.h"
+#include "attention/kernels/softmax.h"
+#include "attention/plan.h"
+#include "attention/registry.h"
+#include "attention/rotary.h"
+#include "attention/sparsek.h"
+#include "autograd/record.h"
+#include "tensor/dispatch.h"
+
+namespace sieve {
+namespace {
+
+template <class... Parts>
+void demand(bool condition, const Parts&... parts) {
+  if (!condition) fail(Exit::config, "attention", parts...);
+}
+
+// What the selection of a SparseK layer leaves behind, (B, Hs, T) each. Without thresholds only from and to are
+// defined.
+struct Selection {
+  Tensor from, to;                  // i32
+  Tensor z, tau;                    // f64
+  Tensor band, band_from, band_to;  // i32
+
+  bool thresholds() const { return z.defined(); }
+};
+
+const std::int32_t* starts_of(const Tensor& document_starts) {
+  return document_starts.defined() ? document_starts.data<std::int32_t>() : nullptr;
+}
+
+Selection select_keys(const AttentionSpec& spec, const Tensor& scores, const Tensor& starts, bool thresholds,
+                      SelectionStats* stats) {
+  const SparsekSpec& s = spec.sparsek;
+  Selection out;
+  auto make = [&](DType dtype) { return empty(scores.shape(), dtype, scores.stream()); };
+  out.from = make(DType::i32);
+  out.to = make(DType::i32);
+  if (thresholds) {
+    out.z = make(DType::f64);
+    out.tau = make(DType::f64);
+    for (Tensor* t : {&out.band, &out.band_from, &out.band_to}) *t = make(DType::i32);
+  }
+  auto ints = [](const Tensor& t) { return t.defined() ? t.data<std::int32_t>() : nullptr; };
+  auto reals = [](const Tensor& t) { return t.defined() ? t.data<double>() : nullptr; };
+  const SelectArgs args{.scores_BHT = scores.raw(),
+                        .document_starts_BT = starts_of(starts),
+                        .dtype = scores.dtype(),
+                        .B = scores.size(0),
+                        .H = scores.size(1),
+                        .T = scores.size(2),
+                        .k = s.k,
+                        .pool = s.pool,
+                        .delay = candidate_delay(spec),
+                        .position_offset = 0,
+                        .slope = s.slope,
+                        .temperature = s.temperature,
+                        .thresholds = thresholds,
+                        .from_BHT = ints(out.from),
+                        .to_BHT = ints(out.to),
+                        .z_BHT = reals(out.z),
+                        .tau_BHT = reals(out.tau),
+                        .band_BHT = ints(out.band),
+                        .band_from_BHT = ints(out.band_from),
+                        .band_to_BHT = ints(out.band_to),
+                        .nan_count = nullptr};
+  cpu::select(args);
+  if (stats != nullptr) *stats = selection_stats(args);
+  return out;
+}
+
+TilePlan plan_of(const AttentionSpec& spec, std::int64_t B, std::int64_t T, const Tensor& starts,
+                 const Selection& selection) {
+  SelectedKeys keys;
+  if (selection.from.defined()) {
+    keys.from = selection.from.data<std::int32_t>();
+    keys.to = selection.to.data<std::int32_t>();
+    keys.heads = selection.from.size(1);
+  }
+  if (selection.thresholds()) {
+    keys.band_from = selection.band_from.data<std::int32_t>();
+    keys.band_to = selection.band_to.data<std::int32_t>();
+  }
+  return make_plan(spec, B, T, starts_of(starts), keys);
+}
+
+GateView gate_of(const AttentionSpec& spec, const Selection& selection) {
+  GateView gate;
+  gate.mode = spec.sparsek.gate;
+  if (!selection.thresholds()) return gate;
+  gate.heads = selection.z.size(1);
+  gate.z = selection.z.data<double>();
+  gate.tau = selection.tau.data<double>();
+  gate.band_from = selection.band_from.data<std::int32_t>();
+  gate.band_to = selection.band_to.data<std::int32_t>();
+  return gate;
+}
+
+// positions = none is clamp at distance 0: every selected key is farther, and a rotation by 0 is none.
+std::int64_t far_distance(const AttentionSpec& spec, const RopeSpec& rope, std::int64_t T) {
+  if (spec.kind != AttentionKind::sparsek || rope.rotary_dims == 0) return -1;
+  switch (spec.sparsek.positions) {
+    case PositionRule::absolute: return -1;
+    case PositionRule::none: return 0;
+    case PositionRule::clamp: return spec.sparsek.clamp_distance < T ? spec.sparsek.clamp_distance : -1;
+  }
+  return -1;
+}
+
+// Everything of the engine's arguments but the results. The tables and the plan must outlive it.
+SoftmaxForwardArgs engine_args(const AttentionInputs& in, const Tensor& qkv, const TilePlan& plan,
+                               const Selection& selection, const RotaryTable& rotary) {
+  SoftmaxForwardArgs args;
+  args.qkv_BTF = qkv.raw();
+  args.B = qkv.size(0);
+  args.T = qkv.size(1);
+  args.H = in.spec.n_heads;
+  args.Hkv = in.spec.n_kv_heads;
+  args.D = in.spec.head_dim;
+  args.scale = 1 / std::sqrt(static_cast<double>(in.spec.head_dim));
+  args.dtype = qkv.dtype();
+  args.plan = plan.view();
+  args.gate = gate_of(in.spec, selection);
+  if (rotary.cos.defined()) {
+    args.rotary = {rotary.cos.raw(), rotary.sin.raw(), in.rope.rotary_dims, far_distance(in.spec, in.rope, args.T)};
+  }
+  return args;
+}
+
+void check_starts(const Tensor& starts, std::int64_t B, std::int64_t T) {
+  if (!starts.defined()) return;
+  require(starts.shape() == Shape{B, T} && starts.dtype() == DType::i32, "attention", "wants document_starts i32 ",
+          Shape{B, T}, ", got ", name_of(starts.dtype()), " ", starts.shape());
+  const std::int32_t* d = starts.data<std::int32_t>();
+  for (std::int64_t x = 0; x < B * T; ++x) {
+    const std::int64_t t = x % T, row = x - t;
+    const bool is_start = d[x] == t, goes_on = t > 0 && d[x] == d[x - 1];
+    require(is_start || goes_on, "attention", "document_starts[", row / T, ", ", t, "] = ", d[x],
+            " is neither this position nor the", " start of the document before it");
+  }
+}
+
+void check_inputs(const AttentionInputs& in, const Tensor& qkv, const Tensor& scores) {
+  check_attention(in.spec, in.rope);
+  require(qkv.defined() && qkv.rank() == 3 && qkv.size(2) == in.spec.qkv_features() && is_float(qkv.dtype()),
+          "attention", "wants qkv (B, T, ", in.spec.qkv_features(), "), got ",
+          qkv.defined() ? qkv.shape().str() : "nothing");
+  const std::int64_t B = qkv.size(0), T = qkv.size(1);
+  require(T < (std::int64_t{1} << 31), "attention", "T = ", T, " exceeds 2^31 - 1");
+  const bool wants_scores = in.spec.kind == AttentionKind::sparsek;
+  require(wants_scores == scores.defined(), "attention",
+          wants_scores ? "sparsek wants scores" : "only sparsek takes scores");
+  if (wants_scores) {
+    const std::int64_t Hs = scores.rank() == 3 ? scores.size(1) : 0;
+    require((Hs == 1 || Hs == in.spec.n_kv_heads) && scores.shape() == Shape{B, Hs, T} && is_float(scores.dtype()) &&
+                scores.dtype() != DType::bf16,
+            "attention", "wants scores f32 or f64 (", B, ", 1 or ", in.spec.n_kv_heads, ", ", T, "), got ",
+            name_of(scores.dtype()), " ", scores.shape());
+  }
+  check_starts(in.document_starts, B, T);
+}
+
+struct Attention {
+  static constexpr std::string_view name = "attention";
+  static constexpr std::span<const std::string_view> table = kAttentionOps;
+  static constexpr std::size_t arity = 2;
+  Needs<2> need{};
+  AttentionInputs in;
+  Tensor qkv, out, statistics;
+  Selection selection;
+  DType score_dtype = DType::f32;
+
+  Tensor forward(const std::array<Tensor, 2>& inputs, const AttentionInputs& how, SelectionStats* stats) {
+    check_inputs(how, inputs[0], inputs[1]);
+    in = how;
+    if (in.document_starts.defined()) in.document_starts = in.document_starts.contiguous();
+    qkv = inputs[0].contiguous();
+    const std::int64_t B = qkv.size(0), T = qkv.size(1);
+    out = empty({B, T, in.spec.n_heads * in.spec.head_dim}, qkv.dtype(), qkv.stream());
+    const bool saves = need[0] || need[1];
+    if (inputs[1].defined()) {
+      score_dtype = inputs[1].dtype();
+      const bool thresholds = in.spec.sparsek.gate != GateMode::hard || need[1] || stats != nullptr;
+      selection = select_keys(in.spec, inputs[1].contiguous(), in.document_starts, thresholds, stats);
+    }
+    const TilePlan plan = plan_of(in.spec, B, T, in.document_starts, selection);
+    const RotaryTable rotary = tables();
+    SoftmaxForwardArgs args = engine_args(in, qkv, plan, selection, rotary);
+    args.out_BTHD = out.raw();
+    if (saves) {
+      statistics = empty({B, in.spec.n_heads, T}, compute_dtype(qkv.dtype()), qkv.stream());
+      args.statistics_BHT = statistics.raw();
+    }
+    launch(qkv.stream(), args);
+    return out;
+  }
+
+  std::array<Tensor, 2> backward(const Tensor& grad, Needs<2>) {
+    const std::int64_t B = qkv.size(0), T = qkv.size(1);
+    const TilePlan plan = plan_of(in.spec, B, T, in.document_starts, selection);
+    const RotaryTable rotary = tables();
+    Tensor dqkv = empty_like(qkv);
+    SoftmaxBackwardArgs args;
+    args.forward = engine_args(in, qkv, plan, selection, rotary);
+    args.forward.out_BTHD = out.raw();
+    args.forward.statistics_BHT = statistics.raw();
+    args.dout_BTHD = grad.raw();
+    args.dqkv_BTF = dqkv.raw();
+    Tensor column, row;
+    if (need[1]) {
+      column = empty(selection.z.shape(), DType::f64, qkv.stream());
+      row = empty_like(column);
+      args.column_BHT = column.data<double>();
+      args.row_BHT = row.data<double>();
+    }
+    launch(qkv.stream(), args);
+    return {need[0] ? dqkv : Tensor(), need[1] ? score_gradient(column, row) : Tensor()};
+  }
+
+  Tensor score_gradient(const Tensor& column, const Tensor& row) const {
+    Tensor dscores = empty(column.shape(), score_dtype, column.stream());
+    cpu::score_backward({.column_BHT = column.data<double>(),
+                         .row_BHT = row.data<double>(),
+                         .band_BHT = selection.band.data<std::int32_t>(),
+                         .band_from_BHT = selection.band_from.data<std::int32_t>(),
+                         .band_to_BHT = selection.band_to.data<std::int32_t>(),
+                         .document_starts_BT = starts_of(in.document_starts),
+                         .dscores_BHT = dscores.raw(),
+                         .dtype = score_dtype,
+                         .B = column.size(0),
+                         .H = column.size(1),
+                         .T = column.size(2),
+                         .temperature = in.spec.sparsek.temperature});
+    return dscores;
+  }
+
+  RotaryTable tables() const {
+    const std::int64_t T = qkv.size(1);  // far_distance < T
+    return rotary_table(in.rope, T, compute_dtype(qkv.dtype()), qkv.stream());
+  }
+};
+
+}  // namespace
+
+void check_attention(const AttentionSpec& spec, const RopeSpec& rope) {
+  demand(spec.n_heads >= 1 && spec.n_kv_heads >= 1 && spec.head_dim >= 1, "n_heads ", spec.n_heads, ", n_kv_heads ",
+         spec.n_kv_heads, " and head_dim ", spec.head_dim, " must be at least 1");
+  demand(spec.n_heads % spec.n_kv_heads == 0, "n_heads ", spec.n_heads, " is not a multiple of n_kv_heads ",
+         spec.n_kv_heads, ": every key-value head serves the same number of query heads");
+  if (spec.kind != AttentionKind::full) {
+    demand(spec.window >= 1, "window ", spec.window, " must be at least 1: it counts the query's own position");
+    demand(spec.sinks >= 0, "sinks ", spec.sinks, " must not be negative");
+  }
+  if (spec.kind == AttentionKind::sparsek) {
+    const SparsekSpec& s = spec.sparsek;
+    demand(s.k >= 1, "sparsek k ", s.k, " must be at least 1");
+    demand(s.pool >= 0, "sparsek pool ", s.pool, " must not be negative (0: all scores)");
+    demand(std::isfinite(s.slope), "sparsek slope ", s.slope, " must be finite");
+    demand(std::isfinite(s.temperature) && s.temperature > 0, "sparsek temperature ", s.temperature,
+           " must be positive and finite");
+    demand(s.positions != PositionRule::clamp || s.clamp_distance >= 1, "sparsek clamp_distance ", s.clamp_distance,
+           " must be at least 1 with positions: clamp");
+  }
+  demand(rope.rotary_dims >= 0 && rope.rotary_dims % 2 == 0 && rope.rotary_dims <= spec.head_dim, "rotary_dims ",
+         rope.rotary_dims, " must be even and at most head_dim ", spec.head_dim);
+  demand(rope.rotary_dims == 0 || (std::isfinite(rope.theta) && rope.theta > 0), "rope theta ", rope.theta,
+         " must be positive and finite");
+}
+
+Variable attention(const Variable& qkv, const Variable& scores, const AttentionInputs& in, SelectionStats* stats) {
+  return record<Attention>({qkv, scores}, in, stats);
+}
+
+}  // namespace sieve

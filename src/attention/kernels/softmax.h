@@ -1,0 +1,121 @@
+// The compute ABI of the softmax engine: one online softmax over whatever keys a tile plan visits, forward and
+// backward. Rotary embedding happens inside, tile by tile, so that rotated queries and keys are never stored. Letters:
+// B batch, T time, H query heads, Hkv key-value heads, Hs score heads (Hkv or 1), D head size, G = H / Hkv, F = (H + 2
+// Hkv) D features of qkv, R = rotary_dims / 2. i is a query, j a key.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/spec.h"
+#include "core/dtype.h"
+#include "tensor/dispatch.h"
+
+namespace sieve {
+
+inline constexpr std::int64_t kQueryTile = 64;  // queries of a tile
+inline constexpr std::int64_t kKeyBlock = 64;   // most keys of a block
+inline constexpr int kMaxSpans = 4;             // span sources of a plan
+inline constexpr std::uint8_t kGathered = 255;  // PlanBlock::source of a block of rows
+
+// A gathered key and the queries of the tile that see it, [from, to) counted from the tile's first query.
+struct PlanRow {
+  std::int32_t key;
+  std::uint8_t from, to;
+};
+
+// Up to kKeyBlock keys that a tile of queries visits together.
+struct PlanBlock {
+  std::int32_t first;   // first key, or first entry of `rows` if gathered
+  std::uint8_t count;   // 1 .. kKeyBlock
+  std::uint8_t source;  // span source 0 .. kMaxSpans - 1, or kGathered
+  std::uint8_t masked;  // 1: some query of the tile does not see some key of the block
+  std::uint8_t gated;   // 1: some pair may lie in the soft band: 0 < m < 1 and a gradient to the score
+};
+
+// A predicate beyond intervals, for patterns that intervals cannot say (strides, hashes). Looked at in masked blocks
+// only.
+using PairPredicate = bool (*)(const void* context, std::int32_t query, std::int32_t key);
+
+// What every tile visits. Tile t of plan (b, h) has the blocks tile_first[p * tiles + t] .. tile_first[p * tiles + t +
+// 1] - 1, p = (batch_plans == 1 ? 0 : b) * head_plans + (head_plans == 1 ? 0 : h), h a key-value head. A pair (i, j)
+// may occur once.
+struct PlanView {
+  const PlanBlock* blocks = nullptr;
+  const std::int64_t* tile_first = nullptr;
+  const PlanRow* rows = nullptr;
+  const std::int32_t* span_begin[kMaxSpans] = {};  // (batch_plans, T): in source s, query i sees the keys
+  const std::int32_t* span_end[kMaxSpans] = {};    // span_begin[s][i] <= j < span_end[s][i]
+  std::int64_t tiles = 0, batch_plans = 1, head_plans = 1;
+  PairPredicate predicate = nullptr;
+  const void* predicate_context = nullptr;
+};
+
+// Soft weights of gathered keys: m_ij = 1 while i < band_from_j, else clip(z_j - tau_i, 0, 1); z null: m = 1
+// everywhere. Keys of spans have m = 1. Pointers are (B, Hs, T), see kernels/select.h.
+struct GateView {
+  GateMode mode = GateMode::hard;
+  std::int64_t heads = 0;  // Hs
+  const double* z = nullptr;
+  const double* tau = nullptr;
+  const std::int32_t* band_from = nullptr;
+  const std::int32_t* band_to = nullptr;
+};
+
+// cos and sin (positions, R) in the compute dtype, rotate-half layout; rotary_dims = 0: no rotation. Gathered keys at a
+// distance above far_distance are scored with the query rotated at position far_distance and the key not rotated (needs
+// positions > far_distance); -1: every key at its own position. Distance 0 is the smallest far_distance: "not rotated
+// at all".
+struct RotaryView {
+  const void* cos = nullptr;
+  const void* sin = nullptr;
+  std::int64_t rotary_dims = 0;
+  std::int64_t far_distance = -1;
+};
+
+// out_BTHD = softmax over the plan's keys; statistics_BHT (compute dtype, may be null) = log2 of the softmax's
+// denominator with logits in units of log 2. A query that sees nothing gives 0 (and +infinity-like statistics that make
+// its weights 0).
+struct SoftmaxForwardArgs : KernelArgs {
+  const void* qkv_BTF = nullptr;
+  void* out_BTHD = nullptr;
+  void* statistics_BHT = nullptr;
+  std::int64_t B = 0, T = 0, H = 0, Hkv = 0, D = 0;
+  double scale = 1;
+  DType dtype = DType::f32;
+  PlanView plan;
+  GateView gate;
+  RotaryView rotary;
+};
+
+// dqkv_BTF, all of it, in `dtype`. For the scores (null: not wanted; needs gate.z): with g_ij = dL/dm_ij of gathered
+// pairs that lie in the band, column = sum over queries and heads of the group, row = sum over keys, fp64, (B, Hs, T).
+struct SoftmaxBackwardArgs : KernelArgs {
+  SoftmaxForwardArgs forward;  // out and statistics as forward left them
+  const void* dout_BTHD = nullptr;
+  void* dqkv_BTF = nullptr;
+  double* column_BHT = nullptr;
+  double* row_BHT = nullptr;
+};
+
+// cos and sin of position * theta^(-2 r / rotary_dims), angles in fp64, stored in dtype (f32 or f64). (positions, R)
+// each.
+struct RotaryTableArgs : KernelArgs {
+  void* cos = nullptr;
+  void* sin = nullptr;
+  std::int64_t positions = 0, rotary_dims = 0;
+  double theta = 10000;
+  DType dtype = DType::f32;
+};
+
+namespace cpu {
+void run(const SoftmaxForwardArgs& a);
+void run(const SoftmaxBackwardArgs& a);
+void run(const RotaryTableArgs& a);
+}  // namespace cpu
+namespace cuda {
+void run(const SoftmaxForwardArgs& a, Stream stream);
+void run(const SoftmaxBackwardArgs& a, Stream stream);
+void run(const RotaryTableArgs& a, Stream stream);
+}  // namespace cuda
+
+}  // namespace sieve
