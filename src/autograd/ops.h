@@ -5,10 +5,19 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "autograd/variable.h"
 
 namespace sieve {
+
+// Names of the ops below: record() takes no other, and a test demands an op_case for each (autograd/registry.h).
+inline constexpr std::string_view kAutogradOps[] = {
+    "add",      "mul",   "scale",  "sum",           "cast",
+    "reshape",  "slice", "linear", "embedding",     "layer_norm",
+    "rms_norm", "gelu",  "swiglu", "cross_entropy", "linear_cross_entropy",
+    "score",
+};
 
 enum class Gelu { tanh, erf };
 
