@@ -26,6 +26,7 @@ void die(Exit code, std::string_view reason) {
   log_error(line);
   log_flush();
   std::fflush(stdout);
+  usleep(50'000);  // mpirun drops what is still in a rank's pipe once that rank is gone: let it read the line first
   _exit(static_cast<int>(code));
 }
 

@@ -1,0 +1,38 @@
+# Sourced by the tests here: mpirun and small checks. The first argument of every test is the worker program.
+set -u
+worker=$1
+shift
+: "${SIEVE_MPIRUN:?the path of mpirun}"
+dir=$(mktemp -d "${TMPDIR:-/tmp}/sieve-mpi.XXXXXX")
+job=  # a background mpirun
+trap '[ -n "$job" ] && kill "$job" 2>/dev/null; wait; rm -rf "$dir"' EXIT
+
+# More ranks than cores are fine; no network beyond this host. Followed by -n N "$worker" arguments...
+mpirun=("$SIEVE_MPIRUN" --oversubscribe --bind-to none --mca btl vader,self --mca pml ob1)
+
+# ranks N arguments...
+ranks() {
+  local n=$1
+  shift
+  "${mpirun[@]}" -n "$n" "$worker" "$@"
+}
+
+failed() {
+  echo "FAILED: $*" >&2
+  [ -e "$dir/log" ] && sed 's/^/  log: /' "$dir/log" >&2
+  exit 1
+}
+
+now_ms() { date +%s%3N; }
+
+# wait_for FILE...: at most 20 s
+wait_for() {
+  local file
+  for file in "$@"; do
+    for _ in $(seq 400); do
+      [ -e "$file" ] && continue 2
+      sleep 0.05
+    done
+    failed "$file did not appear"
+  done
+}
