@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "data/bpe_tokenizer.h"
+#include "data/piecewise.h"
 #include "data/pretokenizer.h"
 #include "data/utf8.h"
 
@@ -187,7 +188,7 @@ struct BpeTrainer::State {
   Counts counts;
   std::int64_t memory = 0;     // of counts, estimated
   std::int64_t threshold = 0;  // pre-tokens seen this often or less were dropped at the last pruning
-  std::string pending;         // the end of the document so far, not yet certain to be split this way
+  Piecewise document;
   BpeTrainReport report;
   bool used = false;
 
@@ -241,17 +242,11 @@ void BpeTrainer::add_piece(std::string_view text, bool last) {
   s.report.text_bytes += static_cast<std::int64_t>(text.size());
   if (last) ++s.report.documents;
   const auto count = [&s](std::string_view piece) { s.count(piece); };
-  if (s.pending.empty() && last) {
-    s.pretokenizer.split(s.matching, text, count);
-    return;
-  }
-  s.pending += text;
-  if (last) {
-    s.pretokenizer.split(s.matching, s.pending, count);
-    s.pending.clear();
-  } else {
-    s.pending.erase(0, s.pretokenizer.split_prefix(s.matching, s.pending, count));
-  }
+  s.document.add(text, last, [&](std::string_view all, bool whole) {
+    if (!whole) return s.pretokenizer.split_prefix(s.matching, all, count);
+    s.pretokenizer.split(s.matching, all, count);
+    return all.size();
+  });
 }
 
 std::shared_ptr<const Tokenizer> BpeTrainer::train(BpeTrainReport* report, const Progress& progress) {

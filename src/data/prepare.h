@@ -1,10 +1,9 @@
 // Text to token shards (data/token_store.h describes them), in bounded memory: the text is read and encoded piece by
-// piece, tokens go to a temporary file first and from there into shards.
+// piece, tokens go to a temporary file first and from there into shards. What is held is a few pieces of text, or the
+// longest document where the tokenizer needs the whole of it (a normalizer or added tokens in its tokenizer.json).
 //
-// Inputs: files and folders (recursive, by name in byte order; hidden files are skipped). By name, after a .gz or .zst
-// is taken off: .jsonl and .ndjson hold one JSON object a line with the text in one field; anything else is one
-// document of text, whose bytes may be anything. A document gets the tokenizer's separator at its end. Empty documents
-// are skipped and counted.
+// Inputs are those of data/texts.h. A document gets the tokenizer's separator at its end. Empty documents are skipped
+// and counted.
 //
 // Splits: with val_fraction > 0 a document goes to val when XXH3-64 (of its first 64 KiB) / 2^64 < val_fraction, so the
 // split depends on the text alone, not on order or names. If that leaves val (train) empty, the document with the
@@ -19,8 +18,10 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "data/texts.h"
 #include "data/tokenizer.h"
 
 namespace sieve {
@@ -29,10 +30,11 @@ struct PrepareOptions {
   std::vector<std::string> inputs;  // at least one
   std::string output;               // folder, created if absent
   std::string field = "text";       // of JSON lines
+  bool allow_invalid_utf8 = false;  // bytes of text files that are not UTF-8 are kept as they are; else an error
   double val_fraction = 0;          // 0 <= f < 1
-  std::int64_t shard_tokens =
-      100'000'000;         // a shard ends before the document that would exceed this; documents are never cut
-  bool overwrite = false;  // replace the train/ and val/ that are there
+  std::int64_t shard_tokens = 100'000'000;  // a shard ends before the document that would exceed this (and after 2^22
+                                            // documents); documents are never cut, so one may be longer
+  bool overwrite = false;                   // replace the train/ and val/ that are there
 };
 
 struct PrepareProgress {
@@ -54,21 +56,9 @@ struct PrepareReport {
   std::uint64_t source_hash = 0;  // of names (relative to the inputs) and contents
 };
 
-// Exit::config: options out of range, output exists without overwrite. Exit::data: missing or unreadable input, damaged
-// .gz/.zst, JSON lines that are not JSON or not UTF-8 or lack the field (with file and line), no text at all, a
-// tokenizer without a separator, a full or unwritable disk.
+// Exit::config: options out of range, output exists without overwrite. Exit::data: what data/texts.h says of the
+// inputs, no text at all, a tokenizer without a separator, a full or unwritable disk. Nothing is left behind then.
 PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
                       const std::function<void(const PrepareProgress&)>& progress = {});
-
-// The text of `inputs`, piece by piece: what prepare and tokenizer training read. `last` is true with the piece that
-// ends a document (which may be empty); `document` counts from 0.
-struct TextPiece {
-  std::string_view text;
-  bool last;
-  std::int64_t document;
-  std::string_view source;  // path, for messages
-};
-void read_texts(const std::vector<std::string>& inputs, const std::string& field,
-                const std::function<void(const TextPiece&)>& piece);
 
 }  // namespace sieve

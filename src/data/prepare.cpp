@@ -1,0 +1,179 @@
+#include "data/prepare.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <system_error>
+
+#include "core/error.h"
+#include "data/encode_texts.h"
+#include "data/shard_series.h"
+#include "data/token_spool.h"
+#include "io/file.h"
+
+namespace sieve {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::array<const char*, 2> kSplits = {"train", "val"};
+
+// A folder that is gone when this is, whatever happened in between.
+class TemporaryFolder {
+ public:
+  explicit TemporaryFolder(fs::path path) : path_(std::move(path)) {
+    fs::remove_all(path_);  // of a run that was killed
+    make_directories(path_);
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+// Which documents are validation documents (prepare.h, "Splits").
+class Split {
+ public:
+  Split(const TokenSpool& spool, double fraction) : fraction_(fraction) {
+    if (fraction == 0 || spool.documents() == 1) return;
+    std::int64_t in_val = 0, smallest = 0, largest = 0;
+    std::uint64_t low = std::numeric_limits<std::uint64_t>::max(), high = 0;
+    spool.each_document([&](std::int64_t number, const TokenSpool::Document& d) {
+      in_val += by_hash(d.hash);
+      if (d.hash < low) low = d.hash, smallest = number;
+      if (d.hash > high) high = d.hash, largest = number;
+    });
+    if (in_val == 0) moved_ = smallest;
+    if (in_val == spool.documents()) moved_ = largest;
+  }
+  bool is_val(std::int64_t number, std::uint64_t hash) const { return by_hash(hash) != (number == moved_); }
+
+ private:
+  bool by_hash(std::uint64_t hash) const { return static_cast<double>(hash) * 0x1p-64 < fraction_; }
+  double fraction_;
+  std::int64_t moved_ = -1;
+};
+
+void check_options(const Tokenizer& tokenizer, const PrepareOptions& o) {
+  if (o.inputs.empty()) fail(Exit::config, "prepare", "no input is named");
+  if (o.output.empty()) fail(Exit::config, "prepare", "no output folder is named");
+  if (!(o.val_fraction >= 0 && o.val_fraction < 1)) {
+    fail(Exit::config, "prepare", "val fraction ", o.val_fraction, " must be at least 0 and below 1");
+  }
+  if (o.shard_tokens < 1) fail(Exit::config, "prepare", "shard size ", o.shard_tokens, " must be at least 1 token");
+  if (!tokenizer.separator()) {
+    fail(Exit::data, "prepare", "tokenizer ", tokenizer.name(),
+         " names no token that ends a document; name one as eos_token in a tokenizer_config.json beside it");
+  }
+  std::error_code error;
+  for (const char* split : kSplits) {
+    const fs::path folder = fs::path(o.output) / split;
+    if (!o.overwrite && fs::exists(folder, error) && !fs::is_empty(folder, error)) {
+      fail(Exit::config, "prepare", folder.string(), " exists already; choose another output or allow overwriting");
+    }
+  }
+}
+
+// The files to read: all that the inputs hold but what lies in the output's own train/, val/ and temporary folders.
+std::vector<TextFile> input_files(const PrepareOptions& o) {
+  std::vector<TextFile> files = list_texts(o.inputs);
+  std::vector<std::string> own;
+  for (const char* split : kSplits) own.push_back(fs::weakly_canonical(fs::path(o.output) / split).string() + "/");
+  std::erase_if(files, [&](const TextFile& f) {
+    const std::string path = fs::weakly_canonical(f.path).string();
+    return std::any_of(own.begin(), own.end(), [&](const std::string& folder) { return path.starts_with(folder); });
+  });
+  if (files.empty()) fail(Exit::data, "prepare", "no text files in the inputs");
+  return files;
+}
+
+void write_shards(const Tokenizer& tokenizer, const TokenSpool& spool, const PrepareOptions& o, const fs::path& folder,
+                  PrepareReport& report) {
+  ShardHeader header{&tokenizer, "train", 0, report.source_hash};
+  ShardSeries train(spool, header, folder / "train", o.shard_tokens, report.train);
+  if (o.val_fraction == 0) {
+    spool.each_document([&](std::int64_t, const TokenSpool::Document& d) { train.add({{d.begin, d.tokens}}); });
+    train.flush();
+    return;
+  }
+  header.split = "val";
+  ShardSeries val(spool, header, folder / "val", o.shard_tokens, report.val);
+  if (spool.documents() == 1) {
+    const std::int64_t n = spool.tokens();
+    const auto share = static_cast<std::int64_t>(std::ceil(o.val_fraction * static_cast<double>(n)));
+    const std::int64_t m = std::clamp<std::int64_t>(share, 1, n - 1);
+    train.add({{0, n - m}, {n - 1, 1}});  // the spool's last token is the separator
+    val.add({{n - m, m}});
+  } else {
+    const Split split(spool, o.val_fraction);
+    spool.each_document([&](std::int64_t number, const TokenSpool::Document& d) {
+      (split.is_val(number, d.hash) ? val : train).add({{d.begin, d.tokens}});
+    });
+  }
+  train.flush();
+  val.flush();
+}
+
+void rename_or_fail(const fs::path& from, const fs::path& to) {
+  std::error_code error;
+  fs::rename(from, to, error);
+  if (error) {
+    fail(Exit::data, "prepare", "cannot rename ", from.string(), " to ", to.string(), ": ", error.message());
+  }
+}
+
+// temporary/train, temporary/val -> output. What was there goes aside first, also a val/ that has no successor: it
+// would hold documents that are in train/ now.
+void publish(const fs::path& temporary, const fs::path& output, PrepareReport& report) {
+  for (const char* split : kSplits) {
+    std::error_code error;
+    if (fs::exists(output / split, error)) rename_or_fail(output / split, temporary / cat("old-", split));
+    if (!fs::exists(temporary / split, error)) continue;
+    sync_directory(temporary / split);
+    rename_or_fail(temporary / split, output / split);
+  }
+  sync_directory(output);
+  for (PreparedSplit* split : {&report.train, &report.val}) {
+    for (std::string& path : split->shards) path = (output / fs::path(path).lexically_relative(temporary)).string();
+  }
+}
+
+}  // namespace
+
+PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
+                      const std::function<void(const PrepareProgress&)>& progress) {
+  check_options(tokenizer, options);
+  const std::vector<TextFile> files = input_files(options);
+  PrepareReport report;
+  report.files = static_cast<std::int64_t>(files.size());
+  PrepareProgress state;
+  state.files = report.files;
+  state.phase = "encode";
+
+  make_directories(options.output);
+  const TemporaryFolder temporary(fs::path(options.output) / ".tmp-prepare");
+  TokenSpool spool(temporary.path(), token_width(tokenizer.vocab_size()));
+  encode_texts(tokenizer, files, options, spool, report, state, progress);
+  spool.finish();
+  if (spool.documents() == 0) {
+    fail(Exit::data, "prepare", options.inputs.front(), options.inputs.size() > 1 ? " and the other inputs" : "",
+         ": no text: ", report.files, report.files == 1 ? " file" : " files", " with nothing in ",
+         report.files == 1 ? "it" : "them");
+  }
+  state.files_done = state.files;
+  state.phase = "write";
+  if (progress) progress(state);
+  write_shards(tokenizer, spool, options, temporary.path(), report);
+  publish(temporary.path(), options.output, report);
+  return report;
+}
+
+}  // namespace sieve
