@@ -59,6 +59,7 @@ class StrictBuilder final : public nlohmann::json_sax<Json> {
 
   bool key(string_t& k) override {
     Json& object = *open_.back();
+    path_.back().clear();  // the key before
     if (object.contains(k))
       fail(limits_.code, "json", name_, ": byte ", position, ": doubled key \"", k, "\" in ", where());
     slot_ = &object[k];

@@ -157,7 +157,7 @@ TEST_CASE("the last good archive is found behind damaged ones") {
 }
 
 TEST_CASE("pruning, links and stale temporaries") {
-  TempFolder folder;
+  TempFolder folder(true);
   for (int i = 1; i <= 5; ++i) save(folder.path(), "step_" + std::to_string(i), "x");
   const auto removed = prune_archives(folder.path(), 2, [](const std::string& name) { return name == "step_2"; });
   CHECK(removed == std::vector<std::string>{"step_1", "step_3"});
@@ -180,7 +180,7 @@ TEST_CASE("pruning, links and stale temporaries") {
 }
 
 TEST_CASE("a second archive of one name replaces the first") {
-  TempFolder folder;
+  TempFolder folder(true);
   save(folder.path(), "step_1", "old");
   save(folder.path(), "step_1", "new");
   CHECK(read_file(ArchiveReader(folder / "step_1").file("state.json"), 10) == "new");
@@ -191,7 +191,7 @@ TEST_CASE("a failure at any stage leaves older archives and no temporary") {
   for (ArchiveStage stage : kStages) {
     if (stage >= ArchiveStage::renamed) continue;
     for (const char* name : {"step_2", "step_1"}) {  // a new one, and one that would replace the old
-      TempFolder folder;
+      TempFolder folder(true);
       save(folder.path(), "step_1", "old");
       bool reached = false;
       const HookGuard guard([&](ArchiveStage at, const fs::path& path) {
@@ -208,7 +208,7 @@ TEST_CASE("a failure at any stage leaves older archives and no temporary") {
 }
 
 TEST_CASE("a full disk names path, need and space, and keeps the old checkpoint") {
-  TempFolder folder;
+  TempFolder folder(true);
   save(folder.path(), "step_1", "old");
   {
     ArchiveWriter writer(folder.path(), "step_2");
@@ -234,7 +234,7 @@ TEST_CASE("a kill at any stage leaves only whole archives") {
   for (ArchiveStage stage : kStages) {
     for (const char* name : {"step_3", "step_2"}) {  // a new one, and one in the place of an old one
       for (int occurrence = 0; occurrence < 2; ++occurrence) {
-        TempFolder folder;
+        TempFolder folder(true);
         save_and_prune(folder.path(), "step_1", "1st");
         save_and_prune(folder.path(), "step_2", "2nd");
         const pid_t child = ::fork();

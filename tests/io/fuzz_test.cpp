@@ -106,7 +106,7 @@ TEST_CASE("damaged JSON is read or refused") {
 }
 
 TEST_CASE("damaged safetensors are read or refused") {
-  TempFolder folder;
+  TempFolder folder(true);
   TensorMap tensors{{"a", full({2, 3}, 1, DType::f32)},
                     {"b", full({5}, 2, DType::bf16)},
                     {"c", zeros({0, 4}, DType::u8)},
@@ -130,7 +130,7 @@ TEST_CASE("damaged safetensors are read or refused") {
 }
 
 TEST_CASE("damaged packed text is read or refused") {
-  TempFolder folder;
+  TempFolder folder(true);
   const std::string_view tokens[] = {std::string_view("\0\0\0\0", 4), "\xff\xff\xff\xff", "\x1f\x8b\x08",
                                      "\x28\xb5\x2f\xfd"};
   for (const char* name : {"small.txt.gz", "small.txt.zst"}) {
@@ -149,7 +149,7 @@ TEST_CASE("damaged packed text is read or refused") {
 }
 
 TEST_CASE("damaged HDF5 files are read or refused") {
-  TempFolder folder;
+  TempFolder folder(true);
   {
     Hdf5File file = Hdf5File::create(folder / "good");
     std::vector<std::uint16_t> tokens(300);
@@ -172,7 +172,7 @@ TEST_CASE("damaged HDF5 files are read or refused") {
 }
 
 TEST_CASE("damaged manifests are read or refused") {
-  TempFolder folder;
+  TempFolder folder(true);
   ArchiveWriter writer(folder.path(), "good");
   writer.write("a.txt", "hello");
   writer.write("b.txt", "");

@@ -15,8 +15,11 @@ namespace sieve::test {
 
 class TempFolder {
  public:
-  TempFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "sieve-io-XXXXXX").string();
+  // in_memory: for many small files, where there is such a folder
+  explicit TempFolder(bool in_memory = false) {
+    const bool use_memory = in_memory && access("/dev/shm", W_OK) == 0;
+    const std::filesystem::path parent = use_memory ? "/dev/shm" : std::filesystem::temp_directory_path();
+    std::string pattern = (parent / "sieve-io-XXXXXX").string();
     if (mkdtemp(pattern.data()) == nullptr) fail(Exit::internal, "test", "no temporary folder");
     path_ = pattern;
   }
