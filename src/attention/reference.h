@@ -26,8 +26,9 @@ struct ReferenceMasks {
   std::vector<std::uint8_t> selected;  // top k of the candidates, without keys the window already shows
   std::vector<std::uint8_t> band;      // in the pool and 0 < z_j - tau_i < 1
   std::vector<double> gate;            // m_ij = clip(z_j - tau_i, 0, 1) of every candidate in the pool
-  std::vector<double> tau;             // (B, Hs, T); -infinity with fewer than k candidates
-  std::vector<double> margin;          // (B, Hs, T): distance of the nearest kink (order at the cut, ends of the band)
+  std::vector<double> tau;             // (B, Hs, T); -infinity with at most k candidates
+  std::vector<double> band_margin;     // (B, Hs, T): distance of the nearest score from an end of the band, a kink
+  std::vector<double> cut_margin;      // (B, Hs, T): gap between the last member (of top k, of the pool) and the next
 };
 ReferenceMasks reference_masks(const ReferenceInput& in);
 
