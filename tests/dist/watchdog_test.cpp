@@ -171,7 +171,7 @@ TEST_CASE("signals become flags") {
   request_stop(StopReason::none);
 }
 
-TEST_CASE("a second Ctrl-C leaves at once; SIGTERM under mpirun is spoken about and final") {
+TEST_CASE("a second Ctrl-C leaves at once and SIGTERM under mpirun is spoken about and final") {
   Ended ended = in_child([] {
     install_signal_handlers(Launcher::none);
     raise(SIGINT);
