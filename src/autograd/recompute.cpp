@@ -65,7 +65,7 @@ Variable recompute(const std::function<Variable(const Variable&)>& f, const Vari
   const auto wanted = [](const Node::Edge& e) { return e.wanted(); };
   if (std::none_of(node->edges.begin(), node->edges.end(), wanted)) return Variable(std::move(value));
   node->function = f;
-  // The node must not hold its own producer twice: the value alone is what f needs, and a constant is safe to keep.
+  // A leaf stands for itself again. Of a recorded value f needs no more than the value.
   node->input = input.leaf_state() ? input : Variable(input.value());
   node->shape = value.shape();
   node->dtype = value.dtype();

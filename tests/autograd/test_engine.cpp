@@ -96,6 +96,18 @@ TEST_CASE("hooks fire once, when the gradient is final, and before older layers 
   for (int i = 0; i < 3; ++i) CHECK(same_bits(at_hook[i], w[static_cast<std::size_t>(i)].grad()));
 }
 
+TEST_CASE("of several ready ops the one recorded last runs first") {
+  std::vector<std::string> log;
+  const Variable x = Variable::leaf(t64({1, 2}, {2}));
+  const auto branch = [&](const char* name) {
+    return scale(traced(scale(x, 2), [&log, name] { log.push_back(name); }), 3);
+  };
+  const Variable first = branch("first"), second = branch("second"), third = branch("third");
+  backward(sum(add(add(third, first), second)));
+  CHECK(log == std::vector<std::string>{"third", "second", "first"});
+  CHECK(grads_of(x) == Values{18, 18});
+}
+
 TEST_CASE("a graph of 100,000 nodes is walked, and dies, without recursion") {
   double gradient = 0;
   on_small_stack([&gradient] {
@@ -106,6 +118,10 @@ TEST_CASE("a graph of 100,000 nodes is walked, and dies, without recursion") {
       return y;
     };
     { const Variable unused = chain(); }
+    {
+      Variable unused = x;
+      for (int i = 0; i < 20000; ++i) unused = recompute([](const Variable& v) { return scale(v, 2); }, unused);
+    }
     backward(chain());
     gradient = x.grad().item();
   });
@@ -162,9 +178,10 @@ TEST_CASE("a gradient nobody else holds becomes the leaf's without a copy; a sha
 TEST_CASE("gradients of a bf16 value are rounded once, however many consumers it has") {
   const Variable x = Variable::leaf(full({1}, 1, DType::bf16));
   const Variable shared = scale(x, 1);
-  // In bf16, 1 + 2^-8 rounds to 1, twice; the sum of all three is 1 + 2^-7, which is a bf16 number.
-  Variable y = mul(shared, Variable(full({1}, 1, DType::bf16)));
-  for (int i = 0; i < 2; ++i) y = add(y, mul(shared, Variable(full({1}, 0x1p-8, DType::bf16))));
+  // The newest consumer's gradient arrives first. In bf16, 1 + 2^-8 rounds to 1, twice; the sum of all three is 1 +
+  // 2^-7, which is a bf16 number.
+  Variable y = mul(shared, Variable(full({1}, 0x1p-8, DType::bf16)));
+  for (const double factor : {0x1p-8, 1.0}) y = add(y, mul(shared, Variable(full({1}, factor, DType::bf16))));
   backward(y);
   CHECK(grads_of(x) == Values{1 + 0x1p-7});
 }
@@ -254,7 +271,11 @@ TEST_CASE("errors of backward name the op and the numbers") {
                  "a gradient of shape (5) for an input of shape (2, 3)"));
   const Variable y = scale(x, 2);
   backward(sum(y));
-  CHECK(contains(error_text([&] { backward(sum(y)); }), "graph of 'scale' was already walked"));
+  const Variable fresh = traced(x, [] {});
+  CHECK(contains(error_text([&] { backward(sum(add(fresh, y))); }), "graph of 'scale' was already walked"));
+  x.zero_grad();
+  backward(add(sum(fresh), sum(fresh)));  // what the refused walk had counted is forgotten
+  CHECK(grads_of(x) == Values{2, 2, 2, 2, 2, 2});
   CHECK(contains(error_text([&] { (void)y.grad(); }), "only a leaf"));
   CHECK(contains(error_text([] { (void)Variable::leaf(empty({2}, DType::i32)); }), "[leaf] wants a float tensor"));
 }
