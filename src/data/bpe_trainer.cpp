@@ -186,8 +186,7 @@ struct BpeTrainer::State {
   Pretokenizer pretokenizer{{std::string(kGpt2Split)}, "trainer"};
   Pretokenizer::State matching;
   Counts counts;
-  std::int64_t memory = 0;     // of counts, estimated
-  std::int64_t threshold = 0;  // pre-tokens seen this often or less were dropped at the last pruning
+  std::int64_t memory = 0;  // of counts, estimated
   Piecewise document;
   BpeTrainReport report;
   bool used = false;
@@ -204,10 +203,13 @@ struct BpeTrainer::State {
 
   // Drops the rarest pre-tokens until at most half of the memory is in use.
   void prune() {
-    for (threshold = 0; memory > options.max_unique_bytes / 2;) {
-      ++threshold;
+    if (report.dropped_pretokens == 0) {
+      log_warn("tokenizer training: distinct pre-tokens exceed ", options.max_unique_bytes,
+               " bytes of memory; the rarest are dropped from now on");
+    }
+    for (std::int64_t rare = 1; memory > options.max_unique_bytes / 2; ++rare) {
       for (auto it = counts.begin(); it != counts.end();) {
-        if (it->second > threshold) {
+        if (it->second > rare) {
           ++it;
           continue;
         }
@@ -216,8 +218,6 @@ struct BpeTrainer::State {
         it = counts.erase(it);
       }
     }
-    log_warn("tokenizer training: distinct pre-tokens exceed ", options.max_unique_bytes,
-             " bytes; dropped those seen at most ", threshold, " times so far");
   }
 };
 

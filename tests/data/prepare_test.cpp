@@ -1,0 +1,526 @@
+// Text -> shards -> tokens again; splits, shard borders, bounded memory, and what goes wrong.
+#include "data/prepare.h"
+
+#include <sys/resource.h>
+#include <zlib.h>
+#include <zstd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstring>
+#include <map>
+
+#include "core/parallel_for.h"
+#include "core/rng.h"
+#include "data/token_store.h"
+#include "helpers.h"
+#include "io/file.h"
+#include "io/hdf5.h"
+#include "io/json.h"
+
+using namespace sieve;
+using namespace sieve::test;
+namespace fs = std::filesystem;
+
+namespace {
+
+using Ids = std::vector<std::int32_t>;
+
+std::shared_ptr<const Tokenizer> bpe() {
+  return load_tokenizer_json(std::string(SIEVE_GOLDEN_DIR) + "/tokenizers/gpt2_style.json");
+}
+
+PrepareOptions options_for(const Folder& folder, std::vector<std::string> inputs, const std::string& out = "out") {
+  PrepareOptions o;
+  o.inputs = std::move(inputs);
+  o.output = folder / out;
+  return o;
+}
+
+// The documents of a store as text, separators taken off.
+std::vector<std::string> documents(const TokenStore& store, const Tokenizer& t) {
+  std::vector<std::int64_t> starts;
+  store.document_starts(0, store.tokens(), starts);
+  REQUIRE(static_cast<std::int64_t>(starts.size()) == store.documents());
+  starts.push_back(store.tokens());
+  std::vector<std::string> out;
+  for (std::size_t d = 0; d + 1 < starts.size(); ++d) {
+    Ids ids(static_cast<std::size_t>(starts[d + 1] - starts[d]));
+    store.read(starts[d], ids);
+    REQUIRE(ids.back() == *t.separator());
+    ids.pop_back();
+    out.push_back(t.decode(ids));
+  }
+  return out;
+}
+
+std::string words(std::uint64_t seed, std::size_t n) {
+  static const char* const kWords[] = {"it", " was", " the",   " best", " of", " times",
+                                       ",",  "\n",   " naïve", " 東京", " 42", "\n\n"};
+  const Philox random{seed, 2};
+  std::string out;
+  for (std::size_t i = 0; i < n; ++i) out += kWords[random.bits64(i) % std::size(kWords)];
+  return out;
+}
+
+std::string gzip(const std::string& text) {
+  z_stream z{};
+  REQUIRE(deflateInit2(&z, 6, Z_DEFLATED, 31, 8, Z_DEFAULT_STRATEGY) == Z_OK);
+  std::string out(deflateBound(&z, text.size()) + 64, '\0');
+  z.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
+  z.avail_in = static_cast<uInt>(text.size());
+  z.next_out = reinterpret_cast<Bytef*>(out.data());
+  z.avail_out = static_cast<uInt>(out.size());
+  REQUIRE(deflate(&z, Z_FINISH) == Z_STREAM_END);
+  out.resize(z.total_out);
+  deflateEnd(&z);
+  return out;
+}
+
+std::string zstd(const std::string& text) {
+  std::string out(ZSTD_compressBound(text.size()), '\0');
+  out.resize(ZSTD_compress(out.data(), out.size(), text.data(), text.size(), 3));
+  return out;
+}
+
+std::string json_lines(const std::vector<std::string>& texts, const char* field = "text") {
+  std::string out;
+  for (const std::string& t : texts) out += Json{{"id", 1}, {field, t}}.dump() + "\n";
+  return out;
+}
+
+std::map<std::string, std::string> contents(const std::string& folder) {
+  std::map<std::string, std::string> out;
+  for (const auto& e : fs::recursive_directory_iterator(folder)) {
+    if (e.is_regular_file()) out[fs::relative(e.path(), folder).string()] = read_file(e.path(), 1 << 30);
+  }
+  return out;
+}
+
+std::size_t count_entries(const std::string& folder) {
+  return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder), fs::directory_iterator{}));
+}
+
+// A store of 40 documents in several shards.
+std::string make_shards(const Folder& folder, const Tokenizer& t, const std::string& out = "out") {
+  std::vector<std::string> texts;
+  for (std::uint64_t i = 0; i < 40; ++i) texts.push_back(words(i, 50));
+  auto o = options_for(folder, {folder.write("in.jsonl", json_lines(texts))}, out);
+  o.shard_tokens = 700;
+  prepare(t, o);
+  return o.output + "/train";
+}
+
+}  // namespace
+
+TEST_CASE("all kinds of input come back as documents", "[prepare]") {
+  const Folder folder;
+  const std::string a = words(1, 300), b = words(2, 10), c = words(3, 500);
+  folder.write("in/b.txt", b);
+  folder.write("in/a.txt.gz", gzip(a));
+  folder.write("in/sub/c", zstd(c));
+  folder.write("in/sub/empty.txt", "");
+  folder.write("in/.hidden", "not this");
+  folder.write("in/z.jsonl.zst",
+               zstd(json_lines({"one", "", "zwei\nZeilen", "t\xc3\xa9"}) + "\n  \n" + json_lines({"last"})));
+  const std::string extra = folder.write("extra.jsonl.gz", gzip(json_lines({"x", "y"})));
+  for (const auto& t : {make_byte_tokenizer(), bpe()}) {
+    auto o = options_for(folder, {folder / "in", extra}, t->name());
+    const PrepareReport r = prepare(*t, o);
+    CHECK(r.files == 6);
+    CHECK(r.empty_documents == 2);
+    CHECK(r.train.documents == 9);
+    CHECK(r.val.shards.empty());
+    CHECK_FALSE(fs::exists(o.output + "/val"));
+    CHECK_FALSE(fs::exists(o.output + "/.tmp-prepare"));
+    const TokenStore store(o.output + "/train", t.get());
+    CHECK(documents(store, *t) ==
+          std::vector<std::string>{a, b, c, "one", "zwei\nZeilen", "t\xc3\xa9", "last", "x", "y"});
+    CHECK(store.tokens() == r.train.tokens);
+    store.verify();
+    const ShardInfo& info = store.shards().front();
+    CHECK(info.token_bytes == 2);
+    CHECK(info.tokenizer_hash == t->hash());
+    CHECK(info.separator == *t->separator());
+    CHECK(info.source_hash == r.source_hash);
+    CHECK(info.split == "train");
+    const std::string report = store.report();
+    CHECK(report.find(hex64(t->hash())) != std::string::npos);
+    CHECK(report.find("9 documents") != std::string::npos);
+  }
+  auto o = options_for(folder, {folder.write("body.ndjson", json_lines({"q"}, "body"))});
+  o.field = "body";
+  CHECK(prepare(*bpe(), o).train.documents == 1);
+}
+
+TEST_CASE("many small documents over many shards", "[prepare]") {
+  const Folder folder;
+  const auto t = bpe();
+  std::vector<std::string> texts;
+  for (std::uint64_t i = 0; i < 5000; ++i) texts.push_back(words(i, 1 + i % 9));
+  texts[70] = words(1, 3000);  // longer than a shard: a shard of its own
+  auto o = options_for(folder, {folder.write("in.jsonl", json_lines(texts))});
+  o.shard_tokens = 2000;
+  const PrepareReport r = prepare(*t, o);
+  const TokenStore store(o.output + "/train/*.h5", t.get());
+  CHECK(documents(store, *t) == texts);
+  REQUIRE(store.shards().size() == r.train.shards.size());
+  CHECK(store.shards().size() > 10);
+  int longer = 0;
+  for (const ShardInfo& s : store.shards()) {
+    longer += s.tokens > 2000;
+    CHECK((s.tokens <= 2000 || s.documents == 1));
+  }
+  CHECK(longer == 1);
+  store.verify();
+  // Reads across shard borders equal the whole; starts of any range are those of the whole.
+  Ids all(static_cast<std::size_t>(store.tokens()));
+  store.read(0, all);
+  std::vector<std::int64_t> starts;
+  store.document_starts(0, store.tokens(), starts);
+  const Philox random{4, 4};
+  for (std::uint64_t i = 0; i < 300; ++i) {
+    const auto begin = static_cast<std::int64_t>(random.bits64(2 * i) % static_cast<std::uint64_t>(store.tokens()));
+    const auto n = static_cast<std::int64_t>(random.bits64(2 * i + 1) % 5000);
+    const std::int64_t end = std::min(begin + n, store.tokens());
+    Ids part(static_cast<std::size_t>(end - begin));
+    store.read(begin, part);
+    REQUIRE(std::equal(part.begin(), part.end(), all.begin() + begin));
+    std::vector<std::int64_t> found, expected;
+    store.document_starts(begin, end, found);
+    for (const std::int64_t s : starts) {
+      if (s >= begin && s < end) expected.push_back(s);
+    }
+    REQUIRE(found == expected);
+  }
+  CHECK_THROWS_AS(store.read(store.tokens() - 1, std::span(all).first(2)), Error);
+}
+
+TEST_CASE("a vocabulary above 65536 is stored as u32", "[prepare]") {
+  const Folder folder;
+  Json json = read_json(std::string(SIEVE_GOLDEN_DIR) + "/tokenizers/gpt2_style.json");
+  json["added_tokens"].push_back({{"id", 70000}, {"content", "<far>"}, {"special", false}, {"normalized", false}});
+  const auto t = parse_tokenizer_json(json.dump(), "x");
+  auto o = options_for(folder, {folder.write("a.txt", "it was<far> the")});
+  prepare(*t, o);
+  const TokenStore store(o.output + "/train", t.get());
+  CHECK(store.shards()[0].token_bytes == 4);
+  CHECK(documents(store, *t) == std::vector<std::string>{"it was<far> the"});
+  Ids ids(static_cast<std::size_t>(store.tokens()));
+  store.read(0, ids);
+  CHECK(std::count(ids.begin(), ids.end(), 70000) == 1);
+  store.verify();
+}
+
+TEST_CASE("the same bytes for any number of threads and any run", "[prepare]") {
+  const Folder folder;
+  std::vector<std::string> texts;
+  for (std::uint64_t i = 0; i < 300; ++i) texts.push_back(words(i, 400));
+  folder.write("in/a.jsonl", json_lines(texts));
+  folder.write("in/b.txt", words(999, 20000));
+  const auto t = bpe();
+  const int before = num_threads();
+  std::vector<std::map<std::string, std::string>> results;
+  for (const int threads : {1, 2, 4, 1}) {
+    set_num_threads(threads);
+    auto o = options_for(folder, {folder / "in"}, "out");
+    o.val_fraction = 0.1;
+    o.shard_tokens = 20000;
+    o.overwrite = true;
+    prepare(*t, o);
+    results.push_back(contents(o.output));
+  }
+  set_num_threads(before);
+  CHECK(results[0].size() > 3);
+  for (const auto& r : results) CHECK(r == results[0]);
+}
+
+TEST_CASE("text files are encoded piece by piece with the ids of the whole", "[prepare]") {
+  const Folder folder;
+  const auto t = bpe();
+  std::string text;  // more than two pieces of 4 MiB, multi-byte characters on every border
+  for (std::uint64_t i = 0; text.size() < (9u << 20); ++i) text += words(i % 50, 2000);
+  auto o = options_for(folder, {folder.write("long.txt", text)});
+  const PrepareReport r = prepare(*t, o);
+  CHECK(r.text_bytes == static_cast<std::int64_t>(text.size()));
+  const TokenStore store(o.output + "/train");
+  Ids ids(static_cast<std::size_t>(store.tokens()));
+  store.read(0, ids);
+  Ids expected = t->encode(text);
+  expected.push_back(*t->separator());
+  CHECK(ids == expected);
+}
+
+TEST_CASE("memory does not grow with the text", "[prepare]") {
+  const auto peak_kib = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;
+  };
+  const Folder folder;
+  {
+    std::ofstream out(folder / "big.txt", std::ios::binary);
+    const std::string block = words(5, 100000);
+    for (std::size_t written = 0; written < (48u << 20); written += block.size()) out << block;
+  }
+  const auto t = make_byte_tokenizer();  // the most tokens
+  auto o = options_for(folder, {folder.write("small.txt", words(1, 1 << 20))}, "small");
+  prepare(*t, o);
+  const long before = peak_kib();
+  o = options_for(folder, {folder / "big.txt"}, "big");
+  const PrepareReport r = prepare(*t, o);
+  CHECK(r.text_bytes > (48 << 20));
+  CAPTURE(before, peak_kib());
+  CHECK(peak_kib() - before < (24 << 10));  // KiB; the tokens alone are 96 MiB
+}
+
+TEST_CASE("splits: by the hash of the text, never empty", "[prepare]") {
+  const Folder folder;
+  const auto t = bpe();
+  std::vector<std::string> texts;
+  for (std::uint64_t i = 0; i < 600; ++i) texts.push_back(words(i, 20));
+  const auto run = [&](const std::vector<std::string>& in, double fraction) {
+    auto o = options_for(folder, {folder.write("in.jsonl", json_lines(in))});
+    o.val_fraction = fraction;
+    o.overwrite = true;
+    const PrepareReport r = prepare(*t, o);
+    auto train = documents(TokenStore(o.output + "/train"), *t), val = documents(TokenStore(o.output + "/val"), *t);
+    CHECK(static_cast<std::size_t>(r.train.documents + r.val.documents) == train.size() + val.size());
+    return std::pair(train, val);
+  };
+  const auto [train, val] = run(texts, 0.2);
+  CHECK(train.size() + val.size() == 600);
+  CHECK(val.size() > 80);
+  CHECK(val.size() < 160);
+  // Order and neighbours do not matter: the first half alone splits as it did in the whole.
+  const auto [train_half, val_half] = run({texts.begin(), texts.begin() + 300}, 0.2);
+  CHECK(std::equal(train_half.begin(), train_half.end(), train.begin()));
+  CHECK(std::equal(val_half.begin(), val_half.end(), val.begin()));
+  // A larger fraction only adds documents.
+  const auto [train_more, val_more] = run(texts, 0.4);
+  for (const auto& d : val) CHECK(std::count(val_more.begin(), val_more.end(), d) > 0);
+
+  for (std::size_t n = 2; n < 7; ++n) {  // a handful: neither side is empty
+    for (const double fraction : {0.001, 0.5, 0.999}) {
+      const auto [few_train, few_val] = run({texts.begin(), texts.begin() + static_cast<std::ptrdiff_t>(n)}, fraction);
+      CHECK(few_train.size() >= 1);
+      CHECK(few_val.size() >= 1);
+      CHECK(few_train.size() + few_val.size() == n);
+    }
+  }
+}
+
+TEST_CASE("splits: a single document is cut at its end", "[prepare]") {
+  const Folder folder;
+  const auto t = make_byte_tokenizer();
+  const std::string text = words(3, 1000);
+  auto o = options_for(folder, {folder.write("book.txt", text)});
+  o.val_fraction = 0.1;
+  const PrepareReport r = prepare(*t, o);
+  const auto n = static_cast<std::int64_t>(text.size()) + 1;
+  CHECK(r.val.tokens == (n + 9) / 10);
+  CHECK(r.train.tokens == n - r.val.tokens + 1);  // and a separator of its own
+  const auto train = documents(TokenStore(o.output + "/train"), *t), val = documents(TokenStore(o.output + "/val"), *t);
+  REQUIRE(train.size() == 1);
+  REQUIRE(val.size() == 1);
+  CHECK(train[0] + val[0] == text);
+}
+
+TEST_CASE("what is there is not overwritten unasked; an old val/ goes with its train/", "[prepare]") {
+  const Folder folder;
+  const auto t = bpe();
+  auto o = options_for(folder, {folder.write("in.jsonl", json_lines({"one", "two", "three"}))});
+  o.val_fraction = 0.3;
+  prepare(*t, o);
+  check_error(Exit::config, {"out/train", "exists"}, [&] { prepare(*t, o); });
+  o.val_fraction = 0;
+  o.overwrite = true;
+  prepare(*t, o);
+  CHECK(TokenStore(o.output + "/train").documents() == 3);
+  CHECK_FALSE(fs::exists(o.output + "/val"));
+  // The output may lie within the input: its own shards are not read as text.
+  const Folder inside;
+  inside.write("a.txt", "some text");
+  auto p = options_for(inside, {inside / ""}, "shards");
+  prepare(*t, p);
+  p.overwrite = true;
+  CHECK(prepare(*t, p).train.documents == 1);
+}
+
+TEST_CASE("bad input of prepare", "[prepare][errors]") {
+  const Folder folder;
+  const auto t = bpe();
+  const auto refused = [&](Exit code, std::initializer_list<std::string_view> words,
+                           const std::vector<std::string>& inputs) {
+    check_error(code, words, [&] { prepare(*t, options_for(folder, inputs)); });
+    CHECK_FALSE(fs::exists(folder / "out/train"));
+    CHECK_FALSE(fs::exists(folder / "out/.tmp-prepare"));
+  };
+  refused(Exit::data, {"missing.txt", "no such file"}, {folder / "missing.txt"});
+  fs::create_directories(folder / "nothing");
+  refused(Exit::data, {"nothing", "no files"}, {folder / "nothing"});
+  refused(Exit::data, {"empty.txt", "no text"}, {folder.write("empty.txt", "")});
+  refused(Exit::data, {"latin1.txt", "not UTF-8", "byte 3", "0xE9", "iconv"},
+          {folder.write("latin1.txt", "caf\xe9 au lait")});
+  refused(Exit::data, {"cut.txt", "not UTF-8", "byte 2"}, {folder.write("cut.txt", "ab\xe2\x82")});
+  refused(Exit::data, {"bad.jsonl", "line 2", "not UTF-8"},
+          {folder.write("bad.jsonl", "{\"text\": \"a\"}\n{\"text\": \"\xe9\"}\n")});
+  refused(Exit::data, {"syntax.jsonl", "line 3"}, {folder.write("syntax.jsonl", "{\"text\": \"a\"}\n\n{\"text\": \n")});
+  refused(Exit::data, {"field.jsonl", "line 1", "\"text\""}, {folder.write("field.jsonl", "{\"body\": \"a\"}\n")});
+  refused(Exit::data, {"type.jsonl", "line 1", "not a string"}, {folder.write("type.jsonl", "{\"text\": 3}\n")});
+  const std::string packed = gzip(words(1, 20000));
+  refused(Exit::data, {"cut.gz"}, {folder.write("cut.gz", packed.substr(0, packed.size() / 2))});
+  refused(Exit::config, {"no input"}, {});
+
+  auto o = options_for(folder, {folder.write("a.txt", "some text")});
+  o.val_fraction = 1.0;
+  check_error(Exit::config, {"val fraction 1"}, [&] { prepare(*t, o); });
+  o.val_fraction = 0;
+  o.shard_tokens = 0;
+  check_error(Exit::config, {"shard size 0"}, [&] { prepare(*t, o); });
+  o = options_for(folder, {folder / "a.txt"});
+  o.output = folder / "a.txt/below";  // a file where a folder should be
+  check_error(Exit::data, {"a.txt/below"}, [&] { prepare(*t, o); });
+  Json json = read_json(std::string(SIEVE_GOLDEN_DIR) + "/tokenizers/gpt2_style.json");
+  json["added_tokens"] = Json::array();
+  check_error(Exit::data, {"no token that ends a document", "eos_token"},
+              [&] { prepare(*parse_tokenizer_json(json.dump(), "x"), options_for(folder, {folder / "a.txt"})); });
+
+  o = options_for(folder, {folder / "latin1.txt"});
+  o.allow_invalid_utf8 = true;
+  prepare(*t, o);
+  CHECK(documents(TokenStore(o.output + "/train"), *t) == std::vector<std::string>{"caf\xe9 au lait"});
+}
+
+TEST_CASE("a full disk leaves nothing behind and says where", "[prepare][errors]") {
+  const Folder folder;
+  const auto t = make_byte_tokenizer();
+  const std::string in = folder.write("in.txt", words(1, 400000));
+  rlimit old{};
+  REQUIRE(getrlimit(RLIMIT_FSIZE, &old) == 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit small = old;
+  // Writes beyond fail, first of the temporary tokens, then (larger limit: HDF5's header on top) of the shard.
+  const auto raw = static_cast<rlim_t>(2 * (fs::file_size(in) + 1));
+  for (const rlim_t limit : {rlim_t{1 << 20}, raw + 8}) {
+    small.rlim_cur = limit;
+    setrlimit(RLIMIT_FSIZE, &small);
+    auto o = options_for(folder, {in});
+    check_error(Exit::data, {"out/.tmp-prepare"}, [&] { prepare(*t, o); });
+    setrlimit(RLIMIT_FSIZE, &old);
+    CHECK(count_entries(o.output) == 0);
+  }
+  std::signal(SIGXFSZ, handler);
+}
+
+TEST_CASE("token store: patterns", "[store]") {
+  const Folder folder;
+  const auto t = bpe();
+  const std::string train = make_shards(folder, *t);
+  const TokenStore all(train);
+  REQUIRE(all.shards().size() > 3);
+  CHECK(TokenStore(train + "/*.h5").tokens() == all.tokens());
+  CHECK(TokenStore(train + "/shard_0000[01].h5").shards().size() == 2);
+  const TokenStore swapped({train + "/shard_00001.h5", train + "/shard_00000.h5"}, t.get());
+  CHECK(swapped.shards()[0].tokens == all.shards()[1].tokens);
+  CHECK(swapped.data_hash() != all.data_hash());
+  CHECK(all.data_hash() == TokenStore(train + "/*.h5").data_hash());
+  CHECK(expand_shard_patterns({train}).size() == all.shards().size());
+  check_error(Exit::data, {"none*.h5", "no file matches"}, [&] { TokenStore{train + "/none*.h5"}; });
+  check_error(Exit::data, {"gone.h5", "no such file"}, [&] { TokenStore{train + "/gone.h5"}; });
+  check_error(Exit::data, {"shard_00000.h5", "twice"}, [&] { TokenStore({train, train + "/shard_00000.h5"}); });
+  fs::create_directories(folder / "void");
+  check_error(Exit::data, {"void", "no .h5 file"}, [&] { TokenStore{folder / "void"}; });
+}
+
+TEST_CASE("token store: shards of other tokenizers", "[store][errors]") {
+  const Folder folder;
+  const auto t = bpe(), byte = make_byte_tokenizer();
+  const std::string a = make_shards(folder, *t, "a"), b = make_shards(folder, *byte, "b");
+  check_error(Exit::data, {"b/train/shard_00000.h5", "byte", "bpe-401", hex64(t->hash()), hex64(byte->hash())}, [&] {
+    TokenStore({a, b});
+  });
+  check_error(Exit::data, {"a/train/shard_00000.h5", "bpe-401", "in use is byte", hex64(byte->hash())},
+              [&] { TokenStore(a, byte.get()); });
+}
+
+TEST_CASE("token store: damage is found and named", "[store][errors]") {
+  const Folder folder;
+  const auto t = bpe();
+  const std::string train = make_shards(folder, *t), victim = train + "/shard_00001.h5";
+  const std::string good = read_file(victim, 1 << 20);
+  const auto write = [&](const std::string& bytes) { std::ofstream(victim, std::ios::binary) << bytes; };
+  const ShardInfo info = TokenStore(victim).shards()[0];
+  const std::uint64_t tokens_at = [&] { return Hdf5File::open(victim).dataset("tokens").byte_offset(); }();
+
+  SECTION("truncated") {
+    for (const std::size_t size : {good.size() - 1, good.size() - 100, good.size() / 2, std::size_t{100}}) {
+      write(good.substr(0, size));
+      check_error(Exit::data, {"shard_00001.h5", "truncated", std::to_string(size), std::to_string(good.size())},
+                  [&] { TokenStore{train}; });
+    }
+    for (const std::size_t size : {0, 7, 47}) {
+      write(good.substr(0, size));
+      check_error(Exit::data, {"shard_00001.h5", "not a token shard"}, [&] { TokenStore{train}; });
+    }
+  }
+  SECTION("not HDF5, or HDF5 of something else") {
+    write(std::string(5000, 'x'));
+    check_error(Exit::data, {"shard_00001.h5", "no HDF5 signature"}, [&] { TokenStore{train}; });
+    Hdf5File other = Hdf5File::create(victim);
+    other.create_dataset("weights", H5Type::u16, 3);
+    other.close();
+    check_error(Exit::data, {"shard_00001.h5", "not a token shard"}, [&] { TokenStore{train}; });
+  }
+  SECTION("any flipped token bit fails verify") {
+    for (const std::int64_t token : {std::int64_t{0}, info.tokens / 2, info.tokens - 1}) {
+      std::string bad = good;
+      bad[tokens_at + static_cast<std::size_t>(2 * token)] ^= 1;
+      write(bad);
+      const TokenStore store(train);  // opening reads no tokens
+      check_error(Exit::data, {"shard_00001.h5", "tokens", "checksum", hex64(info.tokens_xxh3)},
+                  [&] { store.verify(); });
+    }
+  }
+  SECTION("an id beyond the vocabulary is refused when read") {
+    std::string bad = good;
+    bad[tokens_at + 11] = '\xff';
+    write(bad);
+    const TokenStore store(victim);
+    Ids ids(10);
+    check_error(Exit::data, {"shard_00001.h5", "token 5", "vocabulary has 401"}, [&] { store.read(0, ids); });
+  }
+  SECTION("document offsets") {
+    const std::uint64_t at = [&] { return Hdf5File::open(victim).dataset("document_offsets").byte_offset(); }();
+    std::string bad = good;
+    bad[at + 8] ^= 1;
+    write(bad);
+    check_error(Exit::data, {"shard_00001.h5", "document_offsets", "checksum"}, [&] { TokenStore(train).verify(); });
+    bad = good;
+    bad[at + 8 * static_cast<std::size_t>(info.documents)] ^= 1;  // the last must be the number of tokens
+    write(bad);
+    check_error(Exit::data, {"shard_00001.h5", "documents cover"}, [&] { TokenStore{train}; });
+  }
+  SECTION("every single damaged byte outside unused space is refused or changes nothing that is read") {
+    // No crash and no silently different token, whatever byte is hit.
+    Ids expected(static_cast<std::size_t>(info.tokens));
+    TokenStore(victim).read(0, expected);
+    int refused = 0;
+    for (std::size_t i = 0; i < good.size(); i += 7) {
+      std::string bad = good;
+      bad[i] ^= '\x55';
+      write(bad);
+      try {
+        const TokenStore store(victim, t.get());
+        store.verify();
+        Ids ids(static_cast<std::size_t>(store.tokens()));
+        store.read(0, ids);
+        if (ids != expected) FAIL("byte " << i << " changed the tokens unnoticed");
+      } catch (const Error& e) {
+        ++refused;
+        if (e.code() != Exit::data) FAIL("byte " << i << ": " << e.what());
+      }
+    }
+    CHECK(refused > static_cast<int>(2 * info.tokens / 7));
+  }
+}
