@@ -96,7 +96,7 @@ void StatusFile::beat(const RunStatus& status) {
 
 void StatusFile::write(const RunStatus& status) {
   last_ = unix_time();
-  Json json{{"state", status.state},
+  Json json{{"status", status.status},
             {"step", status.step},
             {"total_steps", status.total_steps},
             {"tokens", status.tokens},

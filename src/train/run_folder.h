@@ -43,7 +43,7 @@ class RunFolder {
 
 // status.json: rewritten atomically, at most every `interval` seconds while running.
 struct RunStatus {
-  std::string state = "running";  // running | finished | preempted | failed
+  std::string status = "running";  // running | finished | preempted | failed
   std::int64_t step = 0, total_steps = 0, tokens = 0;
   double loss = 0;
   int exit_code = -1;   // -1: still running

@@ -1,0 +1,170 @@
+#include <fstream>
+
+#include "data/prepare.h"
+#include "support/catch.h"
+#include "support/scratch.h"
+#include "train/commands.h"
+#include "train/load_config.h"
+#include "train/run_data.h"
+
+using namespace sieve;
+using sieve::test::Scratch;
+
+namespace {
+
+constexpr const char* kConfig = R"(schema: 1
+model:
+  n_layers: 2
+  d_model: 32
+  n_heads: 4
+  n_kv_heads: 2
+  attention:
+    kinds:
+      sk: {type: sparsek, k: 8, window: 8}
+    pattern: [sk]
+data: {train: data/train, seq_len: 64}
+train:
+  steps: 10
+  global_batch: 512
+  micro_batch: 2
+)";
+
+std::string message_of(const std::function<void()>& f, Exit code = Exit::config) {
+  try {
+    f();
+  } catch (const Error& e) {
+    CHECK(e.code() == code);
+    return e.what();
+  }
+  return "no error";
+}
+
+struct ConfigFile {
+  Scratch scratch;
+  std::string path = (scratch / "c.yaml").string();
+  ConfigFile() { std::ofstream(path) << kConfig; }
+  std::string problem(const std::vector<std::string>& overrides, int world = 1) const {
+    return message_of([&] { load_run_config(path, overrides, world); });
+  }
+};
+
+bool has(const std::string& text, const std::string& part) {
+  INFO(text);
+  INFO("wanted: " << part);
+  const bool found = text.find(part) != std::string::npos;
+  CHECK(found);
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE("a good configuration loads, and lists take plain values") {
+  const ConfigFile file;
+  const RunConfig c = load_run_config(file.path, {"data.val=data/val", "train.optimizer.lr=3e-4"}, 4).config;
+  CHECK(c.data.train.size() == 1);
+  CHECK(c.data.train[0].path == "data/train");
+  CHECK(c.data.val == std::vector<std::string>{"data/val"});
+  CHECK(c.train.optimizer.lr == 3e-4);
+  CHECK(c.model.attention.kinds.at("sk").k == 8);
+}
+
+TEST_CASE("cross-field checks name place, key and remedy") {
+  const ConfigFile file;
+  const std::string c = file.path;
+  has(file.problem({"model.n_heads=5"}), "command line: error: model.n_heads: 5 heads do not divide d_model = 32");
+  has(file.problem({"model.n_kv_heads=3"}), "model.n_kv_heads: 3 key-value heads do not divide n_heads = 4");
+  has(file.problem({"model.attention.kinds.sk.k=65"}),
+      "model.attention.kinds.sk.k: 65 is larger than the context, data.seq_len = 64");
+  has(file.problem({"model.attention.kinds.sk.window=65"}),
+      "model.attention.kinds.sk.window: 65 is larger than the context");
+  has(file.problem({"model.attention.pattern=[sk, sk, sk]"}), "model.attention.pattern: 3 entries do not fit 2 layers");
+  has(file.problem({"model.attention.pattern=[full]"}),
+      "model.attention.pattern: names \"full\", which attention.kinds does not define");
+  has(file.problem({"model.max_seq=32"}), "model.max_seq: 32 is shorter than data.seq_len = 64");
+  has(file.problem({"train.global_batch=500"}),
+      "train.global_batch: 500 tokens do not divide into micro-batches of 2 x 64 tokens on 1 rank; nearest valid "
+      "values: 384 and 512");
+  has(file.problem({}, 3),
+      c + ":14:3: error: train.global_batch: 512 tokens do not divide into micro-batches of 2 x 64 tokens on 3 ranks; "
+          "nearest valid values: 384 and 768");
+  has(file.problem({"train.global_batch=100"}), "nearest valid values: 128");
+  has(file.problem({"train.tokens=1M"}), "train: give exactly one of tokens, steps and epochs (2 are given)");
+  has(file.problem({"train.steps=null"}), "(0 are given)");
+  has(file.problem({"train.schedule.warmup=10"}),
+      "train.schedule.warmup: warm-up of 10 updates is not shorter than the run of 10");
+  has(file.problem({"train.steps=null", "train.tokens=1024", "train.schedule.warmup=2"}),
+      "not shorter than the run of 2");
+  has(file.problem({"train.schedule.min_lr=1"}), "train.schedule.min_lr: 1 is above train.optimizer.lr");
+  has(file.problem({"train.optimizer.betas=[0.9]"}), "train.optimizer.betas: wants two numbers");
+  has(file.problem({"train.optimizer.betas=[0.9, 1.0]"}), "train.optimizer.betas: 1 is outside [0, 1)");
+  has(file.problem({"train.schedule.decay=1.5"}), "train.schedule.decay");
+  has(file.problem({"device.type=cuda"}), "device.type: this program trains on the CPU only; use cpu or auto");
+  has(file.problem({"device.precision=fp16"}), "device.precision");
+  has(file.problem({"log.sinks=[jsonl, wandb]"}), "log.sinks: unknown sink \"wandb\"");
+  has(file.problem({"train.recompute.layers=[2]"}),
+      "train.recompute.layers: layer 2 does not exist; the model has layers 0 to 1");
+  has(file.problem({"tokenizer.type=hf_json"}), "tokenizer.path: type hf_json wants the path of a tokenizer.json");
+  has(file.problem({"tokenizer.path=x.json"}), "tokenizer.path: has no effect with type byte");
+  has(file.problem({"data.train=[{path: a, weight: 1}, b]"}), "data.train: 1 of 2 sources have a weight");
+  has(file.problem({"model.attention.kinds.sk.windwo=1"}), "did you mean \"window\"?");
+  // All of them at once.
+  const std::string both = file.problem({"model.n_kv_heads=3", "train.global_batch=500"});
+  has(both, "n_kv_heads");
+  has(both, "global_batch");
+}
+
+TEST_CASE("config check tells the two schemas apart") {
+  const ConfigFile file;
+  CHECK_NOTHROW(check_config(file.path, {}, 1));
+  std::ofstream(file.scratch / "e.yaml")
+      << "eval: {checkpoints: [runs/a], data: [x.txt], method: sliding, fail_if: [\"token_ppl > 3\"]}\n";
+  CHECK_NOTHROW(check_config((file.scratch / "e.yaml").string(), {}, 1));
+  has(message_of([&] { check_config((file.scratch / "e.yaml").string(), {"eval.fail_if=[token_ppl]"}, 1); }),
+      "expected a comparison");
+  has(message_of([&] { check_config((file.scratch / "e.yaml").string(), {"eval.strde=1"}, 1); }),
+      "did you mean \"stride\"?");
+  has(message_of([&] { check_config((file.scratch / "e.yaml").string(), {"eval.contexts=[0]"}, 1); }),
+      "eval.contexts: 0 is not a number of tokens");
+}
+
+TEST_CASE("checks that need the data") {
+  const ConfigFile file;
+  const Scratch& s = file.scratch;
+  std::ofstream(s / "a.txt") << std::string(500, 'x');
+  std::ofstream(s / "b.txt") << std::string(500, 'y');
+  for (const char* name : {"a", "b"})
+    prepare(*make_byte_tokenizer(),
+            {.inputs = {(s / (std::string(name) + ".txt")).string()}, .output = (s / name).string()});
+  const std::string a = (s / "a" / "train").string(), b = (s / "b" / "train").string();
+  const auto open = [&](std::vector<std::string> overrides) {
+    overrides.push_back("train.global_batch=128");
+    const LoadedConfig loaded = load_run_config(file.path, overrides, 1);
+    open_run_data(loaded.config, loaded.tree);
+  };
+  CHECK_NOTHROW(open({"data.train=" + a, "data.val=" + b}));
+  has(message_of([&] { open({"data.train=[" + a + ", " + b + "]", "data.val=" + b}); }), "is also a training shard");
+  std::filesystem::create_symlink(s / "b" / "train", s / "alias");
+  has(message_of([&] { open({"data.train=" + b, "data.val=" + (s / "alias").string()}); }), "data.val: ");
+  has(message_of([&] {
+        open({"data.train=" + a, "model.vocab_size=256"});
+      }),
+      "model.vocab_size: 256 rows cannot hold the 257 tokens");
+  has(message_of([&] { open({"data.train=[]"}); }), "data.train: names no training shards");
+  has(message_of([&] { open({"data.train=" + a, "data.seq_len=512", "train.global_batch=1024"}); }, Exit::data), "512");
+}
+
+TEST_CASE("resolving fills every auto once") {
+  const ConfigFile file;
+  RunConfig c = load_run_config(file.path, {"run.name=x"}, 2).config;
+  c.train.global_batch.reset();
+  resolve_config(c, 257, 2);
+  CHECK(*c.run.dir == "runs/x");
+  CHECK(*c.train.global_batch == 256);
+  CHECK(*c.model.vocab_size == 257);
+  CHECK(*c.model.attention.kinds.at("sk").score.slope == 1.0 / 64);
+  RunConfig again = c;
+  again.data.seq_len = 128;  // the slope of a checkpoint stays when its model is used at another length
+  resolve_config(again, 300, 1);
+  CHECK(*again.model.attention.kinds.at("sk").score.slope == 1.0 / 64);
+  CHECK(*again.model.vocab_size == 257);
+}
