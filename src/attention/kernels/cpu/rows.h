@@ -72,7 +72,17 @@ inline void store_row(const T* src, std::ptrdiff_t D, void* dst, DType dtype) {
     return;
   }
   auto* out = static_cast<bf16*>(dst);
-  for (std::ptrdiff_t d = 0; d < D; ++d) out[d] = bf16(static_cast<float>(src[d]));
+  std::ptrdiff_t d = 0;
+  if constexpr (sizeof(T) == 4) {
+    for (; d + kLanes<float> <= D; d += kLanes<float>) {  // bf16(float) of core/dtype.h, lane by lane
+      Words w;
+      std::memcpy(&w, src + d, sizeof w);
+      const Words nearest = (w + 0x7fffu + ((w >> 16) & 1u)) >> 16, quiet = (w >> 16) | 0x40u;
+      const HalfWords h = __builtin_convertvector((w & 0x7fffffffu) > 0x7f800000u ? quiet : nearest, HalfWords);
+      std::memcpy(out + d, &h, sizeof h);
+    }
+  }
+  for (; d < D; ++d) out[d] = bf16(static_cast<float>(src[d]));
 }
 
 // x -> R(position) x on the first 2 R elements, rotate-half layout; sign = -1 turns back (the transpose).
@@ -102,31 +112,54 @@ inline bool all_finite(const T* x, std::ptrdiff_t n) {
   return total == 0;
 }
 
-// rows (n, Dp) -> columns (Dp, kTile), times factor; lanes n .. lanes - 1 become 0.
+// A square of kLanes x kLanes in registers, in log2(kLanes) rounds: round s exchanges the off-diagonal s x s squares.
 template <class T>
-inline void transpose_in(const T* rows, std::ptrdiff_t n, std::ptrdiff_t Dp, std::ptrdiff_t lanes, T factor,
-                         T* columns) {
-  constexpr std::ptrdiff_t kStep = 16;  // a square of this side stays in the first-level cache on both sides
-  for (std::ptrdiff_t i0 = 0; i0 < lanes; i0 += kStep) {
-    for (std::ptrdiff_t d0 = 0; d0 < Dp; d0 += kStep) {
-      for (std::ptrdiff_t d = d0; d < d0 + kStep && d < Dp; ++d) {
-        for (std::ptrdiff_t i = i0; i < i0 + kStep && i < lanes; ++i) {
-          columns[d * kTile + i] = i < n ? rows[i * Dp + d] * factor : T(0);
-        }
-      }
+[[gnu::always_inline]] inline void transpose_square(Vec<T>* v) {
+  constexpr int L = kLanes<T>;
+#pragma GCC unroll 4
+  for (int s = 1; s < L; s *= 2) {
+    IVec<T> low, high;  // lanes of (a, b) that the two results take; constants after unrolling
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) {
+      low[l] = (l & s) != 0 ? L + l - s : l;
+      high[l] = (l & s) != 0 ? L + l : l + s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if ((i & s) != 0) continue;
+      const Vec<T> a = v[i], b = v[i | s];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i | s] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+// rows (n, Dp) -> columns (Dp, kTile), times factor; lanes n .. lanes - 1 become 0. lanes and Dp are multiples of
+// kLanes<T>.
+template <class T>
+[[gnu::noinline]] void transpose_in(const T* rows, std::ptrdiff_t n, std::ptrdiff_t Dp, std::ptrdiff_t lanes, T factor,
+                                    T* columns) {
+  constexpr int L = kLanes<T>;
+  for (std::ptrdiff_t i0 = 0; i0 < lanes; i0 += L) {
+    for (std::ptrdiff_t d0 = 0; d0 < Dp; d0 += L) {
+      Vec<T> v[L];
+      for (int x = 0; x < L; ++x) v[x] = i0 + x < n ? Vec<T>(load(rows + (i0 + x) * Dp + d0) * factor) : Vec<T>{};
+      transpose_square<T>(v);
+      for (int x = 0; x < L; ++x) store(columns + (d0 + x) * kTile + i0, v[x]);
     }
   }
 }
 // columns (Dp, kTile) -> rows (n, Dp), lane i times factor[i].
 template <class T>
-inline void transpose_out(const T* columns, std::ptrdiff_t n, std::ptrdiff_t Dp, const T* factor, T* rows) {
-  constexpr std::ptrdiff_t kStep = 16;
-  for (std::ptrdiff_t i0 = 0; i0 < n; i0 += kStep) {
-    for (std::ptrdiff_t d0 = 0; d0 < Dp; d0 += kStep) {
-      for (std::ptrdiff_t i = i0; i < i0 + kStep && i < n; ++i) {
-        for (std::ptrdiff_t d = d0; d < d0 + kStep && d < Dp; ++d)
-          rows[i * Dp + d] = columns[d * kTile + i] * factor[i];
-      }
+[[gnu::noinline]] void transpose_out(const T* columns, std::ptrdiff_t n, std::ptrdiff_t Dp, const T* factor, T* rows) {
+  constexpr int L = kLanes<T>;
+  for (std::ptrdiff_t i0 = 0; i0 < n; i0 += L) {
+    const Vec<T> f = load(factor + i0);
+    for (std::ptrdiff_t d0 = 0; d0 < Dp; d0 += L) {
+      Vec<T> v[L];
+      for (int x = 0; x < L; ++x) v[x] = load(columns + (d0 + x) * kTile + i0) * f;
+      transpose_square<T>(v);
+      for (int x = 0; x < L && i0 + x < n; ++x) store(rows + (i0 + x) * Dp + d0, v[x]);
     }
   }
 }

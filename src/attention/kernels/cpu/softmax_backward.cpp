@@ -101,16 +101,15 @@ struct Slab {
   T* dv = nullptr;      // (T, Dp)
 
   static std::size_t elements(const SoftmaxForwardArgs& a) {
-    return static_cast<std::size_t>((a.rotary.far_distance >= 0 ? 3 : 2) * a.T * padded<T>(a.D)) + 64;
+    return static_cast<std::size_t>((a.rotary.far_distance >= 0 ? 3 : 2) * a.T * padded<T>(a.D));
   }
   Slab(const SoftmaxForwardArgs& a, Arena<T>& arena) {
-    T* p = arena.take(static_cast<std::ptrdiff_t>(elements(a) / 64 * 64));
+    dk = arena.take(static_cast<std::ptrdiff_t>(elements(a)));
     const std::ptrdiff_t n = a.T * padded<T>(a.D);
-    dk = p;
-    dv = p + n;
-    if (a.rotary.far_distance >= 0) dk_far = p + 2 * n;
+    dv = dk + n;
+    if (a.rotary.far_distance >= 0) dk_far = dk + 2 * n;
   }
-  void clear(const SoftmaxForwardArgs& a) { std::fill(dk, dk + elements(a) - 64, T(0)); }
+  void clear(const SoftmaxForwardArgs& a) { std::fill(dk, dk + elements(a), T(0)); }
 };
 
 template <class T>
@@ -141,12 +140,16 @@ class Backward {
   }
 
   // Tiles [first, last) of one (row, key-value head). column (T) and row (T): sums of g, null if not wanted.
-  void run(std::int64_t b, std::int64_t kv, std::int64_t first, std::int64_t last, const Slab<T>& slab, double* column,
-           double* row) {
+  void pack(std::int64_t b, std::int64_t kv, std::int64_t first, std::int64_t last, const PackedKeys<T>& to) const {
+    tile_.pack(b, kv, first, last, to);
+  }
+
+  void run(std::int64_t b, std::int64_t kv, std::int64_t first, std::int64_t last, const PackedKeys<T>& packed,
+           const Slab<T>& slab, double* column, double* row) {
     const auto G = static_cast<std::int64_t>(heads_.size());
     const bool gates = args_.forward.gate.mode != GateMode::hard || column != nullptr;
     for (std::int64_t t = first; t < last; ++t) {
-      tile_.begin(b, kv, t);
+      tile_.begin(b, kv, t, packed);
       std::fill(row_, row_ + kTile, 0.0);
       for (std::int64_t g = 0; g < G; ++g) begin(kv * G + g, heads_[static_cast<std::size_t>(g)]);
       for (const PlanBlock* block = tile_.block_begin; block != tile_.block_end; ++block) {
@@ -383,44 +386,84 @@ void combine(const SoftmaxBackwardArgs& args, std::int64_t chunks, const std::ve
   });
 }
 
+// What tasks read and sum into: one of each per thread where a task is a whole head, else one slab per task and packed
+// keys per head that all its chunks share.
+template <class T>
+struct Workspace {
+  Workspace(const SoftmaxForwardArgs& a, std::int64_t heads, std::int64_t chunks)
+      : memory(static_cast<std::size_t>(heads * PackedKeys<T>::elements(a)) +
+               static_cast<std::size_t>(heads * chunks) * Slab<T>::elements(a)) {
+    for (std::int64_t x = 0; x < heads; ++x) packed.emplace_back(a, memory);
+    for (std::int64_t x = 0; x < heads * chunks; ++x) slabs.emplace_back(a, memory);
+  }
+  Arena<T> memory;
+  std::vector<PackedKeys<T>> packed;
+  std::vector<Slab<T>> slabs;
+};
+
+// Enough heads to keep every thread busy: a task is a head.
+template <class T>
+void backward_by_heads(const SoftmaxBackwardArgs& args, double* column, double* row) {
+  const SoftmaxForwardArgs& a = args.forward;
+  parallel_for(a.B * a.Hkv, 1, [&](std::int64_t first, std::int64_t last) {
+    Arena<T> arena(Backward<T>::scratch(a));
+    Backward<T> work(args, arena);
+    Workspace<T> own(a, 1, 1);
+    for (std::int64_t x = first; x < last; ++x) {
+      const std::int64_t b = x / a.Hkv, kv = x % a.Hkv;
+      work.pack(b, kv, 0, a.T, own.packed[0]);
+      own.slabs[0].clear(a);
+      work.run(b, kv, 0, a.plan.tiles, own.packed[0], own.slabs[0], column ? column + x * a.T : nullptr,
+               row ? row + x * a.T : nullptr);
+      work.write_keys(b, kv, own.slabs.data(), 1, 0, a.T);
+    }
+  });
+}
+
+// Few heads: a task is a chunk of the tiles of a head.
+template <class T>
+void backward_by_chunks(const SoftmaxBackwardArgs& args, std::int64_t chunks, double* column, double* row) {
+  const SoftmaxForwardArgs& a = args.forward;
+  const std::int64_t heads = a.B * a.Hkv, tiles = a.plan.tiles;
+  Workspace<T> shared(a, heads, chunks);
+  const auto each = [&](std::int64_t n, auto&& body) {
+    parallel_for(n, 1, [&](std::int64_t first, std::int64_t last) {
+      Arena<T> arena(Backward<T>::scratch(a));
+      Backward<T> work(args, arena);
+      for (std::int64_t x = first; x < last; ++x) body(work, x);
+    });
+  };
+  each(heads * tiles, [&](Backward<T>& work, std::int64_t x) {
+    const std::int64_t head = x / tiles, j = x % tiles * kTile;
+    work.pack(head / a.Hkv, head % a.Hkv, j, std::min(a.T, j + kTile), shared.packed[static_cast<std::size_t>(head)]);
+  });
+  each(heads * chunks, [&](Backward<T>& work, std::int64_t x) {
+    const std::int64_t head = x / chunks, b = head / a.Hkv, kv = head % a.Hkv;
+    Slab<T>& slab = shared.slabs[static_cast<std::size_t>(x)];
+    slab.clear(a);
+    const auto bounds = chunk_bounds(a.plan, b, kv, chunks);
+    const auto c = static_cast<std::size_t>(x % chunks);
+    work.run(b, kv, bounds[c], bounds[c + 1], shared.packed[static_cast<std::size_t>(head)], slab,
+             column ? column + x * a.T : nullptr, row ? row + head * a.T : nullptr);
+  });
+  each(heads * tiles, [&](Backward<T>& work, std::int64_t x) {
+    const std::int64_t head = x / tiles, j = x % tiles * kTile;
+    work.write_keys(head / a.Hkv, head % a.Hkv, shared.slabs.data() + head * chunks, chunks, j,
+                    std::min(a.T, j + kTile));
+  });
+}
+
 template <class T>
 void backward(const SoftmaxBackwardArgs& args) {
   const SoftmaxForwardArgs& a = args.forward;
-  const std::int64_t chunks = chunks_of(a), heads = a.B * a.Hkv;
+  const std::int64_t chunks = chunks_of(a);
   const bool scores = args.column_BHT != nullptr;
-  std::vector<double> column(static_cast<std::size_t>(scores ? heads * chunks * a.T : 0));
-  std::vector<double> row(static_cast<std::size_t>(scores ? heads * a.T : 0));
-  const std::size_t slab_size = Slab<T>::elements(a) / 64 * 64;
-  Arena<T> shared_memory(chunks > 1 ? slab_size * static_cast<std::size_t>(heads * chunks) : 0);
-  std::vector<Slab<T>> slabs;
-  for (std::int64_t x = 0; chunks > 1 && x < heads * chunks; ++x) slabs.emplace_back(a, shared_memory);
-
-  parallel_for(heads * chunks, 1, [&](std::int64_t first, std::int64_t last) {
-    Arena<T> arena(Backward<T>::scratch(a) + (chunks > 1 ? 0 : slab_size));
-    Backward<T> work(args, arena);
-    std::vector<Slab<T>> own;
-    if (chunks == 1) own.emplace_back(a, arena);
-    for (std::int64_t x = first; x < last; ++x) {
-      const std::int64_t head = x / chunks, b = head / a.Hkv, kv = head % a.Hkv, c = x % chunks;
-      Slab<T>& slab = chunks > 1 ? slabs[static_cast<std::size_t>(x)] : own[0];
-      slab.clear(a);
-      const auto bounds = chunk_bounds(a.plan, b, kv, chunks);
-      work.run(b, kv, bounds[static_cast<std::size_t>(c)], bounds[static_cast<std::size_t>(c + 1)], slab,
-               scores ? column.data() + x * a.T : nullptr, scores ? row.data() + head * a.T : nullptr);
-      if (chunks == 1) work.write_keys(b, kv, &slab, 1, 0, a.T);
-    }
-  });
-  if (chunks > 1) {
-    const std::int64_t blocks = (a.T + kTile - 1) / kTile;
-    parallel_for(heads * blocks, 4, [&](std::int64_t first, std::int64_t last) {
-      Arena<T> arena(Backward<T>::scratch(a));
-      Backward<T> work(args, arena);
-      for (std::int64_t x = first; x < last; ++x) {
-        const std::int64_t head = x / blocks, j = x % blocks * kTile;
-        work.write_keys(head / a.Hkv, head % a.Hkv, slabs.data() + head * chunks, chunks, j, std::min(a.T, j + kTile));
-      }
-    });
-  }
+  std::vector<double> column(static_cast<std::size_t>(scores ? a.B * a.Hkv * chunks * a.T : 0));
+  std::vector<double> row(static_cast<std::size_t>(scores ? a.B * a.Hkv * a.T : 0));
+  double* columns = scores ? column.data() : nullptr;
+  double* rows = scores ? row.data() : nullptr;
+  if (chunks == 1) backward_by_heads<T>(args, columns, rows);
+  else backward_by_chunks<T>(args, chunks, columns, rows);
   if (scores) combine(args, chunks, column, row);
 }
 

@@ -31,7 +31,7 @@ constexpr double kNothing = -1e30;
 // lane's maximum rose, so that what was summed must shrink by `shrink`.
 template <class T, bool kMasked, Weight kWeight>
 bool advance(const Tile<T>& tile, T* logits, T* highest, T* denominator, T* shrink) {
-  bool rose = false;
+  IVec<T> rose{};
   for (std::ptrdiff_t l = 0; l < tile.lanes; l += kLanes<T>) {
     const Vec<T> before = load(highest + l);
     Vec<T> top = before;
@@ -57,9 +57,11 @@ bool advance(const Tile<T>& tile, T* logits, T* highest, T* denominator, T* shri
     store(highest + l, top);
     store(denominator + l, Vec<T>(load(denominator + l) * factor + sum));
     store(shrink + l, factor);
-    for (int x = 0; x < kLanes<T>; ++x) rose |= factor[x] != T(1);
+    rose |= factor != T(1);
   }
-  return rose;
+  Lane<T> any = 0;
+  for (int x = 0; x < kLanes<T>; ++x) any |= rose[x];
+  return any != 0;
 }
 
 template <class T>
@@ -84,8 +86,12 @@ class Forward {
     }
   }
 
-  void run(std::int64_t b, std::int64_t kv, std::int64_t t) {
-    tile_.begin(b, kv, t);
+  void pack(std::int64_t head, std::int64_t first, std::int64_t last, const PackedKeys<T>& to) const {
+    tile_.pack(head / tile_.a.Hkv, head % tile_.a.Hkv, first, last, to);
+  }
+
+  void run(std::int64_t b, std::int64_t kv, std::int64_t t, const PackedKeys<T>& packed) {
+    tile_.begin(b, kv, t, packed);
     const auto G = static_cast<std::int64_t>(heads_.size());
     for (std::int64_t g = 0; g < G; ++g) begin(kv * G + g, heads_[static_cast<std::size_t>(g)]);
     for (const PlanBlock* block = tile_.block_begin; block != tile_.block_end; ++block) {
@@ -171,19 +177,43 @@ class Forward {
   T* shrink_;  // (kTile)
 };
 
+// Heads (row, key-value head) whose packed keys exist at the same time: one a thread, or more while they fit 32 MiB.
+template <class T>
+std::int64_t heads_at_once(const SoftmaxForwardArgs& a) {
+  constexpr std::int64_t kBytes = std::int64_t{32} << 20;
+  const std::int64_t bytes =
+      std::max<std::int64_t>(1, PackedKeys<T>::elements(a) * static_cast<std::int64_t>(sizeof(T)));
+  return std::clamp<std::int64_t>(std::max<std::int64_t>(kBytes / bytes, num_threads()), 1,
+                                  std::max<std::int64_t>(1, a.B * a.Hkv));
+}
+
 template <class T>
 void forward(const SoftmaxForwardArgs& a) {
-  const std::int64_t tiles = a.plan.tiles;
-  parallel_for(a.B * a.Hkv * tiles, 1, [&](std::int64_t first, std::int64_t last) {
-    Arena<T> arena(Forward<T>::scratch(a));
-    Forward<T> work(a, arena);
-    for (std::int64_t x = first; x < last; ++x) {
-      // First, last, second, last but one: under a causal plan every stretch of this order costs about the same.
-      const std::int64_t y = x % tiles, t = y % 2 == 0 ? y / 2 : tiles - 1 - y / 2;
-      const std::int64_t head = x / tiles;
-      work.run(head / a.Hkv, head % a.Hkv, t);
-    }
-  });
+  const std::int64_t tiles = a.plan.tiles, heads = a.B * a.Hkv, group = heads_at_once<T>(a);
+  Arena<T> memory(static_cast<std::size_t>(group * PackedKeys<T>::elements(a)));
+  std::vector<PackedKeys<T>> packed;
+  for (std::int64_t h = 0; h < group; ++h) packed.emplace_back(a, memory);
+  for (std::int64_t base = 0; base < heads; base += group) {
+    const std::int64_t count = std::min(group, heads - base);
+    parallel_for(count * tiles, 4, [&](std::int64_t first, std::int64_t last) {
+      Arena<T> arena(Forward<T>::scratch(a));
+      const Forward<T> work(a, arena);
+      for (std::int64_t x = first; x < last; ++x) {
+        const std::int64_t j = x % tiles * kTile;
+        work.pack(base + x / tiles, j, std::min(a.T, j + kTile), packed[static_cast<std::size_t>(x / tiles)]);
+      }
+    });
+    parallel_for(count * tiles, 1, [&](std::int64_t first, std::int64_t last) {
+      Arena<T> arena(Forward<T>::scratch(a));
+      Forward<T> work(a, arena);
+      for (std::int64_t x = first; x < last; ++x) {
+        // First, last, second, last but one: under a causal plan every stretch of this order costs about the same.
+        const std::int64_t y = x % tiles, t = y % 2 == 0 ? y / 2 : tiles - 1 - y / 2;
+        const std::int64_t head = base + x / tiles;
+        work.run(head / a.Hkv, head % a.Hkv, t, packed[static_cast<std::size_t>(x / tiles)]);
+      }
+    });
+  }
 }
 
 }  // namespace

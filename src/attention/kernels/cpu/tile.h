@@ -22,6 +22,20 @@ std::ptrdiff_t padded(std::int64_t D) {
 
 enum class Reach { near, far, mixed };  // which rotation the pairs of a block use (RotaryView::far_distance)
 
+// Keys (rotated at their own positions) and values of one (row, key-value head) in the compute type, (T, Dp) each.
+// Packed once per head and pass: rows of qkv lie F elements apart, and every tile of queries would convert and rotate
+// them again.
+template <class T>
+struct PackedKeys {
+  T* keys = nullptr;
+  T* values = nullptr;
+
+  static std::ptrdiff_t elements(const SoftmaxForwardArgs& a) { return 2 * a.T * padded<T>(a.D); }
+  PackedKeys() = default;
+  PackedKeys(const SoftmaxForwardArgs& a, Arena<T>& arena)
+      : keys(arena.take(elements(a))), values(keys + elements(a) / 2) {}
+};
+
 template <class T>
 class Tile {
  public:
@@ -32,9 +46,9 @@ class Tile {
 
   Tile(const SoftmaxForwardArgs& args, Arena<T>& arena)
       : a(args), D(args.D), Dp(padded<T>(args.D)), R(args.rotary.rotary_dims / 2) {
-    keys = arena.take(kTile * Dp);
+    gathered_keys_ = arena.take(kTile * Dp);
     far_keys = arena.take(kTile * Dp);
-    values = arena.take(kTile * Dp);
+    gathered_values_ = arena.take(kTile * Dp);
     row_scratch = arena.take(kTile * Dp);
     gate = arena.take(kTile * kTile);
     far_logits = arena.take(kTile * kTile);
@@ -48,9 +62,24 @@ class Tile {
     for (std::ptrdiff_t l = 0; l < kTile; ++l) iota_[l] = static_cast<Lane<T>>(l);
   }
 
-  void begin(std::int64_t b_, std::int64_t kv_, std::int64_t tile) {
+  // Rows [first, last) of a head.
+  void pack(std::int64_t row, std::int64_t head, std::int64_t first, std::int64_t last, const PackedKeys<T>& to) const {
+    for (std::int64_t j = first; j < last; ++j) {
+      const std::int64_t at = (row * a.T + j) * features();
+      if (j + kAhead < a.T) {
+        prefetch(at + kAhead * features() + (a.H + head) * D);
+        prefetch(at + kAhead * features() + (a.H + a.Hkv + head) * D);
+      }
+      read(a.qkv_BTF, at + (a.H + head) * D, to.keys + j * Dp);
+      if (R > 0) rotate_at(to.keys + j * Dp, j, T(1));
+      read(a.qkv_BTF, at + (a.H + a.Hkv + head) * D, to.values + j * Dp);
+    }
+  }
+
+  void begin(std::int64_t b_, std::int64_t kv_, std::int64_t tile, const PackedKeys<T>& packed) {
     b = b_;
     kv = kv_;
+    packed_ = packed;
     const Interval queries = spans::tile_queries(tile, kTile, a.T);
     q0 = queries.begin;
     nq = queries.size();
@@ -96,18 +125,17 @@ class Tile {
     first_key = block.first;
     find_reach();
     keys_finite = values_finite = true;
-    for (std::ptrdiff_t r = 0; r < count; ++r) {
-      const std::int64_t at = (b * a.T + key(r)) * features();
-      T* k = keys + r * Dp;
-      read(a.qkv_BTF, at + (a.H + kv) * D, k);
-      if (reach != Reach::near) std::copy(k, k + Dp, far_keys + r * Dp);
-      if (R > 0 && reach != Reach::far) rotate_at(k, key(r), T(1));
-      read(a.qkv_BTF, at + (a.H + a.Hkv + kv) * D, values + r * Dp);
+    if (gathered) {
+      gather();
+    } else {
+      keys = packed_.keys + first_key * Dp;
+      values = packed_.values + first_key * Dp;
     }
     gated = with_gates && block.gated != 0;
     masked = block.masked != 0 || gated;  // a gated block reads its mask in any case
     if (masked) {
-      keys_finite = all_finite(keys, count * Dp);
+      keys_finite = (reach == Reach::far || all_finite(keys, count * Dp)) &&
+                    (reach == Reach::near || all_finite(far_keys, count * Dp));
       values_finite = all_finite(values, count * Dp);
       fill_mask(block);
     }
@@ -166,19 +194,41 @@ class Tile {
   const PlanRow* plan_rows = nullptr;
   bool gathered = false, masked = false, gated = false, keys_finite = true, values_finite = true;
   Reach reach = Reach::near;
-  T* keys;         // (count, Dp), rotated at their own positions (not rotated if all pairs are far)
-  T* far_keys;     // (count, Dp), not rotated; unless near
-  T* values;       // (count, Dp)
-  T* row_scratch;  // (kTile, Dp), free for callers
-  T* gate;         // (count, kTile) m_ij, if gated
-  Lane<T>* mask;   // (count, kTile) 0 or -1, if masked
-  T* far_logits;   // (count, kTile)
+  const T* keys = nullptr;    // (count, Dp), rotated at their own positions; unless all pairs are far
+  const T* values = nullptr;  // (count, Dp)
+  T* far_keys;                // (count, Dp), not rotated; unless all pairs are near
+  T* row_scratch;             // (kTile, Dp), free for callers
+  T* gate;                    // (count, kTile) m_ij, if gated
+  Lane<T>* mask;              // (count, kTile) 0 or -1, if masked
+  T* far_logits;              // (count, kTile)
 
  private:
   void read(const void* base, std::int64_t offset, T* row) const {
     const auto* bytes = static_cast<const std::byte*>(base) + offset * static_cast<std::int64_t>(size_of(a.dtype));
     convert_row(bytes, a.dtype, D, row);
     for (std::ptrdiff_t d = D; d < Dp; ++d) row[d] = 0;
+  }
+
+  void gather() {
+    for (std::ptrdiff_t r = 0; r < count; ++r) {
+      const std::int64_t j = key(r);
+      if (reach != Reach::far) copy_row(packed_.keys + j * Dp, gathered_keys_ + r * Dp);
+      if (reach != Reach::near) read(a.qkv_BTF, (b * a.T + j) * features() + (a.H + kv) * D, far_keys + r * Dp);
+      copy_row(packed_.values + j * Dp, gathered_values_ + r * Dp);
+    }
+    keys = gathered_keys_;
+    values = gathered_values_;
+  }
+  void copy_row(const T* from, T* to) const {
+    for (std::ptrdiff_t d = 0; d < Dp; d += kLanes<T>) store(to + d, load(from + d));
+  }
+
+  // Rows of a head lie F elements apart, too far for the hardware's prefetcher.
+  static constexpr std::int64_t kAhead = 8;
+  void prefetch(std::int64_t offset) const {
+    const auto size = static_cast<std::int64_t>(size_of(a.dtype));
+    const char* p = static_cast<const char*>(a.qkv_BTF) + offset * size;
+    for (std::int64_t x = 0; x < D * size; x += 64) __builtin_prefetch(p + x);
   }
 
   // z and tau relative to a tau of the tile, subtracted in fp64: their fp32 difference then keeps its bits whatever the
@@ -241,6 +291,9 @@ class Tile {
     else if (q0 + most > a.rotary.far_distance) reach = Reach::mixed;
   }
 
+  PackedKeys<T> packed_;
+  T* gathered_keys_;
+  T* gathered_values_;
   Lane<T>* span_begin_[kMaxSpans];
   Lane<T>* span_end_[kMaxSpans];
   Lane<T>* iota_;
