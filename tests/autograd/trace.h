@@ -1,8 +1,10 @@
 // An identity op that reports when its backward runs.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "autograd/record.h"

@@ -1,4 +1,5 @@
 // recompute(): the same bits for less memory.
+#include <string>
 #include <vector>
 
 #include "autograd/ops.h"

@@ -1,9 +1,10 @@
 // Every registered op: gradients in fp64 against finite differences, fp32 and bf16 against fp64.
+#include "autograd/ops.h"
+
 #include <algorithm>
 #include <string>
 #include <vector>
 
-#include "autograd/ops.h"
 #include "autograd/registry.h"
 #include "core/error.h"
 #include "op_cases.h"
