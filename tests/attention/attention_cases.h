@@ -27,14 +27,16 @@ inline AttentionSpec make_spec(AttentionKind kind, std::int64_t H, std::int64_t 
 inline std::string describe(const ReferenceInput& in) {
   const AttentionSpec& a = in.spec;
   const SparsekSpec& s = a.sparsek;
-  return cat(kAttentionKindNames[static_cast<int>(a.kind)], " B", in.B, " T", in.T, " H", a.n_heads, "/", a.n_kv_heads, " D", a.head_dim,
-             " W", a.window, " sinks", a.sinks, " k", s.k, " ", kGateModeNames[static_cast<int>(s.gate)], " ",
-             kCandidatesNames[static_cast<int>(s.candidates)], " ", kPositionRuleNames[static_cast<int>(s.positions)], s.clamp_distance,
-             " pool", s.pool, " slope", s.slope, " temperature", s.temperature, " Hs", in.score_heads, " rotary", in.rope.rotary_dims,
+  return cat(kAttentionKindNames[static_cast<int>(a.kind)], " B", in.B, " T", in.T, " H", a.n_heads, "/", a.n_kv_heads,
+             " D", a.head_dim, " W", a.window, " sinks", a.sinks, " k", s.k, " ",
+             kGateModeNames[static_cast<int>(s.gate)], " ", kCandidatesNames[static_cast<int>(s.candidates)], " ",
+             kPositionRuleNames[static_cast<int>(s.positions)], s.clamp_distance, " pool", s.pool, " slope", s.slope,
+             " temperature", s.temperature, " Hs", in.score_heads, " rotary", in.rope.rotary_dims,
              in.document_starts.empty() ? "" : " documents");
 }
 
-// Values of q, k, v and scores are multiples of 2^-6 or fp32, so that fp64, fp32 and (q, k, v) bf16 runs see the same numbers.
+// Values of q, k, v and scores are multiples of 2^-6 or fp32, so that fp64, fp32 and (q, k, v) bf16 runs see the same
+// numbers.
 inline void fill_values(ReferenceInput& in, Draw& d, const std::string& score_kind) {
   const std::int64_t n = in.B * in.T * in.spec.qkv_features();
   in.qkv.clear();
@@ -67,7 +69,8 @@ inline ReferenceInput draw_input(Draw& d, std::int64_t longest, const std::strin
   ReferenceInput in;
   const std::int64_t Hkv = d.integer(1, 3), G = d.chance(0.5) ? 1 : d.integer(2, 3);
   constexpr std::int64_t kSizes[] = {1, 4, 6, 8, 16, 20, 24, 32, 34};
-  const auto kind = d.chance(0.15) ? AttentionKind::full : (d.chance(0.25) ? AttentionKind::sliding_window : AttentionKind::sparsek);
+  const auto kind =
+      d.chance(0.15) ? AttentionKind::full : (d.chance(0.25) ? AttentionKind::sliding_window : AttentionKind::sparsek);
   in.spec = make_spec(kind, Hkv * G, Hkv, kSizes[d.integer(0, 8)]);
   in.B = d.chance(0.7) ? 1 : 2;
   in.T = d.chance(0.3) ? d.integer(1, 9) : d.integer(1, longest);
@@ -106,11 +109,13 @@ struct EngineRun {
 };
 
 // The engine forward, and backward from `dout` (B, T, H D) unless it is empty. Scores are fp64 in fp64 runs, else fp32.
-inline EngineRun run_engine(const ReferenceInput& in, DType dtype, const std::vector<double>& dout, SelectionStats* stats = nullptr) {
+inline EngineRun run_engine(const ReferenceInput& in, DType dtype, const std::vector<double>& dout,
+                            SelectionStats* stats = nullptr) {
   const Variable qkv = Variable::leaf(tensor_of(in.qkv, {in.B, in.T, in.spec.qkv_features()}, dtype));
   Variable scores;
   if (in.spec.kind == AttentionKind::sparsek) {
-    scores = Variable::leaf(tensor_of(in.scores, {in.B, in.score_heads, in.T}, dtype == DType::f64 ? DType::f64 : DType::f32));
+    scores = Variable::leaf(
+        tensor_of(in.scores, {in.B, in.score_heads, in.T}, dtype == DType::f64 ? DType::f64 : DType::f32));
   }
   const Variable out = attention(qkv, scores, inputs_of(in), stats);
   EngineRun run{out.value(), {}, {}};
@@ -123,7 +128,8 @@ inline EngineRun run_engine(const ReferenceInput& in, DType dtype, const std::ve
 
 inline std::vector<double> draw_values(Draw& d, std::int64_t n) {
   std::vector<double> v;
-  for (std::int64_t x = 0; x < n; ++x) v.push_back(static_cast<double>(static_cast<float>(bf16(static_cast<float>(2 * d.uniform() - 1)))));
+  for (std::int64_t x = 0; x < n; ++x)
+    v.push_back(static_cast<double>(static_cast<float>(bf16(static_cast<float>(2 * d.uniform() - 1)))));
   return v;
 }
 

@@ -1,0 +1,321 @@
+// Letters: B batch, H query heads, Hkv key-value heads, Hs score heads, D head size, W window, i query, j key.
+#include "attention/decode.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "attention/attention.h"
+#include "attention/kernels/decode.h"
+#include "attention/rotary.h"
+#include "attention/sparsek.h"
+#include "attention/streaming_selection.h"
+#include "tensor/dispatch.h"
+
+namespace sieve {
+
+// Rows of a cache: full: row j is position j. sliding_window: the sinks, then the ring: position j >= sinks in row
+// sinks + (j - sinks) mod W. sparsek: the ring, position j in row j mod W, then the slots.
+struct AttentionCache::State {
+  AttentionSpec spec;
+  RopeSpec rope;
+  std::int64_t B, Hs, max_tokens, length = 0, capacity = 0;
+  DType dtype;
+  bool rotate_keys;                 // before storing; else keys turn when they are read (far ones differently)
+  std::int64_t far_distance = 0;    // of keys that are not rotated
+  Tensor keys, values;              // (B, Hkv, capacity, D)
+  RotaryTable distances;            // by distance, for keys that are not rotated
+  std::vector<double> frequencies;  // (R) angle per position
+  std::vector<double> cos, sin;     // (R) of the position that was stored last
+  std::vector<double> ring_scores;  // (B, Hs, W): scores of rows that still compete when they leave
+  std::vector<StreamingSelection> selection;  // (B, Hs)
+  std::vector<CachedSlot> slots;              // (B, Hs, k), what the query at hand sees
+  std::vector<std::int64_t> slot_count;       // (B, Hs)
+
+  State(const AttentionSpec& s, const RopeSpec& r, std::int64_t batch, DType type, std::int64_t most,
+        std::int64_t score_heads);
+  void reserve(std::int64_t tokens);
+  void check(const Tensor& qkv, const Tensor& scores) const;
+  void append(const Tensor& qkv, const Tensor& scores, std::int64_t t);
+  void attend(const Tensor& qkv, std::int64_t t, Tensor& out);
+  Tensor prefill(const Tensor& qkv, const Tensor& scores);
+
+  bool sparse() const { return spec.kind == AttentionKind::sparsek; }
+  std::int64_t plain_rows() const {
+    return spec.kind == AttentionKind::full ? length : std::min(length, spec.sinks + spec.window);
+  }
+  std::size_t row_bytes() const { return static_cast<std::size_t>(spec.head_dim) * size_of(dtype); }
+  std::byte* row(const Tensor& t, std::int64_t b, std::int64_t kv, std::int64_t r) const {
+    return static_cast<std::byte*>(t.raw()) +
+           static_cast<std::size_t>((b * spec.n_kv_heads + kv) * capacity + r) * row_bytes();
+  }
+
+ private:
+  std::int64_t row_of(std::int64_t position) const;
+  void select(const Tensor& scores, std::int64_t t);
+  void admit(std::int64_t b, std::int64_t hs, double score, std::int64_t position, const Tensor* qkv, std::int64_t t);
+  void store_token(const Tensor& qkv, std::int64_t b, std::int64_t t, std::int64_t kv, std::int64_t r);
+  template <class T>
+  void rotate(std::byte* key) const;
+  void list_slots();
+};
+
+namespace {
+
+double score_at(const Tensor& scores, std::int64_t b, std::int64_t hs, std::int64_t t) {
+  const std::int64_t at = (b * scores.size(1) + hs) * scores.size(2) + t;
+  return scores.dtype() == DType::f64 ? scores.data<double>()[at] : static_cast<double>(scores.data<float>()[at]);
+}
+
+}  // namespace
+
+AttentionCache::State::State(const AttentionSpec& s, const RopeSpec& r, std::int64_t batch, DType type,
+                             std::int64_t most, std::int64_t score_heads)
+    : spec(s), rope(r), B(batch), Hs(score_heads == 0 ? s.n_kv_heads : score_heads), max_tokens(most), dtype(type) {
+  check_attention(spec, rope);
+  require(B >= 1 && is_float(dtype) && (Hs == 1 || Hs == spec.n_kv_heads), "cache",
+          "wants batch >= 1, a float dtype and 1 or ", spec.n_kv_heads, " score heads; got ", B, ", ", name_of(dtype),
+          ", ", Hs);
+  if (spec.kind == AttentionKind::full) spec.window = 0;
+  if (spec.kind != AttentionKind::sliding_window) spec.sinks = 0;
+  const PositionRule rule = sparse() ? spec.sparsek.positions : PositionRule::absolute;
+  rotate_keys = rule == PositionRule::absolute;
+  for (std::int64_t x = 0; x < rope.rotary_dims / 2; ++x) {
+    frequencies.push_back(std::pow(rope.theta, -2.0 * static_cast<double>(x) / static_cast<double>(rope.rotary_dims)));
+  }
+  cos = sin = frequencies;
+  if (!rotate_keys && rope.rotary_dims > 0) {
+    far_distance = rule == PositionRule::none ? 0 : spec.sparsek.clamp_distance;
+    if (max_tokens > 0) far_distance = std::min(far_distance, max_tokens);  // no key is farther
+    distances = rotary_table(rope, std::max(spec.window, far_distance + 1), compute_dtype(dtype), {});
+  }
+  if (sparse()) {
+    const SparsekSpec& k = spec.sparsek;
+    const auto heads = static_cast<std::size_t>(B * Hs);
+    selection.assign(heads, StreamingSelection(k.k, k.pool, k.slope, k.temperature, k.gate != GateMode::hard));
+    slot_count.assign(heads, 0);
+    slots.resize(heads * static_cast<std::size_t>(k.k));
+    if (k.candidates == Candidates::on_exit) ring_scores.resize(heads * static_cast<std::size_t>(spec.window));
+  }
+  reserve(spec.kind == AttentionKind::full ? 64 : 1);
+}
+
+// The sparse kinds have all their rows from the start; the full one doubles.
+void AttentionCache::State::reserve(std::int64_t tokens) {
+  std::int64_t wanted = spec.sinks + spec.window + (sparse() ? spec.sparsek.k : 0);
+  if (spec.kind == AttentionKind::full) {
+    wanted = std::max<std::int64_t>(capacity, 1);
+    while (wanted < tokens) wanted *= 2;
+    if (max_tokens > 0) wanted = std::min(wanted, max_tokens);
+  }
+  if (wanted <= capacity) return;
+  for (Tensor* t : {&keys, &values}) {
+    Tensor grown = zeros({B, spec.n_kv_heads, wanted, spec.head_dim}, dtype);
+    if (length > 0) grown.slice(2, 0, length).copy_from(t->slice(2, 0, length));
+    *t = grown;
+  }
+  capacity = wanted;
+}
+
+void AttentionCache::State::check(const Tensor& qkv, const Tensor& scores) const {
+  require(qkv.defined() && qkv.rank() == 3 && qkv.size(0) == B && qkv.size(1) >= 1 &&
+              qkv.size(2) == spec.qkv_features() && qkv.dtype() == dtype,
+          "cache", "wants qkv ", name_of(dtype), " (", B, ", n >= 1, ", spec.qkv_features(), "), got ",
+          qkv.defined() ? cat(name_of(qkv.dtype()), " ", qkv.shape()) : "nothing");
+  require(scores.defined() == sparse(), "cache", sparse() ? "sparsek wants scores" : "only sparsek takes scores");
+  if (sparse()) {
+    require(
+        scores.shape() == Shape{B, Hs, qkv.size(1)} && (scores.dtype() == DType::f32 || scores.dtype() == DType::f64),
+        "cache", "wants scores f32 or f64 ", Shape{B, Hs, qkv.size(1)}, ", got ", name_of(scores.dtype()), " ",
+        scores.shape());
+  }
+  if (max_tokens > 0 && length + qkv.size(1) > max_tokens) {
+    fail(Exit::config, "cache", "position ", length + qkv.size(1), " exceeds the ", max_tokens,
+         " tokens that this cache was made for");
+  }
+}
+
+std::int64_t AttentionCache::State::row_of(std::int64_t position) const {
+  if (spec.kind == AttentionKind::full || position < spec.sinks) return position;
+  return spec.sinks + (position - spec.sinks) % spec.window;
+}
+
+template <class T>
+void AttentionCache::State::rotate(std::byte* key) const {
+  using C = compute_t<T>;
+  auto* x = reinterpret_cast<T*>(key);
+  const std::size_t R = frequencies.size();
+  for (std::size_t r = 0; r < R; ++r) {
+    const C c = static_cast<C>(cos[r]), s = static_cast<C>(sin[r]), a = static_cast<C>(x[r]),
+            b = static_cast<C>(x[R + r]);
+    x[r] = static_cast<T>(a * c - b * s);
+    x[R + r] = static_cast<T>(b * c + a * s);
+  }
+}
+
+// Key and value of token t (position `length`) into row r.
+void AttentionCache::State::store_token(const Tensor& qkv, std::int64_t b, std::int64_t t, std::int64_t kv,
+                                        std::int64_t r) {
+  const auto* token = static_cast<const std::byte*>(qkv.raw()) +
+                      static_cast<std::size_t>((b * qkv.size(1) + t) * spec.qkv_features()) * size_of(dtype);
+  std::byte* key = row(keys, b, kv, r);
+  std::memcpy(key, token + static_cast<std::size_t>(spec.n_heads + kv) * row_bytes(), row_bytes());
+  std::memcpy(row(values, b, kv, r),
+              token + static_cast<std::size_t>(spec.n_heads + spec.n_kv_heads + kv) * row_bytes(), row_bytes());
+  if (rotate_keys && !frequencies.empty()) dispatch_float(dtype, "cache", [&]<class T>() { rotate<T>(key); });
+}
+
+// A candidate competes; if it wins, its row takes the loser's slot: from token t of qkv, or from the ring where qkv is
+// null.
+void AttentionCache::State::admit(std::int64_t b, std::int64_t hs, double score, std::int64_t position,
+                                  const Tensor* qkv, std::int64_t t) {
+  const std::int64_t slot = selection[static_cast<std::size_t>(b * Hs + hs)].offer(score, position).slot;
+  if (slot < 0) return;
+  const std::int64_t first = Hs == 1 ? 0 : hs, last = Hs == 1 ? spec.n_kv_heads : hs + 1, to = spec.window + slot;
+  for (std::int64_t kv = first; kv < last; ++kv) {
+    if (qkv != nullptr) {
+      store_token(*qkv, b, t, kv, to);
+      continue;
+    }
+    for (const Tensor* x : {&keys, &values})
+      std::memcpy(row(*x, b, kv, to), row(*x, b, kv, row_of(position)), row_bytes());
+  }
+}
+
+// Token t becomes position `length`. The row that leaves the window competes before its place is overwritten.
+void AttentionCache::State::append(const Tensor& qkv, const Tensor& scores, std::int64_t t) {
+  for (std::size_t r = 0; r < frequencies.size(); ++r) {
+    const double angle = static_cast<double>(length) * frequencies[r];
+    cos[r] = std::cos(angle), sin[r] = std::sin(angle);
+  }
+  for (std::int64_t b = 0; b < B; ++b) {
+    for (std::int64_t hs = 0; sparse() && hs < Hs; ++hs) {
+      const double score = score_at(scores, b, hs, t);
+      if (spec.sparsek.candidates == Candidates::at_once) {
+        admit(b, hs, score, length, &qkv, t);
+        continue;
+      }
+      double& place = ring_scores[static_cast<std::size_t>((b * Hs + hs) * spec.window + length % spec.window)];
+      if (length >= spec.window) admit(b, hs, place, length - spec.window, nullptr, 0);
+      place = score;
+    }
+    for (std::int64_t kv = 0; kv < spec.n_kv_heads; ++kv) store_token(qkv, b, t, kv, row_of(length));
+  }
+  ++length;
+}
+
+// The slots that the last position sees: not those whose key the window still shows (candidates at_once).
+void AttentionCache::State::list_slots() {
+  const std::int64_t i = length - 1;
+  for (std::size_t x = 0; x < selection.size(); ++x) {
+    const StreamingSelection& s = selection[x];
+    CachedSlot* out = slots.data() + x * static_cast<std::size_t>(spec.sparsek.k);
+    slot_count[x] = 0;
+    for (std::int64_t slot = 0; slot < s.size(); ++slot) {
+      const std::int64_t distance = i - s.key(slot);
+      if (distance < spec.window) continue;
+      out[slot_count[x]++] = {static_cast<std::int32_t>(spec.window + slot),
+                              static_cast<std::int32_t>(std::min(distance, far_distance + 1)),
+                              spec.sparsek.gate == GateMode::hard ? 1.0 : s.gate(slot)};
+    }
+  }
+}
+
+// out (B, n, H D)[t] from token t of qkv, which append() has stored.
+void AttentionCache::State::attend(const Tensor& qkv, std::int64_t t, Tensor& out) {
+  const std::int64_t n = qkv.size(1), HD = spec.n_heads * spec.head_dim;
+  DecodeArgs args;
+  args.qkv_BF =
+      static_cast<const std::byte*>(qkv.raw()) + static_cast<std::size_t>(t * spec.qkv_features()) * size_of(dtype);
+  args.qkv_stride = n * spec.qkv_features();
+  args.out_BHD = static_cast<std::byte*>(out.raw()) + static_cast<std::size_t>(t * HD) * size_of(dtype);
+  args.out_stride = n * HD;
+  args.keys_BKCD = keys.raw(), args.values_BKCD = values.raw();
+  args.capacity = capacity, args.plain_rows = plain_rows();
+  args.B = B, args.H = spec.n_heads, args.Hkv = spec.n_kv_heads, args.D = spec.head_dim;
+  args.scale = 1 / std::sqrt(static_cast<double>(spec.head_dim));
+  args.dtype = dtype;
+  args.rotary_dims = rope.rotary_dims;
+  if (sparse()) {
+    list_slots();
+    args.slots = slots.data(), args.slot_count = slot_count.data();
+    args.slot_stride = spec.sparsek.k, args.Hs = Hs, args.gate = spec.sparsek.gate;
+  }
+  const std::vector<float> cos32(cos.begin(), cos.end()), sin32(sin.begin(), sin.end());
+  if (rotate_keys) {
+    args.query_cos = dtype == DType::f64 ? static_cast<const void*>(cos.data()) : cos32.data();
+    args.query_sin = dtype == DType::f64 ? static_cast<const void*>(sin.data()) : sin32.data();
+  } else if (rope.rotary_dims > 0) {
+    args.distance_cos = distances.cos.raw(), args.distance_sin = distances.sin.raw();
+    args.position = length - 1, args.ring = spec.window, args.far_distance = far_distance;
+  }
+  launch(out.stream(), args);
+}
+
+// A whole prompt: the tiled engine computes, the cache only takes notes.
+Tensor AttentionCache::State::prefill(const Tensor& qkv, const Tensor& scores) {
+  const NoGrad no_grad;
+  const Tensor out =
+      attention(Variable(qkv), scores.defined() ? Variable(scores) : Variable(), {spec, rope, {}}).value();
+  for (std::int64_t t = 0; t < qkv.size(1); ++t) append(qkv, scores, t);
+  return out;
+}
+
+AttentionCache::AttentionCache(const AttentionSpec& spec, const RopeSpec& rope, std::int64_t batch, DType dtype,
+                               std::int64_t max_tokens, std::int64_t score_heads)
+    : state_(std::make_unique<State>(spec, rope, batch, dtype, max_tokens, score_heads)) {}
+AttentionCache::~AttentionCache() = default;
+AttentionCache::AttentionCache(AttentionCache&&) noexcept = default;
+AttentionCache& AttentionCache::operator=(AttentionCache&&) noexcept = default;
+
+Tensor AttentionCache::step(const Tensor& qkv_in, const Tensor& scores_in) {
+  State& s = *state_;
+  s.check(qkv_in, scores_in);
+  const Tensor qkv = qkv_in.contiguous(), scores = scores_in.defined() ? scores_in.contiguous() : Tensor();
+  const std::int64_t n = qkv.size(1);
+  s.reserve(s.length + n);
+  if (s.length == 0 && n > 1) return s.prefill(qkv, scores);
+  Tensor out = empty({s.B, n, s.spec.n_heads * s.spec.head_dim}, s.dtype);
+  for (std::int64_t t = 0; t < n; ++t) {
+    s.append(qkv, scores, t);
+    s.attend(qkv, t, out);
+  }
+  return out;
+}
+
+void AttentionCache::reset() {
+  state_->length = 0;
+  for (StreamingSelection& s : state_->selection) s.reset();
+}
+
+std::int64_t AttentionCache::length() const { return state_->length; }
+std::int64_t AttentionCache::rows() const { return state_->capacity; }
+
+std::int64_t AttentionCache::bytes() const {
+  const State& s = *state_;
+  // A selection keeps (u, key, slot) and a heap place per slot, and pool * k thresholds' scores (all in the band where
+  // the pool is unbounded, which alone may grow).
+  std::size_t scalars = s.ring_scores.size() * sizeof(double) + s.slots.size() * sizeof(CachedSlot);
+  for (const StreamingSelection& x : s.selection) {
+    const auto k = static_cast<std::size_t>(x.k());
+    const auto kept = s.spec.sparsek.gate == GateMode::hard ? 0
+                      : s.spec.sparsek.pool == 0            ? static_cast<std::size_t>(x.scalars())
+                                                            : k * static_cast<std::size_t>(s.spec.sparsek.pool);
+    scalars += k * (sizeof(TopKHeap::Entry) + sizeof(std::int32_t)) + kept * sizeof(double);
+  }
+  return static_cast<std::int64_t>(s.keys.nbytes() + s.values.nbytes() + scalars);
+}
+
+std::vector<std::int64_t> AttentionCache::selected(std::int64_t batch, std::int64_t kv_head) const {
+  const State& s = *state_;
+  require(batch >= 0 && batch < s.B && kv_head >= 0 && kv_head < s.spec.n_kv_heads, "cache", "no sequence ", batch,
+          " or head ", kv_head);
+  std::vector<std::int64_t> out;
+  if (!s.sparse()) return out;
+  const StreamingSelection& x = s.selection[static_cast<std::size_t>(batch * s.Hs + (s.Hs == 1 ? 0 : kv_head))];
+  for (std::int64_t slot = 0; slot < x.size(); ++slot) out.push_back(x.key(slot));
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+}  // namespace sieve
