@@ -123,23 +123,18 @@ PlanPart make_part(const TilePlan& plan, const AttentionSpec& spec, const Select
 
 void append_span_blocks(std::vector<PlanBlock>& blocks, std::uint8_t source, const std::int32_t* begin,
                         const std::int32_t* end, std::int64_t queries) {
-  Interval any{begin[0], end[0]}, all = any;
-  for (std::int64_t q = 1; q < queries; ++q) {
-    if (begin[q] < end[q]) {
-      any = any.empty() ? Interval{begin[q], end[q]}
-                        : Interval{spans::min(any.begin, begin[q]), spans::max(any.end, end[q])};
-    }
-    all = spans::intersect(all, {begin[q], end[q]});
-  }
+  const Interval first{begin[0], end[0]}, last{begin[queries - 1], end[queries - 1]};
+  const Interval any = spans::any_of(first, last), all = spans::all_of(first, last);
   constexpr auto size = static_cast<std::int32_t>(kKeyBlock);
-  for (std::int32_t at = any.empty() ? any.end : any.begin; at < any.end;) {
+  for (std::int32_t at = any.begin; at < any.end;) {
     const Interval block{at, spans::min(any.end, spans::align_down(at, size) + size)};
     at = block.end;
-    bool seen = false;
+    const bool clean = spans::is_clean(block, all);
+    bool seen = clean;
     for (std::int64_t q = 0; q < queries && !seen; ++q) seen = !spans::intersect(block, {begin[q], end[q]}).empty();
     if (!seen) continue;
-    blocks.push_back({block.begin, static_cast<std::uint8_t>(block.size()), source,
-                      static_cast<std::uint8_t>(!spans::is_clean(block, all)), 0});
+    blocks.push_back(
+        {block.begin, static_cast<std::uint8_t>(block.size()), source, static_cast<std::uint8_t>(!clean), 0});
   }
 }
 

@@ -36,8 +36,8 @@ struct TilePlan {
 TilePlan make_plan(const AttentionSpec& spec, std::int64_t B, std::int64_t T, const std::int32_t* document_starts,
                    const SelectedKeys& selected);
 
-// Adds the blocks of [hull.begin, hull.end) for one tile of queries, skipping blocks that no query sees. begin and end
-// are the source's intervals of the tile's queries (`queries` of them).
+// Adds the blocks of one span source for a tile of `queries` queries, skipping blocks that no query sees. begin and end
+// are the source's intervals of these queries; neither ever decreases from one query to the next.
 void append_span_blocks(std::vector<PlanBlock>& blocks, std::uint8_t source, const std::int32_t* begin,
                         const std::int32_t* end, std::int64_t queries);
 
