@@ -1,8 +1,10 @@
 #include "data/tokenizer.h"
 
+#include <filesystem>
 #include <iostream>
 #include <iterator>
 #include <memory>
+#include <sstream>
 
 #include "cli/command_line.h"
 #include "core/log.h"
@@ -25,6 +27,8 @@ Exit run_train(const TrainArguments& arguments) {
              [&](const TextPiece& piece) { trainer.add_piece(piece.text, piece.last); });
   BpeTrainReport report;
   const auto tokenizer = trainer.train(&report);
+  if (const auto folder = std::filesystem::path(arguments.output).parent_path(); !folder.empty())
+    std::filesystem::create_directories(folder);
   tokenizer->save(arguments.output);
   log_info("trained ", tokenizer->name(), " on ", format_bytes(static_cast<double>(report.text_bytes)), " in ",
            report.documents, " documents: ", report.merges, " merges -> ", arguments.output);

@@ -19,7 +19,9 @@ AttentionLayer::AttentionLayer(ParameterFactory& make, const std::string& name, 
 // (B, Hs, T), fp32 from the product on. `running` carries the normalisation's statistics through a generation.
 Variable AttentionLayer::scores(const Variable& x, const Tensor& document_starts, RunningScore* running) const {
   if (!has_scorer()) return {};
-  const Variable s = score(x, score_weight_->value);
+  // The scorer's weights are fp32 also where the model computes in bf16 (nn/parameter.cpp).
+  const DType scorer = score_weight_->value.dtype();
+  const Variable s = score(x.dtype() == scorer ? x : cast(x, scorer), score_weight_->value);
   if (!score_gain_) return s;
   if (running) return Variable(timestep_norm_extend(s.value(), score_gain_->value.value(), *running));
   return timestep_norm(s, score_gain_->value, document_starts);

@@ -114,11 +114,12 @@ void ModelConfig::resolve(std::int64_t tokenizer_vocab, std::int64_t seq_len) {
 void ModelConfig::check(std::int64_t seq_len,
                         const std::function<void(const std::string&, const std::string&)>& report) const {
   const std::int64_t kv = n_kv_heads.value_or(n_heads), dim = head_dim.value_or(d_model / n_heads);
-  if (!head_dim && d_model % n_heads != 0)
+  const bool whole_heads = head_dim || d_model % n_heads == 0;
+  if (!whole_heads)
     report("n_heads", cat(n_heads, " heads do not divide d_model = ", d_model, "; set head_dim, or a divisor"));
   if (n_heads % kv != 0) report("n_kv_heads", cat(kv, " key-value heads do not divide n_heads = ", n_heads));
   const auto rotated = static_cast<std::int64_t>(static_cast<double>(dim) * rope.partial);
-  if (arch == Arch::llama && rotated % 2 != 0)
+  if (arch == Arch::llama && whole_heads && rotated % 2 != 0)
     report("rope.partial", cat("rotates ", rotated, " of ", dim, " dimensions; the number must be even"));
   if (max_seq && *max_seq < seq_len) report("max_seq", cat(*max_seq, " is shorter than data.seq_len = ", seq_len));
   for (const auto& [name, kind] : attention.kinds) {

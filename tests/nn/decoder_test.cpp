@@ -137,7 +137,9 @@ TEST_CASE("decoder: documents packed in a row do not see each other", "[nn]") {
   const Tensor after = model.logits(tokens, starts).value();
   const auto a = before.slice(1, 7, 16).contiguous(), b = after.slice(1, 7, 16).contiguous();
   const auto x = a.span<double>(), y = b.span<double>();
-  CHECK(std::equal(x.begin(), x.end(), y.begin()));
+  double worst = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) worst = std::max(worst, std::abs(x[i] - y[i]));
+  CHECK(worst <= 1e-14);  // not 0: the other document's selected rows shift the order of a tile's sums
 }
 
 TEST_CASE("model cost: counted parameters are the allocated ones; GPT-2 124M has its published size", "[nn]") {
