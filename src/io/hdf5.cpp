@@ -118,7 +118,14 @@ Hdf5File Hdf5File::create(const fs::path& path) {
   const Lock lock;
   auto impl = std::make_unique<Impl>();
   impl->path = path;
-  impl->id = Id(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+  // The format of HDF5 1.8 has checksums in its metadata: a damaged byte there is refused, not interpreted. No times in
+  // it: equal content makes equal files.
+  const Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose), creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
+  if (!access.valid() || H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_LATEST) < 0 ||
+      !creation.valid() || H5Pset_obj_track_times(creation.get(), false) < 0) {
+    fail_here(path, "", "no file properties", library_error());
+  }
+  impl->id = Id(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), H5Fclose);
   if (!impl->id.valid()) fail_here(path, "", "cannot be created", library_error());
   return Hdf5File(std::move(impl));
 }
