@@ -172,6 +172,14 @@ std::filesystem::path newest_checkpoint(const std::filesystem::path& folder) {
   return all.empty() ? std::filesystem::path() : folder / all.back().name;
 }
 
+std::filesystem::path last_good_checkpoint(const std::filesystem::path& folder) {
+  const auto all = list_checkpoints(folder, false);
+  for (auto entry = all.rbegin(); entry != all.rend(); ++entry) {
+    if (verify_archive(folder / entry->name).empty()) return folder / entry->name;
+  }
+  return {};
+}
+
 std::filesystem::path resolve_checkpoint(const std::filesystem::path& path) {
   if (std::filesystem::exists(path / "manifest.json") && std::filesystem::exists(path / "state.json")) return path;
   for (const auto& folder : {path / "checkpoints", path}) {

@@ -85,6 +85,8 @@ class Checkpoint {
 std::filesystem::path resolve_checkpoint(const std::filesystem::path& path);
 // The newest checkpoint of a folder by step; empty where there is none.
 std::filesystem::path newest_checkpoint(const std::filesystem::path& folder);
+// The newest one whose every hash is right; empty where there is none.
+std::filesystem::path last_good_checkpoint(const std::filesystem::path& folder);
 
 // What loading did to every weight.
 struct WeightReport {

@@ -13,8 +13,7 @@ ArchiveReader open_or_offer(const std::filesystem::path& path) {
   try {
     return ArchiveReader(path);
   } catch (const Error& e) {
-    const auto folder = std::filesystem::weakly_canonical(path).parent_path();
-    const auto good = std::filesystem::is_directory(folder) ? last_good_archive(folder) : std::filesystem::path();
+    const auto good = last_good_checkpoint(std::filesystem::weakly_canonical(path).parent_path());
     if (e.code() != Exit::data || good.empty()) throw;
     throw Error(Exit::data, cat(e.what(), "\n  last good checkpoint: ", good.string(),
                                 " (continue from it with --resume ", good.string(), ")"));

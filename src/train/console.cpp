@@ -31,7 +31,7 @@ std::string progress_line(const ProgressRow& row) {
   line += " " + format_count(row.tokens_per_second) + " tok/s";
   if (row.mfu) line += " mfu " + format_fixed(100 * *row.mfu, 1) + "%";
   line += " mem " + format_bytes(row.memory_bytes) + " data " + format_fixed(100 * row.data_wait, 1) + "%";
-  return line + " eta " + format_duration(row.eta_seconds);
+  return line + " eta " + format_seconds(row.eta_seconds);
 }
 
 void ConsoleLine::show(const std::string& line) {

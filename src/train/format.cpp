@@ -48,7 +48,7 @@ std::string format_grouped(std::int64_t value) {
   return digits;
 }
 
-std::string format_duration(double seconds) {
+std::string format_seconds(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "?";
   const auto s = static_cast<std::int64_t>(std::llround(seconds));
   char text[48];

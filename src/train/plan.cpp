@@ -54,7 +54,7 @@ std::string plan_line(const RunPlan& p) {
   return line + " · " + format_si(p.cost.flops_per_token, "FLOP") +
          "/token (full attention: " + format_si(p.cost.flops_per_token_full, "FLOP") + ") · " +
          format_bytes(p.memory.total()) + "/rank · " + format_grouped(p.scale.steps) + " steps · ~" +
-         format_duration(p.seconds);
+         format_seconds(p.seconds);
 }
 
 std::string plan_text(const RunPlan& p) {
@@ -77,7 +77,7 @@ std::string plan_text(const RunPlan& p) {
   text += row("  activations", bytes(p.memory.activations));
   text += row("  loss", bytes(p.memory.loss));
   text += row("  checkpoint copy", bytes(p.memory.snapshot) + " (rank 0)");
-  text += row("time", "~" + format_duration(p.seconds) + " at " + format_fixed(100 * kAssumedUtilisation, 0) +
+  text += row("time", "~" + format_seconds(p.seconds) + " at " + format_fixed(100 * kAssumedUtilisation, 0) +
                           " % of " + format_fixed(p.peak_tflops * 1000, 0) + " GFLOP/s a rank");
   return text;
 }

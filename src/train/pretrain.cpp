@@ -121,7 +121,7 @@ void prepare_folder(const Start& start, const TrainOptions& options, std::int64_
     start.folder.write_manifest(manifest);
     if (start.restored) {
       for (const auto& name : start.folder.set_aside_after(step))
-        log_warn("checkpoint ", name, " is of a later step: kept as superseded_", name);
+        log_warn("checkpoint ", name, " is of a later step: moved to checkpoints/superseded/");
     }
     return std::string();
   });

@@ -50,12 +50,16 @@ void TokenizerGroup::fields(FieldVisitor& v) {
 }
 
 void DataSourceConfig::fields(FieldVisitor& v) {
-  v.text({"path", "an HDF5 shard or a pattern of shards (*, ?, [])"}, path);
+  v.text({"path", "an HDF5 shard, a folder of shards or a pattern of shards (*, ?, [])"}, path);
   v.real({.name = "weight",
           .doc = "share of the samples, relative to the other sources; all sources have one or none has",
           .min = 0,
           .none = "null"},
          weight);
+}
+
+void DataPathConfig::fields(FieldVisitor& v) {
+  v.text({"path", "an HDF5 shard, a folder of shards or a pattern of shards (*, ?, [])"}, path);
 }
 
 void ShuffleConfig::fields(FieldVisitor& v) {
@@ -65,10 +69,17 @@ void ShuffleConfig::fields(FieldVisitor& v) {
 void DataGroup::fields(FieldVisitor& v) {
   v.list({.name = "train", .doc = "training shards; a plain pattern stands for {path: pattern}", .shorthand = "path"},
          train);
-  v.texts({"val", "validation shards: complete and in fixed order, every time"}, val);
+  v.list({.name = "val", .doc = "validation shards: complete and in fixed order, every time", .shorthand = "path"},
+         val);
   v.integer({.name = "seq_len", .doc = "tokens of a sequence", .min = 1}, seq_len);
   v.group({"shuffle", "order of the training samples; the same on any number of ranks"}, shuffle);
   v.integer({.name = "prefetch", .doc = "batches that the loader reads ahead", .min = 1, .max = 1024}, prefetch);
+}
+
+std::vector<std::string> DataGroup::val_paths() const {
+  std::vector<std::string> paths;
+  for (const auto& source : val) paths.push_back(source.path);
+  return paths;
 }
 
 void OptimizerConfig::fields(FieldVisitor& v) {

@@ -74,7 +74,8 @@ std::vector<std::string> RunFolder::set_aside_after(std::int64_t step) const {
   for (const auto& name : list_archives(checkpoints())) {
     const auto at = step_of_checkpoint(name);
     if (!at || *at <= step) continue;
-    const auto aside = checkpoints() / ("superseded_" + name);
+    const auto aside = checkpoints() / "superseded" / name;
+    make_directories(aside.parent_path());
     std::filesystem::remove_all(aside);
     std::filesystem::rename(checkpoints() / name, aside);
     moved.push_back(name);

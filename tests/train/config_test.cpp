@@ -63,7 +63,7 @@ TEST_CASE("a good configuration loads, and lists take plain values") {
   const RunConfig c = load_run_config(file.path, {"data.val=data/val", "train.optimizer.lr=3e-4"}, 4).config;
   CHECK(c.data.train.size() == 1);
   CHECK(c.data.train[0].path == "data/train");
-  CHECK(c.data.val == std::vector<std::string>{"data/val"});
+  CHECK(c.data.val_paths() == std::vector<std::string>{"data/val"});
   CHECK(c.train.optimizer.lr == 3e-4);
   CHECK(c.model.attention.kinds.at("sk").k == 8);
 }
@@ -137,7 +137,7 @@ TEST_CASE("checks that need the data") {
             {.inputs = {(s / (std::string(name) + ".txt")).string()}, .output = (s / name).string()});
   const std::string a = (s / "a" / "train").string(), b = (s / "b" / "train").string();
   const auto open = [&](std::vector<std::string> overrides) {
-    overrides.push_back("train.global_batch=128");
+    overrides.insert(overrides.begin(), "train.global_batch=128");
     const LoadedConfig loaded = load_run_config(file.path, overrides, 1);
     open_run_data(loaded.config, loaded.tree);
   };

@@ -164,10 +164,10 @@ TEST_CASE("numbers as people read them") {
   CHECK(format_grouped(287644) == "287 644");
   CHECK(format_grouped(1000000) == "1 000 000");
   CHECK(format_grouped(-1234) == "-1 234");
-  CHECK(format_duration(12.4) == "12s");
-  CHECK(format_duration(185) == "3m05s");
-  CHECK(format_duration(4 * 3600 + 42 * 60 + 7) == "4h42m");
-  CHECK(format_duration(std::nan("")) == "?");
+  CHECK(format_seconds(12.4) == "12s");
+  CHECK(format_seconds(185) == "3m05s");
+  CHECK(format_seconds(4 * 3600 + 42 * 60 + 7) == "4h42m");
+  CHECK(format_seconds(std::nan("")) == "?");
   CHECK(format_bytes(512) == "512 B");
   CHECK(format_bytes(31.2 * 1024 * 1024 * 1024) == "31.2 GiB");
   CHECK(json_number(0.1) == "0.1");
