@@ -29,7 +29,7 @@ struct Field {
   double min = -std::numeric_limits<double>::infinity();  // inclusive bounds of numbers
   double max = std::numeric_limits<double>::infinity();
   std::string_view none = "auto";   // how an absent optional is written: "auto" or "null"
-  std::string_view shorthand = "";  // list elements given as a scalar set this member
+  std::string_view shorthand = "";  // list elements (or a whole list of one) given as a scalar set this member
 };
 
 class FieldVisitor {
@@ -48,7 +48,7 @@ class FieldVisitor {
   virtual void text(const Field&, std::optional<std::string>&) = 0;
   virtual void reals(const Field&, std::vector<double>&) = 0;
   virtual void integers(const Field&, std::vector<std::int64_t>&) = 0;
-  virtual void texts(const Field&, std::vector<std::string>&) = 0;
+  virtual void texts(const Field&, std::vector<std::string>&) = 0;  // one text stands for a list of itself
 
   // An enum whose values are 0..names.size()-1.
   template <class E>

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <deque>
 #include <optional>
+#include <type_traits>
 
 #include "core/error.h"
 #include "io/config_scalar.h"
@@ -253,18 +254,19 @@ class Binder final : public FieldVisitor {
   void scalars(const Field& f, std::vector<T>& out, std::string (*read)(std::string_view, T&)) {
     const ConfigNode* node = find(f);
     if (node == nullptr) return;
-    if (node->kind != Kind::list) {
+    // One text stands for a list of itself (val: data/val/*.h5); for numbers that would be a guess.
+    const bool lone = std::is_same_v<T, std::string> && node->is_scalar();
+    if (node->kind != Kind::list && !lone) {
+      const std::string hint = node->is_scalar() ? cat(" (write [", node->text, "])") : "";
       return wrong(
           f, *node,
-          cat("wants a list, got ", node->kind_name(), node->is_scalar() ? cat(" (write [", node->text, "])") : ""));
+          cat("wants a list", std::is_same_v<T, std::string> ? " or a text" : "", ", got ", node->kind_name(), hint));
     }
-    out.assign(node->items.size(), T{});
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      T value{};  // not straight into the element: std::vector<bool> aside, a failed read must not leave half a value
-      if (std::string why = convert(f, node->items[i], value, read); !why.empty()) {
-        wrong(f, node->items[i], std::move(why), cat("[", i, "]"));
-      }
-      out[i] = std::move(value);
+    const std::span<const ConfigNode> items = lone ? std::span(node, 1) : std::span<const ConfigNode>(node->items);
+    out.assign(items.size(), T{});
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      if (std::string why = convert(f, items[i], out[i], read); !why.empty())
+        wrong(f, items[i], std::move(why), cat("[", i, "]"));
     }
   }
 

@@ -302,7 +302,9 @@ TEST_CASE("every kind of wrong value is refused with its place") {
        "f.yaml:1:21: error: model.kinds.a.type: wants one of dark, light, got a list");
   only("model: {kinds: {a: {pool: all}}}",
        "f.yaml:1:21: error: model.kinds.a.pool: wants an integer (4096, 1e6, 512Ki, 10B), got \"all\" (or exact)");
-  only("model: {pattern: full}", "f.yaml:1:9: error: model.pattern: wants a list, got a plain value (write [full])");
+  only("model: {pattern: {a: b}}", "f.yaml:1:9: error: model.pattern: wants a list or a text, got a map");
+  only("model: {pattern: }", "f.yaml:1:9: error: model.pattern: wants a list or a text, got nothing");
+  CHECK(bound("model: {pattern: sk}").model.pattern == std::vector<std::string>{"sk"});
   only("model: {pattern: [full, [a]]}", "f.yaml:1:25: error: model.pattern[1]: wants a text, got a list");
   only("betas: [0.5,\n  2]", "f.yaml:2:3: error: betas[1]: must be at most 1, got 2");
   only("steps: [1, 2.5]",
