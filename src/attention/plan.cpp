@@ -165,9 +165,11 @@ TilePlan make_plan(const AttentionSpec& spec, std::int64_t B, std::int64_t T, co
 
   const auto n = static_cast<std::size_t>(plan.batch_plans * plan.head_plans);
   std::vector<PlanPart> parts(n);
-  parallel_for(static_cast<std::int64_t>(n), 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t p = first; p < last; ++p) parts[static_cast<std::size_t>(p)] = make_part(plan, spec, selected, p);
-  });
+  parallel_for(static_cast<std::int64_t>(n), std::max<std::int64_t>(1, 4096 / std::max<std::int64_t>(1, T)),
+               [&](std::int64_t first, std::int64_t last) {
+                 for (std::int64_t p = first; p < last; ++p)
+                   parts[static_cast<std::size_t>(p)] = make_part(plan, spec, selected, p);
+               });
   plan.tile_first.push_back(0);
   for (PlanPart& part : parts) {
     const auto block_base = static_cast<std::int64_t>(plan.blocks.size());

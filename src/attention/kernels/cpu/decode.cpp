@@ -125,10 +125,12 @@ class Decode {
 
 template <class T>
 void decode(const DecodeArgs& a) {
-  parallel_for(a.B * a.Hkv, 1, [&](std::int64_t first, std::int64_t last) {
-    Decode<T> work(a);
-    for (std::int64_t x = first; x < last; ++x) work.run(x / a.Hkv, x % a.Hkv);
-  });
+  const std::int64_t work = (a.plain_rows + (a.slots != nullptr ? a.slot_stride : 0)) * a.D * (a.H / a.Hkv + 1);
+  parallel_for(a.B * a.Hkv, std::max<std::int64_t>(1, 100000 / std::max<std::int64_t>(1, work)),
+               [&](std::int64_t first, std::int64_t last) {
+                 Decode<T> work(a);
+                 for (std::int64_t x = first; x < last; ++x) work.run(x / a.Hkv, x % a.Hkv);
+               });
 }
 
 }  // namespace

@@ -371,19 +371,20 @@ void combine(const SoftmaxBackwardArgs& args, std::int64_t chunks, const std::ve
              const std::vector<double>& row) {
   const SoftmaxForwardArgs& a = args.forward;
   const std::int64_t Hs = a.gate.heads, shared = a.Hkv / Hs;
-  parallel_for(a.B * Hs, 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t x = first; x < last; ++x) {
-      const auto sum = [&](const std::vector<double>& parts, std::int64_t count, double* out) {
-        const double* part = parts.data() + x * count * a.T;
-        std::copy(part, part + a.T, out);
-        for (std::int64_t y = 1; y < count; ++y) {
-          for (std::int64_t j = 0; j < a.T; ++j) out[j] += part[y * a.T + j];
-        }
-      };
-      sum(column, shared * chunks, args.column_BHT + x * a.T);
-      sum(row, shared, args.row_BHT + x * a.T);
-    }
-  });
+  parallel_for(a.B * Hs, std::max<std::int64_t>(1, 65536 / std::max<std::int64_t>(1, a.T)),
+               [&](std::int64_t first, std::int64_t last) {
+                 for (std::int64_t x = first; x < last; ++x) {
+                   const auto sum = [&](const std::vector<double>& parts, std::int64_t count, double* out) {
+                     const double* part = parts.data() + x * count * a.T;
+                     std::copy(part, part + a.T, out);
+                     for (std::int64_t y = 1; y < count; ++y) {
+                       for (std::int64_t j = 0; j < a.T; ++j) out[j] += part[y * a.T + j];
+                     }
+                   };
+                   sum(column, shared * chunks, args.column_BHT + x * a.T);
+                   sum(row, shared, args.row_BHT + x * a.T);
+                 }
+               });
 }
 
 // What tasks read and sum into: one of each per thread where a task is a whole head, else one slab per task and packed
@@ -405,7 +406,7 @@ struct Workspace {
 template <class T>
 void backward_by_heads(const SoftmaxBackwardArgs& args, double* column, double* row) {
   const SoftmaxForwardArgs& a = args.forward;
-  parallel_for(a.B * a.Hkv, 1, [&](std::int64_t first, std::int64_t last) {
+  parallel_for(a.B * a.Hkv, grain_of(a, a.B * a.Hkv), [&](std::int64_t first, std::int64_t last) {
     Arena<T> arena(Backward<T>::scratch(a));
     Backward<T> work(args, arena);
     Workspace<T> own(a, 1, 1);
@@ -426,18 +427,18 @@ void backward_by_chunks(const SoftmaxBackwardArgs& args, std::int64_t chunks, do
   const SoftmaxForwardArgs& a = args.forward;
   const std::int64_t heads = a.B * a.Hkv, tiles = a.plan.tiles;
   Workspace<T> shared(a, heads, chunks);
-  const auto each = [&](std::int64_t n, auto&& body) {
-    parallel_for(n, 1, [&](std::int64_t first, std::int64_t last) {
+  const auto each = [&](std::int64_t n, std::int64_t grain, auto&& body) {
+    parallel_for(n, grain, [&](std::int64_t first, std::int64_t last) {
       Arena<T> arena(Backward<T>::scratch(a));
       Backward<T> work(args, arena);
       for (std::int64_t x = first; x < last; ++x) body(work, x);
     });
   };
-  each(heads * tiles, [&](Backward<T>& work, std::int64_t x) {
+  each(heads * tiles, 16, [&](Backward<T>& work, std::int64_t x) {
     const std::int64_t head = x / tiles, j = x % tiles * kTile;
     work.pack(head / a.Hkv, head % a.Hkv, j, std::min(a.T, j + kTile), shared.packed[static_cast<std::size_t>(head)]);
   });
-  each(heads * chunks, [&](Backward<T>& work, std::int64_t x) {
+  each(heads * chunks, grain_of(a, heads * chunks), [&](Backward<T>& work, std::int64_t x) {
     const std::int64_t head = x / chunks, b = head / a.Hkv, kv = head % a.Hkv;
     Slab<T>& slab = shared.slabs[static_cast<std::size_t>(x)];
     slab.clear(a);
@@ -446,7 +447,7 @@ void backward_by_chunks(const SoftmaxBackwardArgs& args, std::int64_t chunks, do
     work.run(b, kv, bounds[c], bounds[c + 1], shared.packed[static_cast<std::size_t>(head)], slab,
              column ? column + x * a.T : nullptr, row ? row + head * a.T : nullptr);
   });
-  each(heads * tiles, [&](Backward<T>& work, std::int64_t x) {
+  each(heads * tiles, 16, [&](Backward<T>& work, std::int64_t x) {
     const std::int64_t head = x / tiles, j = x % tiles * kTile;
     work.write_keys(head / a.Hkv, head % a.Hkv, shared.slabs.data() + head * chunks, chunks, j,
                     std::min(a.T, j + kTile));

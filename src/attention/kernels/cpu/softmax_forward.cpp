@@ -195,7 +195,7 @@ void forward(const SoftmaxForwardArgs& a) {
   for (std::int64_t h = 0; h < group; ++h) packed.emplace_back(a, memory);
   for (std::int64_t base = 0; base < heads; base += group) {
     const std::int64_t count = std::min(group, heads - base);
-    parallel_for(count * tiles, 4, [&](std::int64_t first, std::int64_t last) {
+    parallel_for(count * tiles, 16, [&](std::int64_t first, std::int64_t last) {
       Arena<T> arena(Forward<T>::scratch(a));
       const Forward<T> work(a, arena);
       for (std::int64_t x = first; x < last; ++x) {
@@ -203,7 +203,7 @@ void forward(const SoftmaxForwardArgs& a) {
         work.pack(base + x / tiles, j, std::min(a.T, j + kTile), packed[static_cast<std::size_t>(x / tiles)]);
       }
     });
-    parallel_for(count * tiles, 1, [&](std::int64_t first, std::int64_t last) {
+    parallel_for(count * tiles, grain_of(a, heads * tiles), [&](std::int64_t first, std::int64_t last) {
       Arena<T> arena(Forward<T>::scratch(a));
       Forward<T> work(a, arena);
       for (std::int64_t x = first; x < last; ++x) {

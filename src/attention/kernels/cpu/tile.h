@@ -20,6 +20,14 @@ std::ptrdiff_t padded(std::int64_t D) {
   return (D + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
+// Fewest of `items` equal shares of a pass that are worth a thread: eight visits of a block, some 50 us.
+inline std::int64_t grain_of(const SoftmaxForwardArgs& a, std::int64_t items) {
+  constexpr std::int64_t kVisits = 8;
+  const std::int64_t plans = a.plan.batch_plans * a.plan.head_plans;
+  const std::int64_t visits = a.plan.tile_first[plans * a.plan.tiles] * (a.B * a.H / plans);
+  return std::max<std::int64_t>(1, items * kVisits / std::max<std::int64_t>(1, visits));
+}
+
 enum class Reach { near, far, mixed };  // which rotation the pairs of a block use (RotaryView::far_distance)
 
 // Keys (rotated at their own positions) and values of one (row, key-value head) in the compute type, (T, Dp) each.

@@ -1,0 +1,96 @@
+// One op_case for every differentiable op of src/attention (its registry.h lists the names).
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "attention/registry.h"
+#include "attention/timestep_norm.h"
+#include "attention_cases.h"
+#include "support/op_case.h"
+
+namespace sieve::test {
+
+inline std::span<const std::string_view> attention_ops() { return kAttentionOps; }
+
+// Distance of the nearest kink in the scores: where finite differences would look around a corner.
+inline double kink_distance(const ReferenceInput& in) {
+  const ReferenceMasks masks = reference_masks(in);
+  double least = std::numeric_limits<double>::infinity();
+  for (double m : masks.band_margin) least = std::min(least, m);
+  for (double m : masks.cut_margin) least = std::min(least, m);
+  return least;
+}
+
+// Small problems, a few of which cross the edge of a tile, with scores away from kinks.
+inline ReferenceInput draw_smooth_input(Draw& d) {
+  for (;;) {
+    ReferenceInput in = draw_input(d, 18, "normal");
+    if (in.T < 18 && d.chance(0.04)) {  // 65 .. 70 positions of one small head
+      in.T = d.integer(65, 70);
+      in.B = 1;
+      in.spec.n_heads = in.spec.n_kv_heads = in.score_heads = 1;
+      in.spec.head_dim = 2;
+      in.rope.rotary_dims = std::min<std::int64_t>(in.rope.rotary_dims, 2);
+      in.document_starts.clear();
+      fill_values(in, d, "normal");
+    }
+    in.spec.head_dim = std::min<std::int64_t>(in.spec.head_dim, 4);
+    in.rope.rotary_dims = std::min(in.rope.rotary_dims, in.spec.head_dim / 2 * 2);
+    if (in.T < 65 && in.B * in.T * in.spec.qkv_features() > 400) continue;  // every element costs two forwards
+    if (d.chance(0.6)) {                                                    // a selection that is busy on few positions
+      in.spec.window = std::min<std::int64_t>(in.spec.window, 3);
+      in.spec.sparsek.k = std::min<std::int64_t>(in.spec.sparsek.k, 3);
+    }
+    fill_values(in, d, "normal");
+    if (in.spec.kind != AttentionKind::sparsek || kink_distance(in) > 2e-4) return in;
+  }
+}
+
+inline OpSample draw_attention(Draw& d) {
+  ReferenceInput in = draw_smooth_input(d);
+  const bool sparse = in.spec.kind == AttentionKind::sparsek;
+  if (d.chance(0.04)) {
+    in.T = 0;
+    in.qkv.clear();
+    in.scores.clear();
+    in.document_starts.clear();
+  }
+  OpSample sample{.text = describe(in)};
+  sample.inputs.push_back(tensor_of(in.qkv, {in.B, in.T, in.spec.qkv_features()}, DType::f64));
+  const AttentionInputs how = inputs_of(in);
+  const Tensor scores = sparse ? tensor_of(in.scores, {in.B, in.score_heads, in.T}, DType::f64) : Tensor();
+  // The gradient of a hard gate's score is a straight-through estimate: not the derivative of anything. A test of its
+  // own compares it with the oracle.
+  const bool leaf_scores = sparse && in.spec.sparsek.gate != GateMode::hard;
+  if (leaf_scores) sample.inputs.push_back(scores);
+  sample.build = [=](const std::vector<Variable>& x) {
+    return attention(x[0], leaf_scores ? x[1] : scores.defined() ? Variable(scores) : Variable(), how);
+  };
+  return sample;
+}
+
+inline OpSample draw_timestep_norm(Draw& d) {
+  const std::int64_t B = d.extent(3), H = d.extent(3), T = d.extent(20);
+  ReferenceInput in;
+  in.B = B, in.T = T;
+  Tensor starts;
+  if (d.chance(0.5)) {
+    fill_documents(in, d);
+    starts = from_values<std::int32_t>(in.document_starts, {B, T});
+  }
+  return {cat(B, " ", H, " ", T),
+          {d.normal({B, H, T}), d.normal({H})},
+          [=](const std::vector<Variable>& x) { return timestep_norm(x[0], x[1], starts); },
+          {}};
+}
+
+inline std::vector<OpCase> attention_op_cases() {
+  return {{.name = "attention", .draw = draw_attention, .low_precision = false},
+          {.name = "timestep_norm", .draw = draw_timestep_norm, .low_precision = false}};
+}
+
+}  // namespace sieve::test
