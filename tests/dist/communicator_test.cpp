@@ -3,11 +3,13 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 #include <map>
 #include <string>
 
+#include "core/build.h"
 #include "dist/launch.h"
 #include "dist/step_summary.h"
 #include "dist/thread_communicator.h"
@@ -142,6 +144,21 @@ TEST_CASE("the launcher is recognised from its environment") {
   REQUIRE_THROWS_AS(launch_of({{"OMPI_COMM_WORLD_SIZE", "four"}, {"OMPI_COMM_WORLD_RANK", "0"}}), Error);
   REQUIRE_THROWS_AS(launch_of({{"OMPI_COMM_WORLD_SIZE", "0"}, {"OMPI_COMM_WORLD_RANK", "0"}}), Error);
   REQUIRE_THROWS_AS(launch_of({{"OMPI_COMM_WORLD_SIZE", "2"}, {"OMPI_COMM_WORLD_RANK", "2"}}), Error);
+}
+
+TEST_CASE("a process that nobody launched is a world of one and a launched one never is silently") {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}) unsetenv(name);
+  const auto comm = make_communicator();
+  REQUIRE(comm->size() == 1);
+  REQUIRE(comm->backend() == "self");
+  if constexpr (!build::with_mpi) {  // with MPI: tests/mpi/no_start.sh
+    setenv("OMPI_COMM_WORLD_SIZE", "2", 1);
+    setenv("OMPI_COMM_WORLD_RANK", "1", 1);
+    const std::string message = message_of([] { (void)make_communicator(); });
+    unsetenv("OMPI_COMM_WORLD_SIZE");
+    unsetenv("OMPI_COMM_WORLD_RANK");
+    REQUIRE(contains(message, "started as rank 1 of 2, but this program was built without MPI"));
+  }
 }
 
 TEST_CASE("a step summary adds what is to be added and spreads flags") {

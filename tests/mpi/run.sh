@@ -25,12 +25,13 @@ failed() {
 
 now_ms() { date +%s%3N; }
 
-# wait_for FILE...: at most 20 s
+# wait_for FILE...: at most 20 s, while the background job runs
 wait_for() {
   local file
   for file in "$@"; do
     for _ in $(seq 400); do
       [ -e "$file" ] && continue 2
+      kill -0 "$job" 2>/dev/null || break
       sleep 0.05
     done
     failed "$file did not appear"

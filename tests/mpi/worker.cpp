@@ -44,8 +44,6 @@ std::string option(const Arguments& args, const std::string& name, const std::st
 
 bool has(const Arguments& args, const std::string& name) { return option(args, name, "absent") != "absent"; }
 
-double at(const Tensor& t, std::int64_t i) { return t.flatten().slice(0, i, i + 1).item(); }
-
 // Element i on rank r: small enough for sums to be exact.
 Tensor pattern(std::int64_t n, int rank, DType dtype) {
   Tensor t = empty({n}, DType::f64);
@@ -59,10 +57,11 @@ void check_reductions(Communicator& comm, std::int64_t n) {
     Tensor total = pattern(n, comm.rank(), dtype), highest = pattern(n, comm.rank(), dtype);
     comm.all_reduce(total, ReduceOp::sum, "sum");
     comm.all_reduce(highest, ReduceOp::max, "max");
+    const Tensor sums = total.to(DType::f64), maxima = highest.to(DType::f64);
     for (std::int64_t i = 0; i < n; ++i) {
-      const double one = static_cast<double>(i % 97);
-      require(at(total, i) == one * sum, "sum", name_of(dtype), " element ", i, " is ", at(total, i));
-      require(at(highest, i) == one * comm.size(), "max", name_of(dtype), " element ", i, " is ", at(highest, i));
+      const double one = static_cast<double>(i % 97), got = sums.data<double>()[i], max = maxima.data<double>()[i];
+      require(got == one * sum, "sum", name_of(dtype), " element ", i, " is ", got);
+      require(max == one * comm.size(), "max", name_of(dtype), " element ", i, " is ", max);
     }
     if (!is_float(dtype)) continue;
     Tensor tree = pattern(n, comm.rank(), dtype);
@@ -161,7 +160,7 @@ void hash(Communicator& comm, const Arguments& args) {
   if (comm.rank() == 0) std::printf("%016llx\n", static_cast<unsigned long long>(h));
 }
 
-// DIR/rank<r> holds the process id and is written anew with the step count once training runs.
+// DIR/pid<r> holds the process id of rank r; DIR/running<r> appears once training is under way.
 Exit train(Communicator& comm, const Arguments& args) {
   const std::string dir = args.at(0);
   const Watchdog watchdog(comm.progress(), comm.rank(), std::stod(args.at(1)));
