@@ -173,7 +173,7 @@ std::vector<Result> evaluate_model(const std::string& checkpoint, const EvalRunG
     std::shared_ptr<const TokenSource> tokens;
     on_every_rank(comm, "opening the text", [&] {
       if (data.path.empty()) {
-        tokens = std::make_shared<TokenStore>(model.config.data.val_paths(), model.tokenizer.get());
+        tokens = std::make_shared<TokenStore>(model.config.data.val, model.tokenizer.get());
       } else if (is_shards(data.path)) {
         tokens = std::make_shared<TokenStore>(data.path, model.tokenizer.get());
       } else {

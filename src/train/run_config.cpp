@@ -58,10 +58,6 @@ void DataSourceConfig::fields(FieldVisitor& v) {
          weight);
 }
 
-void DataPathConfig::fields(FieldVisitor& v) {
-  v.text({"path", "an HDF5 shard, a folder of shards or a pattern of shards (*, ?, [])"}, path);
-}
-
 void ShuffleConfig::fields(FieldVisitor& v) {
   v.integer({.name = "seed", .doc = "seed of the order of the samples", .min = 0}, seed);
 }
@@ -69,17 +65,10 @@ void ShuffleConfig::fields(FieldVisitor& v) {
 void DataGroup::fields(FieldVisitor& v) {
   v.list({.name = "train", .doc = "training shards; a plain pattern stands for {path: pattern}", .shorthand = "path"},
          train);
-  v.list({.name = "val", .doc = "validation shards: complete and in fixed order, every time", .shorthand = "path"},
-         val);
+  v.texts({"val", "validation shards: complete and in fixed order, every time"}, val);
   v.integer({.name = "seq_len", .doc = "tokens of a sequence", .min = 1}, seq_len);
   v.group({"shuffle", "order of the training samples; the same on any number of ranks"}, shuffle);
   v.integer({.name = "prefetch", .doc = "batches that the loader reads ahead", .min = 1, .max = 1024}, prefetch);
-}
-
-std::vector<std::string> DataGroup::val_paths() const {
-  std::vector<std::string> paths;
-  for (const auto& source : val) paths.push_back(source.path);
-  return paths;
 }
 
 void OptimizerConfig::fields(FieldVisitor& v) {

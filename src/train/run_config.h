@@ -57,11 +57,6 @@ struct DataSourceConfig {
   void fields(FieldVisitor& v);
 };
 
-struct DataPathConfig {
-  std::string path;
-  void fields(FieldVisitor& v);
-};
-
 struct ShuffleConfig {
   std::int64_t seed = 0;
   void fields(FieldVisitor& v);
@@ -69,13 +64,11 @@ struct ShuffleConfig {
 
 struct DataGroup {
   std::vector<DataSourceConfig> train;
-  std::vector<DataPathConfig> val;
+  std::vector<std::string> val;
   std::int64_t seq_len = 256;
   ShuffleConfig shuffle;
   std::int64_t prefetch = 4;
   void fields(FieldVisitor& v);
-
-  std::vector<std::string> val_paths() const;
 };
 
 enum class OptimizerType { adamw };

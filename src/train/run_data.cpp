@@ -22,7 +22,7 @@ void check_disjoint(const RunConfig& config, const ConfigTree& tree) {
   std::set<std::filesystem::path> train;
   for (const auto& path : expand_shard_patterns(patterns_of(config.data)))
     train.insert(std::filesystem::canonical(path));
-  for (const auto& path : expand_shard_patterns(config.data.val_paths())) {
+  for (const auto& path : expand_shard_patterns(config.data.val)) {
     if (train.count(std::filesystem::canonical(path)) != 0)
       tree.fail_at("data.val", cat(path, " is also a training shard: the validation loss would say nothing"));
   }
@@ -57,7 +57,7 @@ RunData open_run_data(const RunConfig& config, const ConfigTree& tree) {
                                              config.model.attention.document_mask);
   if (!config.data.val.empty()) {
     check_disjoint(config, tree);
-    auto store = std::make_shared<TokenStore>(config.data.val_paths(), data.tokenizer.get());
+    auto store = std::make_shared<TokenStore>(config.data.val, data.tokenizer.get());
     data.val_hash = hex64(store->data_hash());
     data.val = std::move(store);
   }

@@ -276,7 +276,7 @@ TEST_CASE("what may change when a run goes on, and what may not") {
     c.eval.every = 7;
     c.sample.prompts = {"a", "b"};
     c.parallel.bucket = 1;
-    c.data.val = {{"x"}};
+    c.data.val = {"x"};
   });
   CHECK(free.refused.empty());
   CHECK(free.warned.empty());

@@ -63,7 +63,7 @@ TEST_CASE("a good configuration loads, and lists take plain values") {
   const RunConfig c = load_run_config(file.path, {"data.val=data/val", "train.optimizer.lr=3e-4"}, 4).config;
   CHECK(c.data.train.size() == 1);
   CHECK(c.data.train[0].path == "data/train");
-  CHECK(c.data.val_paths() == std::vector<std::string>{"data/val"});
+  CHECK(c.data.val == std::vector<std::string>{"data/val"});
   CHECK(c.train.optimizer.lr == 3e-4);
   CHECK(c.model.attention.kinds.at("sk").k == 8);
 }
