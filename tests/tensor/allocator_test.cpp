@@ -68,6 +68,17 @@ TEST_CASE("statistics count live bytes, their peak and what is held for reuse") 
   CHECK(memory_stats(kCpu).cached_bytes == 0);
 }
 
+TEST_CASE("a block wastes at most an eighth") {
+  for (std::int64_t bytes = 1025; bytes < 100000000; bytes = bytes * 21 / 20 + 1) {
+    release_cached_memory(kCpu);
+    (void)get(static_cast<std::size_t>(bytes));
+    const std::int64_t capacity = memory_stats(kCpu).cached_bytes;
+    CAPTURE(bytes, capacity);
+    CHECK(capacity >= bytes);
+    CHECK(capacity <= bytes + bytes / 8);
+  }
+}
+
 TEST_CASE("what is held stays near the highest need") {
   release_cached_memory(kCpu);
   // Ever new sizes, 16 MiB live at a time: without a bound the cache would grow to gigabytes.

@@ -42,6 +42,23 @@ TEST_CASE("embedding gathers rows and scatters gradients in row order") {
       300);
 }
 
+TEST_CASE("gradients of one id are added in row order") {
+  Draw draw(301, 0);
+  const std::int64_t R = 300, C = 32;
+  const Tensor dy = draw.normal({R, C}, 1e4).to(DType::f32), dw = output({1, C}, DType::f32);
+  const std::vector<std::int32_t> ids(idx(R), 0);
+  launch({}, EmbeddingBackwardArgs{.dy_RC = dy.raw(), .ids_R = ids.data(), .dw_VC = dw.raw(), .R = R, .V = 1, .C = C});
+  std::vector<float> forward(idx(C), 0.f), backward = forward;
+  for (std::int64_t r = 0; r < R; ++r) {
+    for (std::int64_t c = 0; c < C; ++c) {
+      forward[idx(c)] += dy.data<float>()[r * C + c];
+      backward[idx(c)] += dy.data<float>()[(R - 1 - r) * C + c];
+    }
+  }
+  REQUIRE(forward != backward);  // the order shows
+  CHECK(values_of(dw) == Values(forward.begin(), forward.end()));
+}
+
 TEST_CASE("an id outside the vocabulary is a data error that names it") {
   const Tensor w = zeros({5, 3}, DType::f32), y = zeros({4, 3}, DType::f32);
   for (std::int32_t bad : {5, -1, std::numeric_limits<std::int32_t>::max()}) {
