@@ -61,7 +61,7 @@ Exit explain(const std::string& key, bool markdown) {
   bool found = false;
   std::vector<std::string_view> names;
   for (const FieldInfo& field : fields) {
-    names.push_back(field.path);
+    if (field.is_leaf) names.push_back(field.path);
     const bool below = field.path.rfind(key + ".", 0) == 0;
     if (!key.empty() && field.path != key && !below) continue;
     if (found) std::cout << '\n';

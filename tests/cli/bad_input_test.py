@@ -126,7 +126,7 @@ def test_text_shorter_than_one_sequence():
 def test_bytes_that_are_not_utf8():
     with Folder(prepared=False) as f:
         (f.path / "bad.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "br\xffoken"}\n')
-        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl:2", "UTF-8")
+        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl, line 2", "UTF-8")
         raw = bytes(range(256)) * 8  # a text file may hold anything: the tokenizers work on bytes
         (f.path / "raw.txt").write_bytes(raw)
         f.run("data", "prepare", "raw.txt", "-o", "raw")
@@ -137,9 +137,9 @@ def test_bytes_that_are_not_utf8():
 def test_json_lines_that_are_not_json():
     with Folder(prepared=False) as f:
         (f.path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
-        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl:2")
+        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl, line 2")
         (f.path / "bad.jsonl").write_text('{"texts": "fine"}\n')
-        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl:1", "text")
+        expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl, line 1", "text")
 
 
 def test_run_folder_that_is_not_empty():
