@@ -1,9 +1,14 @@
 #include "io/archive.h"
 
+#include <fcntl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
+#include <string>
+#include <vector>
 
 #include "helpers.h"
 #include "io/file.h"
@@ -14,6 +19,22 @@ using namespace sieve;
 using namespace sieve::test;
 
 namespace fs = std::filesystem;
+
+// Stand in for the C library's, to see in which order files become durable. What the disk does with it no test can see.
+namespace {
+std::vector<std::string>* durability_log = nullptr;
+}
+extern "C" int fsync(int fd) {
+  if (durability_log != nullptr) {
+    std::error_code ignored;
+    durability_log->push_back("fsync " + fs::read_symlink("/proc/self/fd/" + std::to_string(fd), ignored).string());
+  }
+  return static_cast<int>(::syscall(SYS_fsync, fd));
+}
+extern "C" int rename(const char* from, const char* to) {
+  if (durability_log != nullptr) durability_log->push_back("rename " + std::string(from) + " " + to);
+  return static_cast<int>(::syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to));
+}
 
 namespace {
 
@@ -86,6 +107,30 @@ TEST_CASE("an archive is written, verified and read") {
     CHECK_FALSE(error_of(Exit::internal, [&] { other.add_file(name); }).empty());
   }
   CHECK(temporaries(parent) == 0);
+}
+
+TEST_CASE("files become durable in the one safe order") {
+  TempFolder folder;
+  std::vector<std::string> log;
+  durability_log = &log;
+  save(folder.path(), "step_1", "x");
+  set_archive_link(folder.path(), "latest", "step_1");
+  remove_archive(folder.path(), "step_1");
+  durability_log = nullptr;
+  // The temporaries' names hold process and clock: shorten them.
+  const std::string parent = folder.path().string();
+  for (std::string& line : log) {
+    for (std::size_t at; (at = line.find(parent)) != std::string::npos;) line.replace(at, parent.size(), "P");
+    for (std::size_t at = 0; (at = line.find(".tmp-", at)) != std::string::npos; ++at) {
+      std::size_t end = std::min(line.find_first_of("/ ", at), line.size());
+      for (int dashes = 0; dashes < 3; --end) dashes += line[end - 1] == '-';
+      line.erase(end, std::min(line.find_first_of("/ ", at), line.size()) - end);
+    }
+  }
+  CHECK(log == std::vector<std::string>{"fsync P/.tmp-step_1/state.json", "fsync P/.tmp-step_1/model.bin",
+                                        "fsync P/.tmp-step_1/manifest.json", "fsync P/.tmp-step_1",
+                                        "rename P/.tmp-step_1 P/step_1", "fsync P", "rename P/.tmp-latest P/latest",
+                                        "fsync P", "rename P/step_1 P/.tmp-del-step_1", "fsync P"});
 }
 
 TEST_CASE("damage is located: file, block, size, manifest") {

@@ -388,6 +388,16 @@ TEST_CASE("all problems of all sources come at once, in the order of their place
   CHECK(contains(error_in(many), "\n... and 5 more"));
 }
 
+TEST_CASE("an empty group takes nothing away from what it overrides") {
+  ConfigTree tree;
+  tree.load_text("model: {layers: 3}\nlr: 0.5\n", "a");
+  tree.load_text("model:\n  # layers: 5\n", "b");
+  SampleConfig config;
+  tree.bind(config);
+  CHECK(config.model.layers == 3);
+  CHECK(config.lr == 0.5);
+}
+
 TEST_CASE("extends follows files and refuses circles") {
   TempFolder folder;
   folder.put("a.yaml", "extends: sub/b.yaml\n");
