@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "train/demo.h"
 
 namespace sieve {
 namespace {
@@ -96,7 +97,11 @@ void check_run_config(const RunConfig& config, const ConfigTree& tree, int world
 LoadedConfig bind_run_config(const std::string& file, const std::vector<std::string>& overrides,
                              const std::string& base, const std::string& base_name) {
   LoadedConfig loaded;
-  if (!base.empty()) loaded.tree.load_text(base, base_name);
+  if (!base.empty()) {
+    loaded.tree.load_text(base, base_name);
+  } else if (file.empty()) {
+    loaded.tree.load_text(demo_config(), std::string(kDemoName));
+  }
   if (!file.empty()) loaded.tree.load(file);
   loaded.tree.overlay_environment();
   loaded.tree.overlay(overrides);

@@ -15,9 +15,9 @@ struct LoadedConfig {
   ConfigTree tree;
 };
 
-// file < SIEVE_a__b environment < overrides, bound and checked as far as no data is needed. `file` may be empty.
-// `base`, if given, is YAML text that all of them override (a checkpoint's model and tokenizer groups), `base_name`
-// what messages call it.
+// base < file < SIEVE_a__b environment < overrides, bound and checked as far as no data is needed. `base` is YAML text
+// (a checkpoint's model and tokenizer groups), `base_name` what messages call it. With neither file nor base the
+// built-in demo (train/demo.h) stands in.
 LoadedConfig load_run_config(const std::string& file, const std::vector<std::string>& overrides, int world_size,
                              const std::string& base = "", const std::string& base_name = "");
 

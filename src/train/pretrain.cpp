@@ -4,6 +4,7 @@
 #include "core/log.h"
 #include "dist/watchdog.h"
 #include "train/commands.h"
+#include "train/demo.h"
 #include "train/manifest.h"
 #include "train/on_root.h"
 #include "train/peak.h"
@@ -37,7 +38,7 @@ struct Start {
 };
 
 Start open_configuration(const TrainOptions& options, bool finetune, Communicator& comm) {
-  const RunConfig given = bind_run_config(options.config, options.overrides).config;
+  const RunConfig given = bind_run_config(options.config, options.overrides, finetune ? "schema: 1" : "").config;
   if (finetune && !given.init_from.path)
     fail(Exit::config, "init_from.path", "finetune starts from a checkpoint: give init_from.path");
   if (!finetune && given.init_from.path)
@@ -168,6 +169,12 @@ Exit train(Trainer& trainer, const RunFolder& folder, Communicator& comm) {
 Exit start_training(const TrainOptions& options, bool finetune, Communicator& comm) {
   Start start = open_configuration(options, finetune, comm);
   RunConfig config = start.loaded.config;
+  if (start.loaded.tree.origin_of("data.train").source == kDemoName) {
+    on_root(comm, "preparing the demo text", [] {
+      prepare_demo_data();
+      return std::string();
+    });
+  }
   RunData data;
   on_every_rank(comm, "opening the data", [&] { data = open_run_data(config, start.loaded.tree); });
   resolve_config(config, data.tokenizer->vocab_size(), comm.size());

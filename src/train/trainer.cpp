@@ -139,13 +139,23 @@ double Trainer::lr() const {
   return learning_rate(config_.train.schedule, config_.train.optimizer.lr, state_.step, scale_.steps);
 }
 
-StepFlags Trainer::requests() const {
+bool Trainer::out_of_time() const {
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
+  return config_.run.max_time && elapsed.count() >= *config_.run.max_time;
+}
+
+StepFlags Trainer::requests() const {
   const StopReason reason = stop_requested();
   StepFlags flags;
   flags.interrupt = reason == StopReason::interrupted;
-  flags.stop = reason == StopReason::preempted || (config_.run.max_time && elapsed.count() >= *config_.run.max_time);
+  flags.stop = reason == StopReason::preempted || out_of_time();
   return flags;
+}
+
+std::string Trainer::stop_cause() const {
+  const StopReason reason = stop_requested();
+  if (reason != StopReason::none) return reason == StopReason::interrupted ? "Ctrl-C" : "a signal";
+  return out_of_time() ? "run.max_time" : "a request on another rank";
 }
 
 void Trainer::keep_time() {
@@ -240,6 +250,9 @@ Exit Trainer::end(Outcome outcome) {
   const Exit code = outcome == Outcome::going_on  ? Exit::ok
                     : outcome == Outcome::stopped ? Exit::preempted
                                                   : Exit::interrupted;
+  if (code != Exit::ok)
+    reporter_.note("stopped by " + stop_cause() + " at step " + std::to_string(state_.step) +
+                   "; continue with --resume auto");
   reporter_.finished(code == Exit::ok ? "finished" : "preempted", state_, code);
   return code;
 }

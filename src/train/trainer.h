@@ -52,7 +52,9 @@ class Trainer {
   bool save_due() const;
   bool speaks() const { return comm_.rank() == 0; }
   double lr() const;
+  bool out_of_time() const;
   StepFlags requests() const;
+  std::string stop_cause() const;
   void keep_time();
   void report_saved();
   Exit end(Outcome outcome);

@@ -127,6 +127,17 @@ TEST_CASE("config check tells the two schemas apart") {
       "eval.contexts: 0 is not a number of tokens");
 }
 
+TEST_CASE("without a file the built-in demo stands in") {
+  const LoadedConfig demo = load_run_config("", {"train.steps=7"}, 2);
+  CHECK(demo.config.run_dir() == "runs/demo");
+  CHECK(demo.config.train.steps == 7);
+  CHECK(demo.tree.origin_of("data.train").source == "built-in demo");
+  has(message_of([&] { load_run_config("", {}, 3); }), "built-in demo:");
+  const LoadedConfig based = load_run_config("", {"train.steps=7"}, 1, "model: {n_layers: 3}", "checkpoint x");
+  CHECK(based.config.model.n_layers == 3);
+  CHECK(based.config.run_dir() == "runs/run");
+}
+
 TEST_CASE("checks that need the data") {
   const ConfigFile file;
   const Scratch& s = file.scratch;
