@@ -1,14 +1,18 @@
 // Text -> shards -> tokens again; splits, shard borders, bounded memory, and what goes wrong.
 #include "data/prepare.h"
 
+#include <malloc.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <zlib.h>
 #include <zstd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
-#include <cstring>
+#include <cstdio>
 #include <map>
+#include <thread>
 
 #include "core/parallel_for.h"
 #include "core/rng.h"
@@ -227,6 +231,8 @@ TEST_CASE("the same bytes for any number of threads and any run", "[prepare]") {
     o.val_fraction = 0.1;
     o.shard_tokens = 20000;
     o.overwrite = true;
+    if (results.size() == 3)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // a clock of seconds moves on
     prepare(*t, o);
     results.push_back(contents(o.output));
   }
@@ -252,26 +258,27 @@ TEST_CASE("text files are encoded piece by piece with the ids of the whole", "[p
 }
 
 TEST_CASE("memory does not grow with the text", "[prepare]") {
-  const auto peak_kib = [] {
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    return usage.ru_maxrss;
-  };
   const Folder folder;
-  {
-    std::ofstream out(folder / "big.txt", std::ios::binary);
-    const std::string block = words(5, 100000);
-    for (std::size_t written = 0; written < (48u << 20); written += block.size()) out << block;
-  }
-  const auto t = make_byte_tokenizer();  // the most tokens
-  auto o = options_for(folder, {folder.write("small.txt", words(1, 1 << 20))}, "small");
-  prepare(*t, o);
-  const long before = peak_kib();
-  o = options_for(folder, {folder / "big.txt"}, "big");
-  const PrepareReport r = prepare(*t, o);
-  CHECK(r.text_bytes > (48 << 20));
-  CAPTURE(before, peak_kib());
-  CHECK(peak_kib() - before < (24 << 10));  // KiB; the tokens alone are 96 MiB
+  const std::string block = words(5, 100000);
+  const auto highest = [&](std::size_t size, const std::string& name) {
+    {
+      std::ofstream out(folder / name, std::ios::binary);
+      for (std::size_t written = 0; written < size; written += block.size()) out << block;
+    }
+    const auto t = make_byte_tokenizer();  // the most tokens
+    std::size_t most = 0;
+    // Called while the buffers of the piece at hand are alive. (glibc's numbers; a sanitizer's allocator keeps others.)
+    const PrepareReport r =
+        prepare(*t, options_for(folder, {folder / name}, name + ".out"), [&](const PrepareProgress&) {
+          const struct mallinfo2 info = mallinfo2();
+          most = std::max(most, info.uordblks + info.hblkhd);
+        });
+    CHECK(r.text_bytes >= static_cast<std::int64_t>(size));
+    return most;
+  };
+  const std::size_t small = highest(16u << 20, "small.txt"), big = highest(64u << 20, "big.txt");
+  CAPTURE(small, big);
+  CHECK(big < small + (4u << 20));  // one byte kept per token would be 48 MiB more
 }
 
 TEST_CASE("splits: by the hash of the text, never empty", "[prepare]") {
@@ -501,26 +508,42 @@ TEST_CASE("token store: damage is found and named", "[store][errors]") {
     write(bad);
     check_error(Exit::data, {"shard_00001.h5", "documents cover"}, [&] { TokenStore{train}; });
   }
-  SECTION("every single damaged byte outside unused space is refused or changes nothing that is read") {
-    // No crash and no silently different token, whatever byte is hit.
+  SECTION("whatever byte is damaged, no token changes unnoticed") {
+    const std::uint64_t offsets_at = [&] { return Hdf5File::open(victim).dataset("document_offsets").byte_offset(); }();
+    const auto inside = [](std::size_t i, std::uint64_t begin, std::int64_t bytes) {
+      return i >= begin && i < begin + static_cast<std::uint64_t>(bytes);
+    };
     Ids expected(static_cast<std::size_t>(info.tokens));
     TokenStore(victim).read(0, expected);
-    int refused = 0;
-    for (std::size_t i = 0; i < good.size(); i += 7) {
+    const auto survives = [&](std::size_t i) {
+      const bool data = inside(i, tokens_at, 2 * info.tokens) || inside(i, offsets_at, 8 * (info.documents + 1));
       std::string bad = good;
       bad[i] ^= '\x55';
       write(bad);
       try {
         const TokenStore store(victim, t.get());
-        store.verify();
-        Ids ids(static_cast<std::size_t>(store.tokens()));
+        if (data) {  // found by the checksum
+          store.verify();
+          return false;
+        }
+        Ids ids(static_cast<std::size_t>(store.tokens()));  // metadata: refused when opened, or of no effect
         store.read(0, ids);
-        if (ids != expected) FAIL("byte " << i << " changed the tokens unnoticed");
-      } catch (const Error& e) {
-        ++refused;
-        if (e.code() != Exit::data) FAIL("byte " << i << ": " << e.what());
+        return ids == expected;
+      } catch (const Error& e) { return e.code() == Exit::data; }
+    };
+    // In a child: the HDF5 library leaks what it had read of damaged metadata.
+    const pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      for (std::size_t i = 0; i < good.size(); i += 7) {
+        if (survives(i)) continue;
+        std::fprintf(stderr, "damaged byte %zu is not noticed\n", i);
+        _exit(1);
       }
+      _exit(0);
     }
-    CHECK(refused > static_cast<int>(2 * info.tokens / 7));
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
   }
 }
