@@ -1,3 +1,8 @@
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
 #include <cstdlib>
 #include <numeric>
 #include <thread>
@@ -236,6 +241,29 @@ TEST_CASE("HDF5 files that are cut, missing or something else are refused") {
                  "cannot open " + (folder / "none.h5").string()));
   CHECK(contains(error_of(Exit::data, [&] { Hdf5File::open(folder.path()); }), "is not a regular file"));
   CHECK(contains(error_of(Exit::data, [&] { Hdf5File::create(folder / "no/such/x.h5"); }), "cannot be created"));
+}
+
+TEST_CASE("an HDF5 file that does not fit is an error, also at exit") {
+  TempFolder folder;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const rlimit limit{100000, 100000};  // what a full disk is to this process
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    ::signal(SIGXFSZ, SIG_IGN);
+    const std::string text = error_of(Exit::data, [&] {
+      Hdf5File file = Hdf5File::create(folder / "x.h5");
+      file.create_dataset("tokens", H5Type::u32, 1000000)
+          .write<std::uint32_t>(0, std::vector<std::uint32_t>(1000000, 3));
+      file.close();
+    });
+    std::exit(contains(text, "tokens: cannot be written, 4000000 bytes wanted") ? 17
+                                                                                : 18);  // with the library's clean-up
+  }
+  REQUIRE(child > 0);
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 17);
 }
 
 TEST_CASE("one HDF5 file is read by several threads") {
