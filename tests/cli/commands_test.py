@@ -1,5 +1,6 @@
 """Each command once, as a user would: it works, and prints what the documentation says."""
 import json
+import pathlib
 
 from harness import CONFIG, Folder, expect, main
 
@@ -51,6 +52,19 @@ def test_plan_and_config():
         expect(f.run("config", "explain", "train.schedule.warmup").out, "default")
         expect(f.run("pretrain", "tiny.yaml", "--dry-run").err, "plan")
         assert not (f.path / "run").exists()
+
+
+def test_configuration_reference_is_current():
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+    with Folder(prepared=False) as f:
+        assert f.run("config", "explain", "--markdown").out == page.read_text(), "run: sieve config explain --markdown > docs/configuration.md"
+
+
+def test_shipped_configurations_check():
+    configs = pathlib.Path(__file__).resolve().parents[2] / "configs"
+    with Folder(prepared=False) as f:
+        for path in sorted(configs.glob("*.yaml")):
+            f.run("config", "check", path)
 
 
 def test_tokenizer_round_trip():
