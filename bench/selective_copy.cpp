@@ -1,7 +1,9 @@
-// Does the scorer learn? Selective copy: a row is cut into 16 segments of noise, each holds one marked token at a random place; at the end,
-// query i asks for segment i's marked symbol. A window of 16 cannot see it; a scorer that learns to mark keeps exactly the 16 tokens.
+// Does the scorer learn? Selective copy: a row is cut into 16 segments of noise, each holds one marked token at a
+// random place; at the end, query i asks for segment i's marked symbol. A window of 16 cannot see it; a scorer that
+// learns to mark keeps exactly the 16 tokens.
 //   selective_copy [--steps N] [--seq-len T] [--kind NAME]      prints accuracy over fresh rows every 100 steps
 // Letters: B rows, T tokens, M marked tokens.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -61,7 +63,9 @@ double train(const std::string& kind, std::int64_t T, std::int64_t steps, double
   config.arch = Arch::gpt2;
   config.n_layers = 2, config.d_model = 64, config.n_heads = 4, config.n_kv_heads = 1;
   AttentionKindConfig recipe;
-  recipe.type = kind == "full" ? AttentionKind::full : kind == "window" ? AttentionKind::sliding_window : AttentionKind::sparsek;
+  recipe.type = kind == "full"     ? AttentionKind::full
+                : kind == "window" ? AttentionKind::sliding_window
+                                   : AttentionKind::sparsek;
   if (kind != "full") recipe.window = 16;
   if (recipe.type == AttentionKind::sparsek) recipe.k = kMarked;
   config.attention.kinds[kind] = recipe;
@@ -86,8 +90,8 @@ double train(const std::string& kind, std::int64_t T, std::int64_t steps, double
     optimizer.step(grads, lr * warm, clip_factor(gradient_norm(grads), 1.0));
     for (const ParameterPtr& p : trained) p->value.zero_grad();
     if ((step + 1) % 100 == 0) {
-      std::printf("%-8s step %5lld loss %.4f accuracy %.1f %%\n", kind.c_str(), static_cast<long long>(step + 1), loss.value().item(),
-                  100 * accuracy(model, T));
+      std::printf("%-8s step %5lld loss %.4f accuracy %.1f %%\n", kind.c_str(), static_cast<long long>(step + 1),
+                  loss.value().item(), 100 * accuracy(model, T));
       std::fflush(stdout);
     }
   }
