@@ -32,8 +32,8 @@ std::size_t size_class(std::size_t bytes) {
 }
 
 std::string mebibytes(std::int64_t bytes) {
-  const std::int64_t tenths = (bytes * 10) >> 20;
-  return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " MiB";
+  constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+  return std::to_string(bytes / kMiB) + "." + std::to_string(bytes % kMiB * 10 / kMiB) + " MiB";
 }
 
 class CpuPool {
