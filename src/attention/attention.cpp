@@ -69,7 +69,7 @@ Selection select_keys(const AttentionSpec& spec, const Tensor& scores, const Ten
                         .band_from_BHT = ints(out.band_from),
                         .band_to_BHT = ints(out.band_to),
                         .nan_count = nullptr};
-  cpu::select(args);
+  launch(scores.stream(), args);
   if (stats != nullptr) *stats = selection_stats(args);
   return out;
 }
@@ -224,18 +224,19 @@ struct Attention {
 
   Tensor score_gradient(const Tensor& column, const Tensor& row) const {
     Tensor dscores = empty(column.shape(), score_dtype, column.stream());
-    cpu::score_backward({.column_BHT = column.data<double>(),
-                         .row_BHT = row.data<double>(),
-                         .band_BHT = selection.band.data<std::int32_t>(),
-                         .band_from_BHT = selection.band_from.data<std::int32_t>(),
-                         .band_to_BHT = selection.band_to.data<std::int32_t>(),
-                         .document_starts_BT = starts_of(in.document_starts),
-                         .dscores_BHT = dscores.raw(),
-                         .dtype = score_dtype,
-                         .B = column.size(0),
-                         .H = column.size(1),
-                         .T = column.size(2),
-                         .temperature = in.spec.sparsek.temperature});
+    const ScoreBackwardArgs args{.column_BHT = column.data<double>(),
+                                 .row_BHT = row.data<double>(),
+                                 .band_BHT = selection.band.data<std::int32_t>(),
+                                 .band_from_BHT = selection.band_from.data<std::int32_t>(),
+                                 .band_to_BHT = selection.band_to.data<std::int32_t>(),
+                                 .document_starts_BT = starts_of(in.document_starts),
+                                 .dscores_BHT = dscores.raw(),
+                                 .dtype = score_dtype,
+                                 .B = column.size(0),
+                                 .H = column.size(1),
+                                 .T = column.size(2),
+                                 .temperature = in.spec.sparsek.temperature};
+    launch(column.stream(), args);
     return dscores;
   }
 

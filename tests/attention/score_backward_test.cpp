@@ -61,7 +61,8 @@ TEST_CASE("score gradient through all prefixes against finite differences") {
     ++compared;
 
     std::vector<double> ds(at(T), std::nan(""));
-    ScoreBackwardArgs back{column.data(),
+    ScoreBackwardArgs back{{},
+                           column.data(),
                            row.data(),
                            s.band.data(),
                            s.band_from.data(),
@@ -129,7 +130,8 @@ TEST_CASE("score gradients of long documents sum to zero, in any number of threa
     }
   }
   std::vector<double> ds(scores.size()), again(scores.size());
-  ScoreBackwardArgs back{column.data(),
+  ScoreBackwardArgs back{{},
+                         column.data(),
                          row.data(),
                          s.band.data(),
                          s.band_from.data(),

@@ -17,6 +17,7 @@
 #include <limits>
 
 #include "core/dtype.h"
+#include "tensor/dispatch.h"
 
 namespace sieve {
 
@@ -40,7 +41,7 @@ SIEVE_HD inline std::int64_t pool_scores(std::int64_t pool, std::int64_t k) {
 }
 
 // Forward. With at most k candidates all are members, tau = -inf and m = clip(z - tau, 0, 1) = 1.
-struct SelectArgs {
+struct SelectArgs : KernelArgs {
   const void* scores_BHT;                  // f32 or f64
   const std::int32_t* document_starts_BT;  // first position of each token's document; null: one document a row
   DType dtype;
@@ -72,7 +73,7 @@ struct SelectArgs {
 // (docs/attention.md, "The way back"):
 //   du_j = column_j - sum_{i in [band_from_j, band_to_j)} row_i / |F_i|,   dscores = du / temperature.
 // du of every document sums to 0. Rows with |F_i| = 0 are taken as 0.
-struct ScoreBackwardArgs {
+struct ScoreBackwardArgs : KernelArgs {
   const double* column_BHT;  // sum over queries i of g_ij
   const double* row_BHT;     // sum over keys j of g_ij
   const std::int32_t* band_BHT;
@@ -88,6 +89,12 @@ struct ScoreBackwardArgs {
 namespace cpu {
 void select(const SelectArgs& a);
 void score_backward(const ScoreBackwardArgs& a);
+inline void run(const SelectArgs& a) { select(a); }  // what launch() looks for
+inline void run(const ScoreBackwardArgs& a) { score_backward(a); }
 }  // namespace cpu
+namespace cuda {
+void run(const SelectArgs& a, Stream stream);
+void run(const ScoreBackwardArgs& a, Stream stream);
+}  // namespace cuda
 
 }  // namespace sieve
