@@ -97,7 +97,8 @@ class ThreadCommunicator : public Communicator {
     }
   }
 
-  // A barrier at which every rank shows a pointer. It stays on show while others still read: those meet() again without one.
+  // A barrier at which every rank shows a pointer. It stays on show while others still read: those meet() again without
+  // one.
   void meet(void* pointer) {
     {
       std::lock_guard lock(world_->mutex);
