@@ -1,10 +1,12 @@
 #include "core/log.h"
 
 #include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/dist_sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <memory>
+#include <vector>
 
 namespace sieve {
 namespace {
@@ -28,9 +30,16 @@ std::shared_ptr<spdlog::sinks::sink> make_console(int rank, LogLevel level) {
   return sink;
 }
 
+// All sinks of the process behind one lock: a file may be opened while other threads write lines.
+const std::shared_ptr<spdlog::sinks::dist_sink_mt>& sinks() {
+  static const auto all = std::make_shared<spdlog::sinks::dist_sink_mt>(
+      std::vector<std::shared_ptr<spdlog::sinks::sink>>{make_console(0, LogLevel::info)});
+  return all;
+}
+
 spdlog::logger& logger() {
   static spdlog::logger instance = [] {
-    spdlog::logger l("sieve", make_console(0, LogLevel::info));
+    spdlog::logger l("sieve", sinks());
     l.set_level(spdlog::level::trace);
     l.flush_on(spdlog::level::info);
     return l;
@@ -40,12 +49,12 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void log_init(int rank, LogLevel level) { logger().sinks() = {make_console(rank, level)}; }
+void log_init(int rank, LogLevel level) { sinks()->set_sinks({make_console(rank, level)}); }
 
 void open_log_file(const std::string& path) {
   auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path, false);
   sink->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
-  logger().sinks().push_back(std::move(sink));
+  sinks()->add_sink(std::move(sink));
 }
 
 void log_line(LogLevel level, std::string_view text) {
