@@ -128,9 +128,9 @@ TEST_CASE("config check tells the two schemas apart") {
 }
 
 TEST_CASE("without a file the built-in demo stands in") {
-  const LoadedConfig demo = load_run_config("", {"train.steps=7"}, 2);
+  const LoadedConfig demo = load_run_config("", {"train.steps=70"}, 2);
   CHECK(demo.config.run_dir() == "runs/demo");
-  CHECK(demo.config.train.steps == 7);
+  CHECK(demo.config.train.steps == 70);
   CHECK(demo.tree.origin_of("data.train").source == "built-in demo");
   has(message_of([&] { load_run_config("", {}, 3); }), "built-in demo:");
   const LoadedConfig based = load_run_config("", {"train.steps=7"}, 1, "model: {n_layers: 3}", "checkpoint x");
