@@ -38,6 +38,7 @@ TEXTS = TRAINING + [
     "Zanzibar Zanzibar, Zanzibars",
     "e\u0301 \u00e9 A\u030a \u212b \u1100\u1161\u11a8 \uac01 \u0958 o\u0302\u0323",
     "\u00a0non\u00a0breaking\u2003em\u3000ideographic\u0085next\u2028line\u180evowel\u200bzero\ufeffbom",
+    "x \u180e\u180e\n\u180e!\u180e", "\u0085\u0085 \u00a0\u2028x",
     "mixed привет世界🙂👩‍👩‍👧‍👦🇫🇷 ﷺ ﬁ ſ K", "\x00\x01\x7f control", "a\u0300\u0301\u0302b", "tab\tnew\nform\fvert\vend",
     "wordwithoutanyspaces" * 40, "!?" * 50, "\u4e00" * 33, "if (x<=10&&y!=20) {\n\treturn a[i]->b;\n}\n",
 ]
@@ -94,8 +95,15 @@ def main():
         path = GOLDEN / f"{name}.json"
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         loaded[name] = Tokenizer.from_file(str(path))
-    cases = [{"text": text, **{name: {"text": ids(t, text, False), "parse": ids(t, text, True)} for name, t in loaded.items()}}
-             for text in TEXTS]
+    cases = []
+    for text in TEXTS:
+        case = {"text": text}
+        for name, t in loaded.items():
+            case[name] = {"text": ids(t, text, False), "parse": ids(t, text, True)}
+            if not t.normalizer:  # bytes of the pieces of the split: merges rarely show where the borders are
+                spans = t.pre_tokenizer.pre_tokenize_str(text)
+                case[name]["pieces"] = [len(text[a:b].encode()) for _, (a, b) in spans]
+        cases.append(case)
     lines = ",\n".join(json.dumps(c, ensure_ascii=True) for c in cases)
     (GOLDEN / "vectors.json").write_text(
         '{"training": ' + json.dumps(TRAINING, ensure_ascii=True) + ',\n"cases": [\n' + lines + "\n]}\n", encoding="utf-8")

@@ -1,6 +1,9 @@
 // Cuts text into the pieces within which a BPE merges, by regular expressions (PCRE2 with UTF and Unicode properties).
 // Every byte of the text is in exactly one piece. What a regex leaves between its matches is a piece too (Hugging
 // Face's Split with behavior "Isolated").
+//
+// Agrees with Hugging Face's tokenizers on every character that PCRE2's Unicode tables know (version 14 in
+// PCRE2 10.42); characters assigned later are neither letters nor numbers here.
 #pragma once
 
 #include <functional>

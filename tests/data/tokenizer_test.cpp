@@ -8,6 +8,7 @@
 
 #include "core/rng.h"
 #include "data/bpe_trainer.h"
+#include "data/pretokenizer.h"
 #include "data/utf8.h"
 #include "helpers.h"
 #include "io/json.h"
@@ -75,6 +76,24 @@ TEST_CASE("golden vectors of Hugging Face", "[tokenizer]") {
       CHECK(tokenizer->encode(text, Special::parse) == c[style]["parse"].get<Ids>());
       if (style != "neox_style") CHECK(tokenizer->decode(plain) == text);  // NFC changes text
       for (const std::size_t step : {1, 3, 17}) CHECK(encode_in_pieces(*tokenizer, text, step) == plain);
+    }
+  }
+}
+
+TEST_CASE("pieces of the split regexes are Hugging Face's", "[tokenizer]") {
+  const Json vectors = read_json(kGolden + "vectors.json");
+  for (const std::string style : {"gpt2_style", "llama3_style"}) {
+    const Json pre = read_json(kGolden + style + ".json")["pre_tokenizer"];
+    const bool gpt2 = style == "gpt2_style";
+    const Pretokenizer split(
+        {gpt2 ? std::string(kGpt2Split) : pre["pretokenizers"][0]["pattern"]["Regex"].get<std::string>()}, style);
+    Pretokenizer::State state;
+    for (const Json& c : vectors["cases"]) {
+      const auto text = c["text"].get<std::string>();
+      std::vector<std::size_t> pieces;
+      split.split(state, text, [&](std::string_view piece) { pieces.push_back(piece.size()); });
+      CAPTURE(style, text);
+      CHECK(pieces == c[style]["pieces"].get<std::vector<std::size_t>>());
     }
   }
 }
