@@ -17,6 +17,7 @@ struct CommandLine {
   CLI::App app;
   std::vector<std::string> argv;              // as typed
   std::function<Exit(Communicator&)> action;  // set by the subcommand that was chosen
+  bool stops_on_request = false;  // the action polls stop_requested(); other commands leave signals as they are
   std::vector<std::string> common_overrides;  // flags that name configuration keys, as key=value
 
   // Shared by every subcommand.

@@ -61,7 +61,7 @@ LogLevel chosen_level(const CommandLine& line) {
 Exit run(CommandLine& line) {
   const Launch launch = detect_launch();
   log_init(launch.rank, chosen_level(line));
-  install_signal_handlers(launch.launcher);
+  if (line.stops_on_request) install_signal_handlers(launch.launcher);
   choose_threads(line, launch);
   std::unique_ptr<Communicator> comm = make_communicator();
   try {

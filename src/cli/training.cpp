@@ -46,6 +46,7 @@ void add_training_command(CommandLine& line, const std::string& name, const std:
     options->config = arguments->file();
     options->overrides = arguments->overrides(line);
     options->argv = line.argv;
+    line.stops_on_request = true;
     line.action = [options, run](Communicator& comm) { return run(*options, comm); };
   });
 }
