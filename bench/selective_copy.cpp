@@ -1,12 +1,14 @@
-// Does the scorer learn? Selective copy: a row is cut into 16 segments of noise, each holds one marked token at a
-// random place; at the end, query i asks for segment i's marked symbol. A window of 16 cannot see it; a scorer that
-// learns to mark keeps exactly the 16 tokens.
+// Does the scorer learn? Selective copy: 16 marked tokens, each with a slot and a symbol, stand at random places of a
+// row of noise; at the end, query m asks for the symbol of slot m. A window of 16 cannot see them; a scorer that learns
+// what is marked keeps exactly these 16.
 //   selective_copy [--steps N] [--seq-len T] [--kind NAME]      prints accuracy over fresh rows every 100 steps
 // Letters: B rows, T tokens, M marked tokens.
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <string>
 
 #include "core/rng.h"
@@ -17,10 +19,15 @@ namespace {
 
 using namespace sieve;
 
-constexpr std::int64_t kMarked = 16, kSymbols = 16, kVocab = 2 * kSymbols + 1, kQuery = 2 * kSymbols, kRows = 16;
+constexpr std::int64_t kMarked = 16, kSymbols = 16, kRows = 16;
+// Ids: noise 0..15, marked token of slot m and symbol v at kFirstMarked + 16 m + v, query for slot m at kFirstQuery +
+// m.
+constexpr std::int64_t kFirstMarked = kSymbols, kFirstQuery = kFirstMarked + kMarked * kSymbols,
+                       kVocab = kFirstQuery + kMarked;
 
-// Row r of the endless data set: noise symbols 0..15, marked ones 16..31, queries 32.
-TokenBatch make_batch(std::int64_t T, std::uint64_t first_row) {
+// Rows first_row .. first_row + 15 of the endless data set. One marked token in each of 16 equal segments, slots in
+// random order.
+TokenBatch make_batch(std::int64_t T, std::uint64_t first_row, bool queries_only) {
   TokenBatch batch{empty({kRows, T}, DType::i32), full({kRows, T}, -1, DType::i32), {}};
   const std::int64_t segment = (T - kMarked) / kMarked;
   for (std::int64_t b = 0; b < kRows; ++b) {
@@ -31,11 +38,17 @@ TokenBatch make_batch(std::int64_t T, std::uint64_t first_row) {
     std::int32_t* tokens = batch.tokens.data<std::int32_t>() + b * T;
     std::int32_t* targets = batch.targets.data<std::int32_t>() + b * T;
     for (std::int64_t t = 0; t < T - kMarked; ++t) tokens[t] = pick(t, kSymbols);
+    std::array<std::int32_t, kMarked> slots;
+    std::iota(slots.begin(), slots.end(), 0);
     for (std::int64_t m = 0; m < kMarked; ++m) {
+      std::swap(slots[static_cast<std::size_t>(m)], slots[static_cast<std::size_t>(m + pick(3 * T + m, kMarked - m))]);
+      const std::int32_t slot = slots[static_cast<std::size_t>(m)], symbol = pick(2 * T + m, kSymbols);
       const std::int64_t at = m * segment + pick(T + m, segment);
-      tokens[T - kMarked + m] = kQuery;
-      targets[T - kMarked + m] = tokens[at];
-      tokens[at] += kSymbols;
+      tokens[at] = static_cast<std::int32_t>(kFirstMarked + slot * kSymbols + symbol);
+      if (!queries_only)
+        targets[at] = symbol;  // a marked token says its own symbol: the way from symbol to output is learned at once
+      tokens[T - kMarked + slot] = static_cast<std::int32_t>(kFirstQuery + slot);
+      targets[T - kMarked + slot] = symbol;
     }
   }
   return batch;
@@ -45,7 +58,7 @@ double accuracy(const Decoder& model, std::int64_t T) {
   const NoGrad no_grad;
   std::int64_t right = 0, all = 0;
   for (std::uint64_t n = 0; n < 8; ++n) {
-    const TokenBatch batch = make_batch(T, (1ull << 40) + n * kRows);
+    const TokenBatch batch = make_batch(T, (1ull << 40) + n * kRows, true);
     const Tensor logits = model.logits(batch.tokens).value().contiguous();
     for (std::int64_t row = 0; row < kRows * T; ++row) {
       const std::int32_t target = batch.targets.data<std::int32_t>()[row];
@@ -81,8 +94,8 @@ double train(const std::string& kind, std::int64_t T, std::int64_t steps, double
   adam.weight_decay = 0.01;
   AdamW optimizer(adam, trained);
   for (std::int64_t step = 0; step < steps; ++step) {
-    const TokenBatch batch = make_batch(T, static_cast<std::uint64_t>(step * kRows));
-    const Variable loss = scale(model.loss_sum(batch), 1.0 / (kRows * kMarked));
+    const TokenBatch batch = make_batch(T, static_cast<std::uint64_t>(step * kRows), false);
+    const Variable loss = scale(model.loss_sum(batch), 1.0 / (2 * kRows * kMarked));
     backward(loss);
     std::vector<Tensor> grads;
     for (const ParameterPtr& p : trained) grads.push_back(p->value.grad());
