@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <numeric>
 #include <set>
 #include <thread>
@@ -145,13 +146,20 @@ TEST_CASE("sampler with weights: shares, own epochs, pure", "[sampler]") {
         FAIL("source " << k << " at " << i);
     }
   }
-  for (std::size_t d = 0; d < 4; ++d) {  // each epoch of a source holds every sequence once
+  for (std::size_t d = 0; d < 4; ++d) {  // each epoch of a source holds every sequence once, in an order of its own
     const auto n = static_cast<std::size_t>(sources[d].sequences);
-    for (std::size_t e = 0; (e + 1) * n <= drawn[d].size(); ++e) {
-      const std::set<std::int64_t> seen(drawn[d].begin() + static_cast<std::ptrdiff_t>(e * n),
-                                        drawn[d].begin() + static_cast<std::ptrdiff_t>((e + 1) * n));
-      CHECK(seen.size() == n);
+    const auto epoch = [&](std::size_t e) {
+      const auto first = drawn[d].begin() + static_cast<std::ptrdiff_t>(e * n);
+      return std::vector<std::int64_t>(first, first + static_cast<std::ptrdiff_t>(n));
+    };
+    std::set<std::vector<std::int64_t>> orders;
+    const std::size_t epochs = drawn[d].size() / n;
+    for (std::size_t e = 0; e < epochs; ++e) {
+      const auto order = epoch(e);
+      CHECK(std::set<std::int64_t>(order.begin(), order.end()).size() == n);
+      orders.insert(order);
     }
+    CHECK(orders.size() > std::min<std::size_t>(epochs, 120) / 2);  // 5 sequences have 120 orders
   }
   // Far out, and asked in any order, the answer is the same.
   const Sample far = sampler(std::int64_t{1} << 50);
@@ -230,6 +238,7 @@ TEST_CASE("errors of the prefetching thread reach next(), after what was ready",
     const auto set = std::make_shared<TrainingSet>(std::vector<TrainingSet::Source>{{std::make_shared<Broken>(3), {}}},
                                                    10, 1, false);
     Loader loader(set, 1, {}, 0, prefetch);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // the thread has failed by now
     for (int i = 0; i < 3; ++i) CHECK(values(loader.next().tokens)[0] == 7);
     check_error(Exit::data, {"broken", "read 3"}, [&] { loader.next(); });
     check_error(Exit::data, {"broken", "read 3"}, [&] { loader.next(); });

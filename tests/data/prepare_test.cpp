@@ -317,6 +317,23 @@ TEST_CASE("splits: by the hash of the text, never empty", "[prepare]") {
   }
 }
 
+TEST_CASE("splits: documents that come in pieces are told apart by their text too", "[prepare]") {
+  const Folder folder;
+  const auto t = make_byte_tokenizer();
+  std::string a, b;
+  while (a.size() < (5u << 20)) a += words(1, 50000), b += words(2, 50000);
+  const auto validation = [&](const std::string& first, const std::string& second) {
+    folder.write("in/1.txt", first);
+    folder.write("in/2.txt", second);
+    auto o = options_for(folder, {folder / "in"});
+    o.val_fraction = 0.5;
+    o.overwrite = true;
+    prepare(*t, o);
+    return documents(TokenStore(o.output + "/val"), *t);
+  };
+  CHECK(validation(a, b) == validation(b, a));
+}
+
 TEST_CASE("splits: a single document is cut at its end", "[prepare]") {
   const Folder folder;
   const auto t = make_byte_tokenizer();
@@ -463,7 +480,7 @@ TEST_CASE("token store: damage is found and named", "[store][errors]") {
   SECTION("truncated") {
     for (const std::size_t size : {good.size() - 1, good.size() - 100, good.size() / 2, std::size_t{100}}) {
       write(good.substr(0, size));
-      check_error(Exit::data, {"shard_00001.h5", "truncated", std::to_string(size), std::to_string(good.size())},
+      check_error(Exit::data, {"shard_00001.h5", "truncated", cat(size, " of ", good.size(), " bytes")},
                   [&] { TokenStore{train}; });
     }
     for (const std::size_t size : {0, 7, 47}) {
