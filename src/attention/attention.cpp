@@ -224,18 +224,18 @@ struct Attention {
 
   Tensor score_gradient(const Tensor& column, const Tensor& row) const {
     Tensor dscores = empty(column.shape(), score_dtype, column.stream());
-    const ScoreBackwardArgs args{.column_BHT = column.data<double>(),
-                                 .row_BHT = row.data<double>(),
-                                 .band_BHT = selection.band.data<std::int32_t>(),
-                                 .band_from_BHT = selection.band_from.data<std::int32_t>(),
-                                 .band_to_BHT = selection.band_to.data<std::int32_t>(),
-                                 .document_starts_BT = starts_of(in.document_starts),
-                                 .dscores_BHT = dscores.raw(),
-                                 .dtype = score_dtype,
-                                 .B = column.size(0),
-                                 .H = column.size(1),
-                                 .T = column.size(2),
-                                 .temperature = in.spec.sparsek.temperature};
+    const SelectBackwardArgs args{.column_BHT = column.data<double>(),
+                                  .row_BHT = row.data<double>(),
+                                  .band_BHT = selection.band.data<std::int32_t>(),
+                                  .band_from_BHT = selection.band_from.data<std::int32_t>(),
+                                  .band_to_BHT = selection.band_to.data<std::int32_t>(),
+                                  .document_starts_BT = starts_of(in.document_starts),
+                                  .dscores_BHT = dscores.raw(),
+                                  .dtype = score_dtype,
+                                  .B = column.size(0),
+                                  .H = column.size(1),
+                                  .T = column.size(2),
+                                  .temperature = in.spec.sparsek.temperature};
     launch(column.stream(), args);
     return dscores;
   }

@@ -61,19 +61,19 @@ TEST_CASE("score gradient through all prefixes against finite differences") {
     ++compared;
 
     std::vector<double> ds(at(T), std::nan(""));
-    ScoreBackwardArgs back{{},
-                           column.data(),
-                           row.data(),
-                           s.band.data(),
-                           s.band_from.data(),
-                           s.band_to.data(),
-                           s.a.document_starts_BT,
-                           ds.data(),
-                           DType::f64,
-                           1,
-                           1,
-                           T,
-                           s.a.temperature};
+    SelectBackwardArgs back{{},
+                            column.data(),
+                            row.data(),
+                            s.band.data(),
+                            s.band_from.data(),
+                            s.band_to.data(),
+                            s.a.document_starts_BT,
+                            ds.data(),
+                            DType::f64,
+                            1,
+                            1,
+                            T,
+                            s.a.temperature};
     cpu::score_backward(back);
 
     const auto loss = [&] {
@@ -130,19 +130,19 @@ TEST_CASE("score gradients of long documents sum to zero, in any number of threa
     }
   }
   std::vector<double> ds(scores.size()), again(scores.size());
-  ScoreBackwardArgs back{{},
-                         column.data(),
-                         row.data(),
-                         s.band.data(),
-                         s.band_from.data(),
-                         s.band_to.data(),
-                         s.starts.data(),
-                         ds.data(),
-                         DType::f64,
-                         1,
-                         H,
-                         T,
-                         0.5};
+  SelectBackwardArgs back{{},
+                          column.data(),
+                          row.data(),
+                          s.band.data(),
+                          s.band_from.data(),
+                          s.band_to.data(),
+                          s.starts.data(),
+                          ds.data(),
+                          DType::f64,
+                          1,
+                          H,
+                          T,
+                          0.5};
   cpu::score_backward(back);
   for (std::int64_t h = 0; h < H; ++h) {
     for (std::int64_t begin = 0, end; begin < T; begin = end) {

@@ -73,7 +73,7 @@ struct SelectArgs : KernelArgs {
 // (docs/attention.md, "The way back"):
 //   du_j = column_j - sum_{i in [band_from_j, band_to_j)} row_i / |F_i|,   dscores = du / temperature.
 // du of every document sums to 0. Rows with |F_i| = 0 are taken as 0.
-struct ScoreBackwardArgs : KernelArgs {
+struct SelectBackwardArgs : KernelArgs {
   const double* column_BHT;  // sum over queries i of g_ij
   const double* row_BHT;     // sum over keys j of g_ij
   const std::int32_t* band_BHT;
@@ -88,13 +88,13 @@ struct ScoreBackwardArgs : KernelArgs {
 
 namespace cpu {
 void select(const SelectArgs& a);
-void score_backward(const ScoreBackwardArgs& a);
+void score_backward(const SelectBackwardArgs& a);
 inline void run(const SelectArgs& a) { select(a); }  // what launch() looks for
-inline void run(const ScoreBackwardArgs& a) { score_backward(a); }
+inline void run(const SelectBackwardArgs& a) { score_backward(a); }
 }  // namespace cpu
 namespace cuda {
 void run(const SelectArgs& a, Stream stream);
-void run(const ScoreBackwardArgs& a, Stream stream);
+void run(const SelectBackwardArgs& a, Stream stream);
 }  // namespace cuda
 
 }  // namespace sieve

@@ -13,7 +13,7 @@ namespace {
 
 // G: prefix sums of gbar_i = row_i / |F_i| over one document, G[0] = 0.
 template <class Score>
-void score_backward_row(const ScoreBackwardArgs& a, std::int64_t row) {
+void score_backward_row(const SelectBackwardArgs& a, std::int64_t row) {
   const std::int64_t offset = row * a.T;
   std::vector<double> G(static_cast<std::size_t>(a.T) + 1);
   for_each_document(a.document_starts_BT, row / a.H, a.T, [&](std::int64_t begin, std::int64_t end) {
@@ -35,7 +35,7 @@ void score_backward_row(const ScoreBackwardArgs& a, std::int64_t row) {
 
 }  // namespace
 
-void score_backward(const ScoreBackwardArgs& a) {
+void score_backward(const SelectBackwardArgs& a) {
   require(a.dtype == DType::f32 || a.dtype == DType::f64, "sparsek", "score gradients want f32 or f64, got ",
           name_of(a.dtype));
   parallel_for(a.B * a.H, 1, [&](std::int64_t first, std::int64_t last) {
