@@ -46,6 +46,8 @@ void add_prepare(CommandLine& line, CLI::App& data) {
   command->add_option("-o,--output", options.output, "folder for train/ and val/")->required();
   command->add_option("--tokenizer", arguments->tokenizer, "byte, or the path of a tokenizer.json");
   command->add_option("--field", options.field, "JSON field that holds the text");
+  command->add_flag("--allow-invalid-utf8", options.allow_invalid_utf8,
+                    "keep bytes of text files that are not UTF-8 as they are (else they are an error)");
   command->add_option("--val-fraction", options.val_fraction, "share of the documents that goes to val/")
       ->check(CLI::Range(0.0, 1.0));
   command->add_option("--shard-tokens", options.shard_tokens, "largest shard")->check(CLI::PositiveNumber);

@@ -18,13 +18,15 @@ namespace {
 struct TrainArguments {
   std::vector<std::string> inputs;
   std::string output, field = "text";
+  bool allow_invalid_utf8 = false;
   BpeTrainOptions options;
 };
 
 Exit run_train(const TrainArguments& arguments) {
   BpeTrainer trainer(arguments.options);
-  read_texts(arguments.inputs, arguments.field,
-             [&](const TextPiece& piece) { trainer.add_piece(piece.text, piece.last); });
+  read_texts(
+      arguments.inputs, arguments.field, [&](const TextPiece& piece) { trainer.add_piece(piece.text, piece.last); },
+      arguments.allow_invalid_utf8);
   BpeTrainReport report;
   const auto tokenizer = trainer.train(&report);
   if (const auto folder = std::filesystem::path(arguments.output).parent_path(); !folder.empty())
@@ -47,6 +49,8 @@ void add_train(CommandLine& line, CLI::App& parent) {
   command->add_option("--min-frequency", arguments->options.min_frequency, "pairs seen less often are not merged")
       ->check(CLI::PositiveNumber);
   command->add_option("--field", arguments->field, "JSON field that holds the text");
+  command->add_flag("--allow-invalid-utf8", arguments->allow_invalid_utf8,
+                    "keep bytes of text files that are not UTF-8 as they are (else they are an error)");
   command->callback([&line, arguments] { line.action = [arguments](Communicator&) { return run_train(*arguments); }; });
 }
 

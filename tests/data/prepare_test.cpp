@@ -1,25 +1,22 @@
-// Text -> shards -> tokens again; splits, shard borders, bounded memory, and what goes wrong.
+// Text -> shards -> tokens again: inputs, splits, shard borders, bounded memory, and what goes wrong.
 #include "data/prepare.h"
 
 #include <malloc.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <zlib.h>
 #include <zstd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <map>
 #include <thread>
 
 #include "core/parallel_for.h"
 #include "core/rng.h"
+#include "corpus.h"
 #include "data/token_store.h"
-#include "helpers.h"
 #include "io/file.h"
-#include "io/hdf5.h"
 #include "io/json.h"
 
 using namespace sieve;
@@ -29,17 +26,6 @@ namespace fs = std::filesystem;
 namespace {
 
 using Ids = std::vector<std::int32_t>;
-
-std::shared_ptr<const Tokenizer> bpe() {
-  return load_tokenizer_json(std::string(SIEVE_GOLDEN_DIR) + "/tokenizers/gpt2_style.json");
-}
-
-PrepareOptions options_for(const Folder& folder, std::vector<std::string> inputs, const std::string& out = "out") {
-  PrepareOptions o;
-  o.inputs = std::move(inputs);
-  o.output = folder / out;
-  return o;
-}
 
 // The documents of a store as text, separators taken off.
 std::vector<std::string> documents(const TokenStore& store, const Tokenizer& t) {
@@ -55,15 +41,6 @@ std::vector<std::string> documents(const TokenStore& store, const Tokenizer& t) 
     ids.pop_back();
     out.push_back(t.decode(ids));
   }
-  return out;
-}
-
-std::string words(std::uint64_t seed, std::size_t n) {
-  static const char* const kWords[] = {"it", " was", " the",   " best", " of", " times",
-                                       ",",  "\n",   " naïve", " 東京", " 42", "\n\n"};
-  const Philox random{seed, 2};
-  std::string out;
-  for (std::size_t i = 0; i < n; ++i) out += kWords[random.bits64(i) % std::size(kWords)];
   return out;
 }
 
@@ -87,12 +64,6 @@ std::string zstd(const std::string& text) {
   return out;
 }
 
-std::string json_lines(const std::vector<std::string>& texts, const char* field = "text") {
-  std::string out;
-  for (const std::string& t : texts) out += Json{{"id", 1}, {field, t}}.dump() + "\n";
-  return out;
-}
-
 std::map<std::string, std::string> contents(const std::string& folder) {
   std::map<std::string, std::string> out;
   for (const auto& e : fs::recursive_directory_iterator(folder)) {
@@ -103,16 +74,6 @@ std::map<std::string, std::string> contents(const std::string& folder) {
 
 std::size_t count_entries(const std::string& folder) {
   return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder), fs::directory_iterator{}));
-}
-
-// A store of 40 documents in several shards.
-std::string make_shards(const Folder& folder, const Tokenizer& t, const std::string& out = "out") {
-  std::vector<std::string> texts;
-  for (std::uint64_t i = 0; i < 40; ++i) texts.push_back(words(i, 50));
-  auto o = options_for(folder, {folder.write("in.jsonl", json_lines(texts))}, out);
-  o.shard_tokens = 700;
-  prepare(t, o);
-  return o.output + "/train";
 }
 
 }  // namespace
@@ -435,132 +396,4 @@ TEST_CASE("a full disk leaves nothing behind and says where", "[prepare][errors]
     CHECK(count_entries(o.output) == 0);
   }
   std::signal(SIGXFSZ, handler);
-}
-
-TEST_CASE("token store: patterns", "[store]") {
-  const Folder folder;
-  const auto t = bpe();
-  const std::string train = make_shards(folder, *t);
-  const TokenStore all(train);
-  REQUIRE(all.shards().size() > 3);
-  CHECK(TokenStore(train + "/*.h5").tokens() == all.tokens());
-  CHECK(TokenStore(train + "/shard_0000[01].h5").shards().size() == 2);
-  const TokenStore swapped({train + "/shard_00001.h5", train + "/shard_00000.h5"}, t.get());
-  CHECK(swapped.shards()[0].tokens == all.shards()[1].tokens);
-  CHECK(swapped.data_hash() != all.data_hash());
-  CHECK(all.data_hash() == TokenStore(train + "/*.h5").data_hash());
-  CHECK(expand_shard_patterns({train}).size() == all.shards().size());
-  check_error(Exit::data, {"none*.h5", "no file matches"}, [&] { TokenStore{train + "/none*.h5"}; });
-  check_error(Exit::data, {"gone.h5", "no such file"}, [&] { TokenStore{train + "/gone.h5"}; });
-  check_error(Exit::data, {"shard_00000.h5", "twice"}, [&] { TokenStore({train, train + "/shard_00000.h5"}); });
-  fs::create_directories(folder / "void");
-  check_error(Exit::data, {"void", "no .h5 file"}, [&] { TokenStore{folder / "void"}; });
-}
-
-TEST_CASE("token store: shards of other tokenizers", "[store][errors]") {
-  const Folder folder;
-  const auto t = bpe(), byte = make_byte_tokenizer();
-  const std::string a = make_shards(folder, *t, "a"), b = make_shards(folder, *byte, "b");
-  check_error(Exit::data, {"b/train/shard_00000.h5", "byte", "bpe-401", hex64(t->hash()), hex64(byte->hash())}, [&] {
-    TokenStore({a, b});
-  });
-  check_error(Exit::data, {"a/train/shard_00000.h5", "bpe-401", "in use is byte", hex64(byte->hash())},
-              [&] { TokenStore(a, byte.get()); });
-}
-
-TEST_CASE("token store: damage is found and named", "[store][errors]") {
-  const Folder folder;
-  const auto t = bpe();
-  const std::string train = make_shards(folder, *t), victim = train + "/shard_00001.h5";
-  const std::string good = read_file(victim, 1 << 20);
-  const auto write = [&](const std::string& bytes) { std::ofstream(victim, std::ios::binary) << bytes; };
-  const ShardInfo info = TokenStore(victim).shards()[0];
-  const std::uint64_t tokens_at = [&] { return Hdf5File::open(victim).dataset("tokens").byte_offset(); }();
-
-  SECTION("truncated") {
-    for (const std::size_t size : {good.size() - 1, good.size() - 100, good.size() / 2, std::size_t{100}}) {
-      write(good.substr(0, size));
-      check_error(Exit::data, {"shard_00001.h5", "truncated", cat(size, " of ", good.size(), " bytes")},
-                  [&] { TokenStore{train}; });
-    }
-    for (const std::size_t size : {0, 7, 47}) {
-      write(good.substr(0, size));
-      check_error(Exit::data, {"shard_00001.h5", "not a token shard"}, [&] { TokenStore{train}; });
-    }
-  }
-  SECTION("not HDF5, or HDF5 of something else") {
-    write(std::string(5000, 'x'));
-    check_error(Exit::data, {"shard_00001.h5", "no HDF5 signature"}, [&] { TokenStore{train}; });
-    Hdf5File other = Hdf5File::create(victim);
-    other.create_dataset("weights", H5Type::u16, 3);
-    other.close();
-    check_error(Exit::data, {"shard_00001.h5", "not a token shard"}, [&] { TokenStore{train}; });
-  }
-  SECTION("any flipped token bit fails verify") {
-    for (const std::int64_t token : {std::int64_t{0}, info.tokens / 2, info.tokens - 1}) {
-      std::string bad = good;
-      bad[tokens_at + static_cast<std::size_t>(2 * token)] ^= 1;
-      write(bad);
-      const TokenStore store(train);  // opening reads no tokens
-      check_error(Exit::data, {"shard_00001.h5", "tokens", "checksum", hex64(info.tokens_xxh3)},
-                  [&] { store.verify(); });
-    }
-  }
-  SECTION("an id beyond the vocabulary is refused when read") {
-    std::string bad = good;
-    bad[tokens_at + 11] = '\xff';
-    write(bad);
-    const TokenStore store(victim);
-    Ids ids(10);
-    check_error(Exit::data, {"shard_00001.h5", "token 5", "vocabulary has 401"}, [&] { store.read(0, ids); });
-  }
-  SECTION("document offsets") {
-    const std::uint64_t at = [&] { return Hdf5File::open(victim).dataset("document_offsets").byte_offset(); }();
-    std::string bad = good;
-    bad[at + 8] ^= 1;
-    write(bad);
-    check_error(Exit::data, {"shard_00001.h5", "document_offsets", "checksum"}, [&] { TokenStore(train).verify(); });
-    bad = good;
-    bad[at + 8 * static_cast<std::size_t>(info.documents)] ^= 1;  // the last must be the number of tokens
-    write(bad);
-    check_error(Exit::data, {"shard_00001.h5", "documents cover"}, [&] { TokenStore{train}; });
-  }
-  SECTION("whatever byte is damaged, no token changes unnoticed") {
-    const std::uint64_t offsets_at = [&] { return Hdf5File::open(victim).dataset("document_offsets").byte_offset(); }();
-    const auto inside = [](std::size_t i, std::uint64_t begin, std::int64_t bytes) {
-      return i >= begin && i < begin + static_cast<std::uint64_t>(bytes);
-    };
-    Ids expected(static_cast<std::size_t>(info.tokens));
-    TokenStore(victim).read(0, expected);
-    const auto survives = [&](std::size_t i) {
-      const bool data = inside(i, tokens_at, 2 * info.tokens) || inside(i, offsets_at, 8 * (info.documents + 1));
-      std::string bad = good;
-      bad[i] ^= '\x55';
-      write(bad);
-      try {
-        const TokenStore store(victim, t.get());
-        if (data) {  // found by the checksum
-          store.verify();
-          return false;
-        }
-        Ids ids(static_cast<std::size_t>(store.tokens()));  // metadata: refused when opened, or of no effect
-        store.read(0, ids);
-        return ids == expected;
-      } catch (const Error& e) { return e.code() == Exit::data; }
-    };
-    // In a child: the HDF5 library leaks what it had read of damaged metadata.
-    const pid_t child = fork();
-    REQUIRE(child >= 0);
-    if (child == 0) {
-      for (std::size_t i = 0; i < good.size(); i += 7) {
-        if (survives(i)) continue;
-        std::fprintf(stderr, "damaged byte %zu is not noticed\n", i);
-        _exit(1);
-      }
-      _exit(0);
-    }
-    int status = -1;
-    REQUIRE(waitpid(child, &status, 0) == child);
-    CHECK(status == 0);
-  }
 }
