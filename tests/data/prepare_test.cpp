@@ -311,7 +311,7 @@ TEST_CASE("splits: a single document is cut at its end", "[prepare]") {
   CHECK(train[0] + val[0] == text);
 }
 
-TEST_CASE("what is there is not overwritten unasked; an old val/ goes with its train/", "[prepare]") {
+TEST_CASE("what is there is not overwritten unasked, and an old val goes with its train", "[prepare]") {
   const Folder folder;
   const auto t = bpe();
   auto o = options_for(folder, {folder.write("in.jsonl", json_lines({"one", "two", "three"}))});
