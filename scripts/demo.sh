@@ -40,9 +40,9 @@ if [ -z "$(ls "$work/val")" ] || [ ! -s "$work/val/$(ls "$work/val" | head -n 1)
 fi
 
 say "tokenizer and token shards"
-"$sieve" tokenizer train "$work/train" -o data/demo/tokenizer.json --vocab-size 2048
-"$sieve" data prepare "$work/train" -o data/demo/train-text --tokenizer data/demo/tokenizer.json --overwrite
-"$sieve" data prepare "$work/val" -o data/demo/val-text --tokenizer data/demo/tokenizer.json --overwrite
+"$sieve" tokenizer train "$work/train" -o data/demo/tokenizer.json --vocab-size 2048 --allow-invalid-utf8
+"$sieve" data prepare "$work/train" -o data/demo/train-text --tokenizer data/demo/tokenizer.json --overwrite --allow-invalid-utf8
+"$sieve" data prepare "$work/val" -o data/demo/val-text --tokenizer data/demo/tokenizer.json --overwrite --allow-invalid-utf8
 
 say "training (about two minutes on two cores)"
 rm -rf runs/demo

@@ -1,5 +1,7 @@
 #include "train/reporter.h"
 
+#include <numbers>
+
 #include "core/log.h"
 #include "train/format.h"
 
@@ -19,9 +21,9 @@ std::vector<std::pair<std::string, double>> layer_values(std::int64_t layer, con
 }
 
 std::vector<std::string> columns_of(const RunConfig& config) {
-  std::vector<std::string> columns{"tokens",       "time",           "loss/train",   "loss/val", "lr",
-                                   "grad_norm",    "tok_s",          "tflops",       "mfu",      "mfu_full_equiv",
-                                   "mem/peak_gib", "data_wait_frac", "skipped_steps"};
+  std::vector<std::string> columns{
+      "tokens", "time", "loss/train",     "loss/val",     "bpb/val",        "lr",           "grad_norm", "tok_s",
+      "tflops", "mfu",  "mfu_full_equiv", "mem/peak_gib", "data_wait_frac", "skipped_steps"};
   if (!config.log.per_layer) return columns;
   for (std::int64_t layer = 0; layer < config.model.n_layers; ++layer) {
     if (config.model.score_heads(layer) == 0) continue;
@@ -62,13 +64,13 @@ void Reporter::step(const StepReport& report, const Loader::Stats& loader, const
 void Reporter::row(const TrainState& state) {
   if (!setup_.speaks) return;
   if (state.val_loss) val_ = state.val_loss;
+  if (const auto bits = val_bits_per_byte(state))
+    note(cat("step ", state.step, " validation loss ", format_fixed(*state.val_loss, 4), " · bits/byte ",
+             format_fixed(*bits, 4)));
   const bool due = stepped_ && row_due(state.step);
   if (!due && !state.val_loss) return;
   metrics_->write(metric_row(state, due));
-  if (!due) {
-    note(cat("step ", state.step, " validation loss ", format_fixed(*state.val_loss, 4)));
-    return;
-  }
+  if (!due) { return; }
   if (config_.has_sink("console")) console_.record(console_row(state));
   tokens_since_row_ = 0;
   seconds_since_row_ = 0;
@@ -119,7 +121,6 @@ MetricRow Reporter::metric_row(const TrainState& state, bool with_step) const {
   if (with_step) {
     const Rates r = rates(state.step);
     row.add("loss/train", last_.loss);
-    if (state.val_loss) row.add("loss/val", *state.val_loss);
     row.add("lr", last_.lr);
     row.add("grad_norm", last_.grad_norm);
     row.add("tok_s", r.tokens_per_second);
@@ -128,15 +129,20 @@ MetricRow Reporter::metric_row(const TrainState& state, bool with_step) const {
     row.add("mfu_full_equiv", r.mfu_full);
     row.add("mem/peak_gib", peak_memory() / kGiB);
     row.add("data_wait_frac", r.data_wait);
-  } else {
-    row.add("loss/val", *state.val_loss);
   }
+  if (state.val_loss) row.add("loss/val", *state.val_loss);
+  if (const auto bits = val_bits_per_byte(state)) row.add("bpb/val", *bits);
   row.add("skipped_steps", static_cast<double>(state.skipped));
   for (std::size_t layer = 0; with_step && layer < last_.stats.size(); ++layer) {
     if (config_.model.score_heads(static_cast<std::int64_t>(layer)) == 0) continue;
     for (auto& [key, value] : layer_values(static_cast<std::int64_t>(layer), last_.stats[layer])) row.add(key, value);
   }
   return row;
+}
+
+std::optional<double> Reporter::val_bits_per_byte(const TrainState& state) const {
+  if (!state.val_loss || setup_.val_bytes_per_target <= 0) return std::nullopt;
+  return *state.val_loss / (std::numbers::ln2 * setup_.val_bytes_per_target);
 }
 
 std::string Reporter::console_row(const TrainState& state) const {

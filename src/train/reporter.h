@@ -32,6 +32,7 @@ struct ReporterSetup {
   int world_size = 1;
   double peak_tflops = 0;  // of one rank
   ModelCost cost;
+  double val_bytes_per_target = 0;  // 0: no validation set
 };
 
 class Reporter {
@@ -56,6 +57,7 @@ class Reporter {
   };
   Rates rates(std::int64_t step) const;
   MetricRow metric_row(const TrainState& state, bool with_step) const;
+  std::optional<double> val_bits_per_byte(const TrainState& state) const;
   std::string console_row(const TrainState& state) const;
 
   RunConfig config_;

@@ -21,11 +21,12 @@ DType compute_of(const RunConfig& config) {
   return config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
 }
 
-ReporterSetup reporter_setup(const TrainerSetup& setup, Communicator& comm) {
+ReporterSetup reporter_setup(const TrainerSetup& setup, Communicator& comm, const std::optional<ValidationSet>& val) {
   ReporterSetup r;
   r.speaks = comm.rank() == 0;
   r.progress = setup.progress;
   r.total_steps = setup.scale.steps;
+  if (r.speaks && val) r.val_bytes_per_target = bytes_per_target(*val, *setup.data.tokenizer);
   r.world_size = comm.size();
   r.peak_tflops =
       setup.config.log.peak_tflops ? *setup.config.log.peak_tflops : measure_peak_tflops(compute_of(setup.config));
@@ -58,7 +59,7 @@ Trainer::Trainer(TrainerSetup setup, Communicator& comm)
               MicroBatchRange{.per_step = scale_.micro_batches, .rank = comm.rank(), .world = comm.size()}, state_.step,
               static_cast<int>(config_.data.prefetch)),
       validation_(open_validation(config_, data_)),
-      reporter_(config_, folder_, reporter_setup(setup, comm), state_),
+      reporter_(config_, folder_, reporter_setup(setup, comm, validation_), state_),
       start_(std::chrono::steady_clock::now()),
       last_save_(start_),
       seconds_before_(state_.seconds),

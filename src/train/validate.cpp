@@ -20,4 +20,16 @@ double validation_loss(const Decoder& model, const ValidationSet& set, Communica
   return total / static_cast<double>(set.targets());
 }
 
+double bytes_per_target(const ValidationSet& set, const Tokenizer& tokenizer) {
+  const std::vector<std::int32_t> bytes = bytes_per_token(tokenizer);
+  std::int64_t sum = 0;
+  for (std::int64_t b = 0; b < set.blocks(); ++b) {
+    const Batch batch = set.block(b);
+    for (const std::int32_t target : batch.targets.span<std::int32_t>()) {
+      if (target >= 0) sum += bytes.at(static_cast<std::size_t>(target));
+    }
+  }
+  return static_cast<double>(sum) / static_cast<double>(set.targets());
+}
+
 }  // namespace sieve

@@ -127,9 +127,9 @@ def test_bytes_that_are_not_utf8():
     with Folder(prepared=False) as f:
         (f.path / "bad.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "br\xffoken"}\n')
         expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl, line 2", "UTF-8")
-        raw = bytes(range(256)) * 8  # a text file may hold anything: the tokenizers work on bytes
-        (f.path / "raw.txt").write_bytes(raw)
-        f.run("data", "prepare", "raw.txt", "-o", "raw")
+        (f.path / "raw.txt").write_bytes(b"good text\n" + bytes(range(256)) * 8)
+        expect(f.run("data", "prepare", "raw.txt", "-o", "raw", code=3).err, "raw.txt", "UTF-8", "--allow-invalid-utf8")
+        f.run("data", "prepare", "raw.txt", "-o", "raw", "--allow-invalid-utf8")  # the tokenizers work on bytes
         (f.path / "broken.yaml").write_bytes(b"schema: 1\nrun: {name: \xff}\n")
         expect(f.run("config", "check", "broken.yaml", code=2).err, "broken.yaml", "UTF-8")
 
