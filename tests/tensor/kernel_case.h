@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
@@ -59,13 +60,14 @@ class Threads {
   int before_;
 };
 
-// Whether `compute` gives the same bits on 1, 2, 3 and 4 threads.
-inline bool same_for_all_threads(const std::function<std::vector<Tensor>()>& compute) {
+// Whether `compute` gives the same bits on 1, 2, 3 and 4 threads (or others).
+inline bool same_for_all_threads(const std::function<std::vector<Tensor>()>& compute,
+                                 std::initializer_list<int> counts = {1, 2, 3, 4}) {
   std::vector<Tensor> first;
-  for (int threads : {1, 2, 3, 4}) {
+  for (int threads : counts) {
     const Threads guard(threads);
     const auto now = compute();
-    if (threads == 1) first = now;
+    if (first.empty()) first = now;
     for (std::size_t i = 0; i < now.size(); ++i) {
       if (!same_bits(now[i], first[i])) {
         WARN("output " << i << " differs on " << threads << " threads: " << worst_of(now[i], first[i]));
