@@ -1,10 +1,15 @@
 // src/core: number formats, random numbers, checked shapes, parallel loops, errors.
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -13,6 +18,7 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "core/parallel_for.h"
 #include "core/rng.h"
 #include "core/shape.h"
@@ -225,4 +231,36 @@ TEST_CASE("nested parallel_for runs in the calling thread") {
 TEST_CASE("the number of threads is at least one") {
   CHECK(message_of([] { set_num_threads(0); }) == "[threads] must be at least 1, got 0");
   CHECK(num_threads() >= 1);
+}
+
+TEST_CASE("log files hold every line with time and level, whatever the terminal shows") {
+  const auto path = std::filesystem::temp_directory_path() / ("sieve_log_test_" + std::to_string(getpid()) + ".log");
+  std::filesystem::remove(path);
+  log_init(0, LogLevel::off);  // the terminal stays quiet
+  open_log_file(path.string());
+  log_debug("d ", 1);
+  log_info("braces {} and % stay");
+  log_warn("w ", 2.5);
+  log_error("e");
+  log_flush();
+  log_init(0, LogLevel::info);  // closes the file
+  log_line(LogLevel::debug, "not to the file");
+  std::ifstream file(path);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(file, line);) lines.push_back(line);
+  std::filesystem::remove(path);
+  REQUIRE(lines.size() == 4);
+  CHECK(lines[0].ends_with(" debug d 1"));
+  CHECK(lines[1].ends_with(" info braces {} and % stay"));
+  CHECK(lines[2].ends_with(" warning w 2.5"));
+  CHECK(lines[3].ends_with(" error e"));
+  CHECK(lines[0].substr(4, 1) == "-");  // a date in front
+  CHECK(lines[0].substr(10, 1) == "T");
+}
+
+TEST_CASE("log levels are parsed strictly") {
+  CHECK(parse_log_level("warn") == LogLevel::warn);
+  CHECK(parse_log_level("off") == LogLevel::off);
+  CHECK(message_of([] { (void)parse_log_level("Warn"); }) ==
+        "[log] unknown level \"Warn\" (debug, info, warn, error, off)");
 }

@@ -2,6 +2,8 @@
 // nor the order of any sum depend on the number of threads.
 #include <algorithm>
 #include <cstddef>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "core/build.h"
@@ -24,12 +26,25 @@ struct Grid {
 Grid choose_grid(const MatmulArgs& a) {
   const bool narrow = !a.transpose_b && (a.dtype == DType::bf16 ? a.K > 8192 : !a.transpose_a);
   std::int64_t rows = ceil_div(a.M, 512), columns = ceil_div(a.N, narrow ? 384 : 768);
-  const auto m = [&] { return ceil_div(a.M, rows); };
-  const auto n = [&] { return ceil_div(a.N, columns); };
-  // Small products: more pieces, while each keeps some 40 us of work. Rows are cut first: B's part is packed once per
-  // piece.
-  constexpr std::int64_t kWork = std::int64_t{1} << 22;
-  while (rows * columns < 8 && m() * n() * a.K > 2 * kWork) (m() > 256 || m() > n() ? rows : columns) *= 2;
+  // At least eight pieces, if each keeps some 40 us of work. Of the ways to get them the one that packs least: per
+  // element of C, a piece copies its part of B 1/m times and (by measurement somewhat dearer) its part of A 1/n times.
+  constexpr double kWork = 1 << 22;
+  const double work = static_cast<double>(a.M) * static_cast<double>(a.N) * static_cast<double>(a.K);
+  const auto wanted = static_cast<std::int64_t>(std::min(8.0, work / kWork));
+  if (rows * columns < wanted) {
+    double least = std::numeric_limits<double>::infinity();
+    std::int64_t best = rows;
+    for (std::int64_t r = rows; r <= wanted; ++r) {
+      const double cost = static_cast<double>(r) / static_cast<double>(a.M) +
+                          1.5 * static_cast<double>(std::max(columns, ceil_div(wanted, r))) / static_cast<double>(a.N);
+      if (cost < least) {
+        least = cost;
+        best = r;
+      }
+    }
+    rows = best;
+    columns = std::max(columns, ceil_div(wanted, rows));
+  }
   // A few pieces are best a number that 2, 4 and 8 threads share evenly.
   if (rows * columns > 8 && rows * columns < 64) {
     std::int64_t even = rows;
@@ -37,8 +52,8 @@ Grid choose_grid(const MatmulArgs& a) {
     if (ceil_div(a.M, even) >= 192) rows = even;
   }
   Grid g{};
-  g.m = ceil_div(m(), 16) * 16;
-  g.n = ceil_div(n(), 64) * 64;
+  g.m = ceil_div(ceil_div(a.M, rows), 16) * 16;
+  g.n = ceil_div(ceil_div(a.N, columns), 64) * 64;
   g.rows = ceil_div(a.M, g.m);
   g.columns = ceil_div(a.N, g.n);
   return g;
