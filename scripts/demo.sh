@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 bash scripts/build.sh cpu sieve
 sieve=build/cpu/src/cli/sieve
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # idle threads sleep: the machine may be shared
 text=${given:-/usr/include/c++/$(g++ -dumpversion)}
 work=build/demo
 say() { printf '\n== %s\n' "$*" >&2; }

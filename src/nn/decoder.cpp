@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "tensor/kernels/kernels.h"
+
 namespace sieve {
 
 void RecomputeConfig::fields(FieldVisitor& v) {
@@ -85,8 +87,23 @@ Variable Decoder::loss_sum(const TokenBatch& batch, Tensor* losses, std::vector<
   return linear_cross_entropy(rows, head_->value, batch.targets.flatten(), losses);
 }
 
-Variable Decoder::logits(const Tensor& tokens, const Tensor& document_starts) const {
-  return linear(hidden(tokens, document_starts, nullptr), head_->value, {});
+// Logits leave the product unrounded: at bf16 a logit of 20 would move in steps of 0.125 and ties would decide samples.
+Tensor Decoder::head_logits(const Tensor& x) const {
+  const Tensor in = x.contiguous(), w = head_->value.value();
+  Tensor out = empty({x.size(0), x.size(1), w.size(0)}, sieve::compute_dtype(x.dtype()), x.stream());
+  MatmulArgs args;
+  args.a = in.raw(), args.b = w.raw(), args.c = out.raw();
+  args.M = x.size(0) * x.size(1), args.N = w.size(0), args.K = w.size(1);
+  args.lda = args.K, args.ldb = args.K, args.ldc = args.N;
+  args.transpose_b = true;
+  args.dtype = x.dtype(), args.c_dtype = out.dtype();
+  launch(x.stream(), args);
+  return out;
+}
+
+Tensor Decoder::logits(const Tensor& tokens, const Tensor& document_starts) const {
+  const NoGrad no_grad;
+  return head_logits(hidden(tokens, document_starts, nullptr).value());
 }
 
 Generation::Generation(const Decoder& model, std::int64_t batch, std::int64_t max_tokens)
@@ -104,8 +121,8 @@ Tensor Generation::append(const Tensor& tokens) {
   for (std::size_t i = 0; i < caches_.size(); ++i) x = model_.blocks()[i].extend(x, caches_[i], running_[i]);
   length_ += tokens.size(1);
   const Variable last = slice(x, 1, tokens.size(1) - 1, tokens.size(1));
-  const Variable out = linear(model_.final_norm_(last), model_.head_->value, {});
-  return out.value().contiguous().reshape({tokens.size(0), out.size(2)}).to(compute_dtype(model_.compute_dtype()));
+  const Tensor out = model_.head_logits(model_.final_norm_(last).value());
+  return out.reshape({tokens.size(0), out.size(2)});
 }
 
 std::int64_t Generation::cache_rows() const {

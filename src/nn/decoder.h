@@ -52,7 +52,8 @@ class Decoder {
   // layer.
   Variable loss_sum(const TokenBatch& batch, Tensor* losses = nullptr,
                     std::vector<SelectionStats>* stats = nullptr) const;
-  Variable logits(const Tensor& tokens, const Tensor& document_starts = {}) const;  // (B, T, V)
+  // (B, T, V) in the compute dtype's accumulator (fp32 for bf16 models: not rounded again). Records nothing.
+  Tensor logits(const Tensor& tokens, const Tensor& document_starts = {}) const;
 
   const std::vector<ParameterPtr>& parameters() const { return parameters_; }
   const ModelConfig& config() const { return config_; }
@@ -62,6 +63,7 @@ class Decoder {
  private:
   friend class Generation;
   Variable embed(const Tensor& tokens, std::int64_t position) const;
+  Tensor head_logits(const Tensor& x) const;
   Variable hidden(const Tensor& tokens, const Tensor& document_starts, std::vector<SelectionStats>* stats) const;
 
   ModelConfig config_;

@@ -51,7 +51,8 @@ double mean_keys(const AttentionSpec& spec, std::int64_t T) {
   return 0;
 }
 
-ModelCost model_cost(const ModelConfig& config, std::int64_t T, DType compute, const RecomputeConfig& recompute) {
+ModelCost model_cost(const ModelConfig& config, std::int64_t B, std::int64_t T, DType compute,
+                     const RecomputeConfig& recompute) {
   ModelCost cost;
   const std::int64_t C = config.d_model, embedding = *config.vocab_size * C;
   cost.parameters = embedding * (*config.tie_embeddings ? 1 : 2) + C * (config.arch == Arch::gpt2 ? 2 : 1);
@@ -76,6 +77,11 @@ ModelCost model_cost(const ModelConfig& config, std::int64_t T, DType compute, c
   cost.flops_per_token = products + attention;
   cost.flops_per_token_full = products + attention_full;
   cost.activation_bytes_per_token += 3.0 * static_cast<double>(C) * static_cast<double>(size_of(compute));
+  // autograd/ops/loss.cpp: chunks of max(C, 256) rows; logits and gradients of weights are in the compute type's
+  // accumulator.
+  const std::int64_t rows = B * T, chunk = std::min(rows, std::max<std::int64_t>(C, 256)), V = *config.vocab_size;
+  const std::int64_t logits = chunk * V * (compute == DType::bf16 ? 6 : 4);
+  cost.loss_bytes = static_cast<double>(logits + V * C * 4 + rows * C * 4);
   return cost;
 }
 

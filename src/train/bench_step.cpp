@@ -73,7 +73,7 @@ Exit bench_step(const BenchStepOptions& options) {
   std::sort(times.begin(), times.end(), [](const StepTimes& a, const StepTimes& b) { return a.total() < b.total(); });
   const StepTimes median = times[times.size() / 2];
 
-  const ModelCost cost = model_cost(config.model, T, compute, config.train.recompute);
+  const ModelCost cost = model_cost(config.model, B, T, compute, config.train.recompute);
   const double rate = static_cast<double>(B * T) / median.total(), gflops = rate * cost.flops_per_token / 1e9;
   const double peak = static_cast<double>(memory_stats({}).peak_bytes);
   double all = 0;

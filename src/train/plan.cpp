@@ -21,7 +21,7 @@ MemoryPlan memory_of(const RunConfig& config, const ModelCost& cost, const RunSc
   m.optimizer = n * 8;
   m.gradients = n * 4 * (1 + GradientReducer::buffers(scale.accumulation, config.run.deterministic.value_or(true)));
   m.activations = cost.activation_bytes_per_token * static_cast<double>(config.train.micro_batch * config.data.seq_len);
-  m.loss = cost.logits_bytes;
+  m.loss = cost.loss_bytes;
   if (config.checkpoint.async) m.snapshot = n * 12;
   return m;
 }
@@ -35,7 +35,7 @@ std::string row(const std::string& name, const std::string& value) {
 RunPlan make_plan(const RunConfig& config, const RunScale& scale, int world_size, double peak_tflops) {
   const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
   RunPlan plan;
-  plan.cost = model_cost(config.model, config.data.seq_len, compute, config.train.recompute);
+  plan.cost = model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, config.train.recompute);
   plan.memory = memory_of(config, plan.cost, scale);
   plan.scale = scale;
   plan.tokens = checked_product(scale.steps, scale.tokens_per_step, "plan");
@@ -77,8 +77,8 @@ std::string plan_text(const RunPlan& p) {
   text += row("  activations", bytes(p.memory.activations));
   text += row("  loss", bytes(p.memory.loss));
   text += row("  checkpoint copy", bytes(p.memory.snapshot) + " (rank 0)");
-  text += row("time", "~" + format_seconds(p.seconds) + " at " + format_fixed(100 * kAssumedUtilisation, 0) +
-                          " % of " + format_fixed(p.peak_tflops * 1000, 0) + " GFLOP/s a rank");
+  text += row("time", "~" + format_seconds(p.seconds) + " at " + format_fixed(100 * kAssumedUtilisation, 0) + " % of " +
+                          format_fixed(p.peak_tflops * 1000, 0) + " GFLOP/s a rank");
   return text;
 }
 

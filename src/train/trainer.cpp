@@ -30,8 +30,8 @@ ReporterSetup reporter_setup(const TrainerSetup& setup, Communicator& comm, cons
   r.world_size = comm.size();
   r.peak_tflops =
       setup.config.log.peak_tflops ? *setup.config.log.peak_tflops : measure_peak_tflops(compute_of(setup.config));
-  r.cost =
-      model_cost(setup.config.model, setup.config.data.seq_len, compute_of(setup.config), setup.config.train.recompute);
+  r.cost = model_cost(setup.config.model, setup.config.train.micro_batch, setup.config.data.seq_len,
+                      compute_of(setup.config), setup.config.train.recompute);
   return r;
 }
 

@@ -156,7 +156,7 @@ TEST_CASE("leaf gradients are fp32 for bf16 values, and add up over backwards wi
   CHECK(!x.grad().defined());
 }
 
-TEST_CASE("a gradient nobody else holds becomes the leaf's without a copy; a shared one is copied") {
+TEST_CASE("a gradient nobody else holds becomes the leaf's without a copy, a shared one is copied") {
   const Variable x = Variable::leaf(full({8}, 1, DType::f32));
   const void* made = nullptr;
   const auto fresh = [&] {

@@ -93,7 +93,7 @@ TEST_CASE("decoder: generation equals the full forward", "[nn]") {
   const Decoder model(tiny(arch, kind), {.compute = DType::f32, .seed = 9});
   const Tensor tokens = random_tokens(2, 16, 37, 4);
   const NoGrad no_grad;
-  const Tensor full = model.logits(tokens).value();
+  const Tensor full = model.logits(tokens);
   Generation generation(model, 2, 16);
   for (std::int64_t t = 0; t < 16; ++t) {
     const std::int64_t end = t == 0 ? 3 : t + 1;  // a prompt of three, then one by one
@@ -132,9 +132,9 @@ TEST_CASE("decoder: documents packed in a row do not see each other", "[nn]") {
   Tensor tokens = random_tokens(1, 16, 37, 4), starts = empty({1, 16}, DType::i32);
   for (int t = 0; t < 16; ++t) starts.data<std::int32_t>()[t] = t < 7 ? 0 : 7;
   const NoGrad no_grad;
-  const Tensor before = model.logits(tokens, starts).value().clone();
+  const Tensor before = model.logits(tokens, starts).clone();
   tokens.data<std::int32_t>()[2] = (tokens.data<std::int32_t>()[2] + 1) % 37;
-  const Tensor after = model.logits(tokens, starts).value();
+  const Tensor after = model.logits(tokens, starts);
   const auto a = before.slice(1, 7, 16).contiguous(), b = after.slice(1, 7, 16).contiguous();
   const auto x = a.span<double>(), y = b.span<double>();
   double worst = 0;
@@ -142,7 +142,7 @@ TEST_CASE("decoder: documents packed in a row do not see each other", "[nn]") {
   CHECK(worst <= 1e-14);  // not 0: the other document's selected rows shift the order of a tile's sums
 }
 
-TEST_CASE("model cost: counted parameters are the allocated ones; GPT-2 124M has its published size", "[nn]") {
+TEST_CASE("model cost: counted parameters are the allocated ones, and GPT-2 124M has its published size", "[nn]") {
   for (const Arch arch : {Arch::gpt2, Arch::llama}) {
     auto kind = sparsek(3, 2);
     kind.score.norm = ScoreNorm::timestep;
@@ -150,13 +150,13 @@ TEST_CASE("model cost: counted parameters are the allocated ones; GPT-2 124M has
     const Decoder model(config, {});
     std::int64_t n = 0;
     for (const ParameterPtr& p : model.parameters()) n += p->numel();
-    CHECK(model_cost(config, 16, DType::f32, {}).parameters == n);
+    CHECK(model_cost(config, 1, 16, DType::f32, {}).parameters == n);
   }
   ModelConfig gpt2;
   gpt2.arch = Arch::gpt2;
   gpt2.n_layers = 12, gpt2.d_model = 768, gpt2.n_heads = 12;
   gpt2.resolve(50257, 1024);
-  const ModelCost cost = model_cost(gpt2, 1024, DType::bf16, {});
+  const ModelCost cost = model_cost(gpt2, 1, 1024, DType::bf16, {});
   CHECK(cost.parameters == 124439808);
   CHECK(cost.flops_per_token == cost.flops_per_token_full);
 }
