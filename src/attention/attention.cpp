@@ -132,6 +132,18 @@ SoftmaxForwardArgs engine_args(const AttentionInputs& in, const Tensor& qkv, con
   return args;
 }
 
+// From the allocator that keeps freed blocks: fresh pages every step would cost more than the zeroing.
+template <class Args>
+Tensor workspace_for(const Stream& stream, const Args& args) {
+  std::size_t bytes = 0;
+  if (stream.device.is_cuda()) {
+    if constexpr (build::with_cuda) bytes = workspace_bytes(args, stream);
+  } else {
+    bytes = workspace_bytes(args);
+  }
+  return empty({static_cast<std::int64_t>(bytes)}, DType::u8, stream);
+}
+
 void check_starts(const Tensor& starts, std::int64_t B, std::int64_t T) {
   if (!starts.defined()) return;
   require(starts.shape() == Shape{B, T} && starts.dtype() == DType::i32, "attention", "wants document_starts i32 ",
@@ -196,6 +208,8 @@ struct Attention {
       statistics = empty({B, in.spec.n_heads, T}, compute_dtype(qkv.dtype()), qkv.stream());
       args.statistics_BHT = statistics.raw();
     }
+    const Tensor workspace = workspace_for(qkv.stream(), args);
+    args.workspace = workspace.raw();
     launch(qkv.stream(), args);
     return out;
   }
@@ -218,6 +232,8 @@ struct Attention {
       args.column_BHT = column.data<double>();
       args.row_BHT = row.data<double>();
     }
+    const Tensor workspace = workspace_for(qkv.stream(), args);
+    args.forward.workspace = workspace.raw();
     launch(qkv.stream(), args);
     return {need[0] ? dqkv : Tensor(), need[1] ? score_gradient(column, row) : Tensor()};
   }

@@ -257,6 +257,8 @@ TEST_CASE("a new pattern is a plan and a predicate: strided attention, and a que
   args.plan = plan.view();
   args.plan.predicate = strided, args.plan.predicate_context = &l;
   plan.span_end[0][blind] = 0;  // after the blocks were made: sees no key at all
+  const Tensor workspace = empty({static_cast<std::int64_t>(cpu::workspace_bytes(args))}, DType::u8);
+  args.workspace = workspace.raw();
   cpu::run(args);
 
   const double* x = qkv.data<double>();

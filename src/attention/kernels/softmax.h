@@ -4,6 +4,7 @@
 // Hkv) D features of qkv, R = rotary_dims / 2. i is a query, j a key.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "attention/spec.h"
@@ -85,6 +86,7 @@ struct SoftmaxForwardArgs : KernelArgs {
   PlanView plan;
   GateView gate;
   RotaryView rotary;
+  void* workspace = nullptr;  // scratch of workspace_bytes() of this pass, 64-byte aligned
 };
 
 // dqkv_BTF, all of it, in `dtype`. For the scores (null: not wanted; needs gate.z): with g_ij = dL/dm_ij of gathered
@@ -107,12 +109,17 @@ struct RotaryTableArgs : KernelArgs {
   DType dtype = DType::f32;
 };
 
+// Everything but `workspace` and the results must be set; on the CPU the answer also depends on num_threads().
 namespace cpu {
+std::size_t workspace_bytes(const SoftmaxForwardArgs& a);
+std::size_t workspace_bytes(const SoftmaxBackwardArgs& a);
 void run(const SoftmaxForwardArgs& a);
 void run(const SoftmaxBackwardArgs& a);
 void run(const RotaryTableArgs& a);
 }  // namespace cpu
 namespace cuda {
+std::size_t workspace_bytes(const SoftmaxForwardArgs& a, Stream stream);
+std::size_t workspace_bytes(const SoftmaxBackwardArgs& a, Stream stream);
 void run(const SoftmaxForwardArgs& a, Stream stream);
 void run(const SoftmaxBackwardArgs& a, Stream stream);
 void run(const RotaryTableArgs& a, Stream stream);

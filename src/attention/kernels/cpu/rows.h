@@ -16,18 +16,19 @@ namespace sieve::cpu {
 
 inline constexpr std::ptrdiff_t kTile = 64;  // lanes of a tile buffer and rows of a key block
 
-// Scratch of one thread, cut into cache-line aligned pieces. Ends in slack, since nothing may run past a piece.
+// Memory cut into cache-line aligned pieces: the caller's workspace, or small scratch of one thread.
 template <class T>
 class Arena {
  public:
+  Arena(void* memory, std::size_t elements) : memory_(static_cast<T*>(memory)), size_(elements) {}
   explicit Arena(std::size_t elements) : size_(elements) {
-    const std::size_t bytes = (elements * sizeof(T) + 63) / 64 * 64;
-    memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes > 0 ? bytes : 64)));
-    if (memory_ == nullptr) throw std::bad_alloc();
+    own_.reset(static_cast<T*>(std::aligned_alloc(64, (elements * sizeof(T) + 64) / 64 * 64)));
+    if (own_ == nullptr) throw std::bad_alloc();
+    memory_ = own_.get();
   }
   // n is a multiple of 64 / sizeof(T).
   T* take(std::ptrdiff_t n) {
-    T* p = memory_.get() + used_;
+    T* p = memory_ + used_;
     used_ += static_cast<std::size_t>(n);
     require(used_ <= size_, "attention", "scratch of ", size_, " elements is too small");
     return p;
@@ -37,7 +38,8 @@ class Arena {
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
-  std::unique_ptr<T[], Free> memory_;
+  std::unique_ptr<T[], Free> own_;
+  T* memory_;
   std::size_t size_, used_ = 0;
 };
 

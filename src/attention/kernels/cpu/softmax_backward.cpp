@@ -6,8 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "attention/kernels/cpu/tile.h"
-#include "core/parallel_for.h"
+#include "attention/kernels/cpu/slab.h"
 
 namespace sieve::cpu {
 namespace {
@@ -93,25 +92,6 @@ void differentiate(const Tile<T>& tile, const Pairs<T>& x) {
   }
 }
 
-// Sums of one task over its tiles.
-template <class T>
-struct Slab {
-  T* dk = nullptr;      // (T, Dp), against keys at their own positions
-  T* dk_far = nullptr;  // (T, Dp), against keys not rotated; null without far keys
-  T* dv = nullptr;      // (T, Dp)
-
-  static std::size_t elements(const SoftmaxForwardArgs& a) {
-    return static_cast<std::size_t>((a.rotary.far_distance >= 0 ? 3 : 2) * a.T * padded<T>(a.D));
-  }
-  Slab(const SoftmaxForwardArgs& a, Arena<T>& arena) {
-    dk = arena.take(static_cast<std::ptrdiff_t>(elements(a)));
-    const std::ptrdiff_t n = a.T * padded<T>(a.D);
-    dv = dk + n;
-    if (a.rotary.far_distance >= 0) dk_far = dk + 2 * n;
-  }
-  void clear(const SoftmaxForwardArgs& a) { std::fill(dk, dk + elements(a), T(0)); }
-};
-
 template <class T>
 class Backward {
  public:
@@ -145,7 +125,7 @@ class Backward {
   }
 
   void run(std::int64_t b, std::int64_t kv, std::int64_t first, std::int64_t last, const PackedKeys<T>& packed,
-           const Slab<T>& slab, double* column, double* row) {
+           Slab<T>& slab, double* column, double* row) {
     const auto G = static_cast<std::int64_t>(heads_.size());
     const bool gates = args_.forward.gate.mode != GateMode::hard || column != nullptr;
     for (std::int64_t t = first; t < last; ++t) {
@@ -168,9 +148,11 @@ class Backward {
     auto total = [&](T* Slab<T>::*part, std::int64_t j) {
       const std::ptrdiff_t at = j * tile_.Dp;
       T* sum = tile_.row_scratch;
-      std::copy(slabs[0].*part + at, slabs[0].*part + at + tile_.Dp, sum);
-      for (std::int64_t c = 1; c < chunks; ++c) {
-        for (std::ptrdiff_t d = 0; d < tile_.Dp; ++d) sum[d] += (slabs[c].*part)[at + d];
+      std::fill(sum, sum + tile_.Dp, T(0));
+      for (std::int64_t c = 0; c < chunks; ++c) {
+        if (!slabs[c].touched(j)) continue;
+        const T* row = slabs[c].*part + at;
+        for (std::ptrdiff_t d = 0; d < tile_.Dp; d += kLanes<T>) store(sum + d, Vec<T>(load(sum + d) + load(row + d)));
       }
       return sum;
     };
@@ -229,9 +211,10 @@ class Backward {
   }
 
   // One block of keys: all heads add to the same dK and dV. Spans add to the slab, gathered rows by way of a buffer.
-  void visit(const Slab<T>& slab, double* column) {
+  void visit(Slab<T>& slab, double* column) {
     const std::ptrdiff_t at = tile_.first_key * tile_.Dp, n = tile_.count * tile_.Dp;
     T *dk = dk_, *dk_far = dk_far_, *dv = dv_;
+    for (std::ptrdiff_t r = 0; r < tile_.count; ++r) slab.touch(tile_.key(r));
     if (!tile_.gathered) {
       dk = slab.dk + at;
       dv = slab.dv + at;
@@ -343,28 +326,6 @@ class Backward {
   alignas(64) double row_[kTile];
 };
 
-// Chunks of tiles per (row, key-value head): enough for 32 tasks, but their slabs together hold at most twice what dqkv
-// holds.
-std::int64_t chunks_of(const SoftmaxForwardArgs& a) {
-  constexpr std::int64_t kTasks = 32;
-  const std::int64_t heads = std::max<std::int64_t>(1, a.B * a.Hkv);
-  return std::max<std::int64_t>(1, std::min({(kTasks + heads - 1) / heads, a.H / a.Hkv + 2, a.plan.tiles}));
-}
-
-// Chunk c holds tiles [bounds[c], bounds[c + 1]): equal shares of the keys visited.
-std::vector<std::int64_t> chunk_bounds(const PlanView& plan, std::int64_t b, std::int64_t kv, std::int64_t chunks) {
-  const std::int64_t p = (plan.batch_plans == 1 ? 0 : b) * plan.head_plans + (plan.head_plans == 1 ? 0 : kv);
-  const std::int64_t* first = plan.tile_first + p * plan.tiles;
-  const std::int64_t total = first[plan.tiles] - first[0];
-  std::vector<std::int64_t> bounds(static_cast<std::size_t>(chunks + 1), plan.tiles);
-  bounds[0] = 0;
-  for (std::int64_t c = 1, t = 0; c < chunks; ++c) {
-    while (t < plan.tiles && (first[t] - first[0]) * chunks < total * c) ++t;
-    bounds[static_cast<std::size_t>(c)] = t;
-  }
-  return bounds;
-}
-
 // Sums of g of every task, then those of a score head: over chunks, and over all key-value heads where they share one
 // score head.
 void combine(const SoftmaxBackwardArgs& args, std::int64_t chunks, const std::vector<double>& column,
@@ -387,46 +348,34 @@ void combine(const SoftmaxBackwardArgs& args, std::int64_t chunks, const std::ve
                });
 }
 
-// What tasks read and sum into: one of each per thread where a task is a whole head, else one slab per task and packed
-// keys per head that all its chunks share.
+// Enough heads: a task is a head.
 template <class T>
-struct Workspace {
-  Workspace(const SoftmaxForwardArgs& a, std::int64_t heads, std::int64_t chunks)
-      : memory(static_cast<std::size_t>(heads * PackedKeys<T>::elements(a)) +
-               static_cast<std::size_t>(heads * chunks) * Slab<T>::elements(a)) {
-    for (std::int64_t x = 0; x < heads; ++x) packed.emplace_back(a, memory);
-    for (std::int64_t x = 0; x < heads * chunks; ++x) slabs.emplace_back(a, memory);
-  }
-  Arena<T> memory;
-  std::vector<PackedKeys<T>> packed;
-  std::vector<Slab<T>> slabs;
-};
-
-// Enough heads to keep every thread busy: a task is a head.
-template <class T>
-void backward_by_heads(const SoftmaxBackwardArgs& args, double* column, double* row) {
+void backward_by_heads(const SoftmaxBackwardArgs& args, Workspace<T>& space, double* column, double* row) {
   const SoftmaxForwardArgs& a = args.forward;
-  parallel_for(a.B * a.Hkv, grain_of(a, a.B * a.Hkv), [&](std::int64_t first, std::int64_t last) {
+  const std::int64_t heads = a.B * a.Hkv, lots = space.lots;
+  parallel_for(lots, 1, [&](std::int64_t first_lot, std::int64_t last_lot) {
     Arena<T> arena(Backward<T>::scratch(a));
     Backward<T> work(args, arena);
-    Workspace<T> own(a, 1, 1);
-    for (std::int64_t x = first; x < last; ++x) {
-      const std::int64_t b = x / a.Hkv, kv = x % a.Hkv;
-      work.pack(b, kv, 0, a.T, own.packed[0]);
-      own.slabs[0].clear(a);
-      work.run(b, kv, 0, a.plan.tiles, own.packed[0], own.slabs[0], column ? column + x * a.T : nullptr,
-               row ? row + x * a.T : nullptr);
-      work.write_keys(b, kv, own.slabs.data(), 1, 0, a.T);
+    for (std::int64_t lot = first_lot; lot < last_lot; ++lot) {
+      const PackedKeys<T>& packed = space.packed[static_cast<std::size_t>(lot)];
+      Slab<T>& slab = space.slabs[static_cast<std::size_t>(lot)];
+      for (std::int64_t x = heads * lot / lots; x < heads * (lot + 1) / lots; ++x) {
+        const std::int64_t b = x / a.Hkv, kv = x % a.Hkv;
+        work.pack(b, kv, 0, a.T, packed);
+        slab.clear();
+        work.run(b, kv, 0, a.plan.tiles, packed, slab, column ? column + x * a.T : nullptr,
+                 row ? row + x * a.T : nullptr);
+        work.write_keys(b, kv, &slab, 1, 0, a.T);
+      }
     }
   });
 }
 
 // Few heads: a task is a chunk of the tiles of a head.
 template <class T>
-void backward_by_chunks(const SoftmaxBackwardArgs& args, std::int64_t chunks, double* column, double* row) {
+void backward_by_chunks(const SoftmaxBackwardArgs& args, Workspace<T>& space, double* column, double* row) {
   const SoftmaxForwardArgs& a = args.forward;
-  const std::int64_t heads = a.B * a.Hkv, tiles = a.plan.tiles;
-  Workspace<T> shared(a, heads, chunks);
+  const std::int64_t heads = a.B * a.Hkv, tiles = a.plan.tiles, chunks = space.chunks;
   const auto each = [&](std::int64_t n, std::int64_t grain, auto&& body) {
     parallel_for(n, grain, [&](std::int64_t first, std::int64_t last) {
       Arena<T> arena(Backward<T>::scratch(a));
@@ -436,20 +385,19 @@ void backward_by_chunks(const SoftmaxBackwardArgs& args, std::int64_t chunks, do
   };
   each(heads * tiles, 16, [&](Backward<T>& work, std::int64_t x) {
     const std::int64_t head = x / tiles, j = x % tiles * kTile;
-    work.pack(head / a.Hkv, head % a.Hkv, j, std::min(a.T, j + kTile), shared.packed[static_cast<std::size_t>(head)]);
+    work.pack(head / a.Hkv, head % a.Hkv, j, std::min(a.T, j + kTile), space.packed[static_cast<std::size_t>(head)]);
   });
   each(heads * chunks, grain_of(a, heads * chunks), [&](Backward<T>& work, std::int64_t x) {
     const std::int64_t head = x / chunks, b = head / a.Hkv, kv = head % a.Hkv;
-    Slab<T>& slab = shared.slabs[static_cast<std::size_t>(x)];
-    slab.clear(a);
     const auto bounds = chunk_bounds(a.plan, b, kv, chunks);
     const auto c = static_cast<std::size_t>(x % chunks);
-    work.run(b, kv, bounds[c], bounds[c + 1], shared.packed[static_cast<std::size_t>(head)], slab,
-             column ? column + x * a.T : nullptr, row ? row + head * a.T : nullptr);
+    work.run(b, kv, bounds[c], bounds[c + 1], space.packed[static_cast<std::size_t>(head)],
+             space.slabs[static_cast<std::size_t>(x)], column ? column + x * a.T : nullptr,
+             row ? row + head * a.T : nullptr);
   });
   each(heads * tiles, 16, [&](Backward<T>& work, std::int64_t x) {
     const std::int64_t head = x / tiles, j = x % tiles * kTile;
-    work.write_keys(head / a.Hkv, head % a.Hkv, shared.slabs.data() + head * chunks, chunks, j,
+    work.write_keys(head / a.Hkv, head % a.Hkv, space.slabs.data() + head * chunks, chunks, j,
                     std::min(a.T, j + kTile));
   });
 }
@@ -457,18 +405,25 @@ void backward_by_chunks(const SoftmaxBackwardArgs& args, std::int64_t chunks, do
 template <class T>
 void backward(const SoftmaxBackwardArgs& args) {
   const SoftmaxForwardArgs& a = args.forward;
-  const std::int64_t chunks = chunks_of(a);
+  if (a.B * a.T == 0) return;
+  Arena<T> memory(a.workspace, Workspace<T>::elements(a));
+  Workspace<T> space(a, memory);
   const bool scores = args.column_BHT != nullptr;
-  std::vector<double> column(static_cast<std::size_t>(scores ? a.B * a.Hkv * chunks * a.T : 0));
+  std::vector<double> column(static_cast<std::size_t>(scores ? a.B * a.Hkv * space.chunks * a.T : 0));
   std::vector<double> row(static_cast<std::size_t>(scores ? a.B * a.Hkv * a.T : 0));
   double* columns = scores ? column.data() : nullptr;
   double* rows = scores ? row.data() : nullptr;
-  if (chunks == 1) backward_by_heads<T>(args, columns, rows);
-  else backward_by_chunks<T>(args, chunks, columns, rows);
-  if (scores) combine(args, chunks, column, row);
+  if (space.chunks == 1) backward_by_heads(args, space, columns, rows);
+  else backward_by_chunks(args, space, columns, rows);
+  if (scores) combine(args, space.chunks, column, row);
 }
 
 }  // namespace
+
+std::size_t workspace_bytes(const SoftmaxBackwardArgs& a) {
+  return a.forward.dtype == DType::f64 ? Workspace<double>::elements(a.forward) * sizeof(double)
+                                       : Workspace<float>::elements(a.forward) * sizeof(float);
+}
 
 void run(const SoftmaxBackwardArgs& a) {
   if (a.forward.dtype == DType::f64) backward<double>(a);

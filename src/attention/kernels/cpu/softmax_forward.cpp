@@ -190,7 +190,7 @@ std::int64_t heads_at_once(const SoftmaxForwardArgs& a) {
 template <class T>
 void forward(const SoftmaxForwardArgs& a) {
   const std::int64_t tiles = a.plan.tiles, heads = a.B * a.Hkv, group = heads_at_once<T>(a);
-  Arena<T> memory(static_cast<std::size_t>(group * PackedKeys<T>::elements(a)));
+  Arena<T> memory(a.workspace, static_cast<std::size_t>(group * PackedKeys<T>::elements(a)));
   std::vector<PackedKeys<T>> packed;
   for (std::int64_t h = 0; h < group; ++h) packed.emplace_back(a, memory);
   for (std::int64_t base = 0; base < heads; base += group) {
@@ -217,6 +217,13 @@ void forward(const SoftmaxForwardArgs& a) {
 }
 
 }  // namespace
+
+std::size_t workspace_bytes(const SoftmaxForwardArgs& a) {
+  const auto bytes = [&]<class T>() {
+    return static_cast<std::size_t>(heads_at_once<T>(a) * PackedKeys<T>::elements(a)) * sizeof(T);
+  };
+  return a.dtype == DType::f64 ? bytes.template operator()<double>() : bytes.template operator()<float>();
+}
 
 void run(const SoftmaxForwardArgs& a) {
   if (a.dtype == DType::f64) forward<double>(a);
