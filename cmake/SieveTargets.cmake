@@ -1,17 +1,18 @@
 # One library target per folder of src/: sieve_library(name DEPS ... PUBLIC_LIBS ... PRIVATE_LIBS ...). Sources are the folder's
 # own .cpp files (kernels/cpu included), so that adding a file needs no edit here.
 add_library(sieve_flags INTERFACE)
-target_compile_options(sieve_flags INTERFACE
-  -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-restrict
-  $<$<CONFIG:Release>:-O3> $<$<CONFIG:Debug>:-O1 -g> -fno-math-errno -fno-trapping-math)
-target_compile_definitions(sieve_flags INTERFACE $<$<CONFIG:Release>:NDEBUG>)
+# For this build only: who links an installed sieve chooses flags of their own.
+target_compile_options(sieve_flags INTERFACE "$<BUILD_INTERFACE:-Wall;-Wextra;-Wno-unused-parameter;-Wno-missing-field-initializers;-Wno-restrict>"
+  "$<BUILD_INTERFACE:$<$<CONFIG:Release>:-O3>;$<$<CONFIG:Debug>:-O1;-g>;-fno-math-errno;-fno-trapping-math>")
+target_compile_definitions(sieve_flags INTERFACE $<BUILD_INTERFACE:$<$<CONFIG:Release>:NDEBUG>>)
 if(SIEVE_MARCH)
-  target_compile_options(sieve_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=${SIEVE_MARCH}>)
+  target_compile_options(sieve_flags INTERFACE $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-march=${SIEVE_MARCH}>>)
 endif()
 if(SIEVE_SANITIZE)
   target_compile_options(sieve_flags INTERFACE -fsanitize=${SIEVE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(sieve_flags INTERFACE -fsanitize=${SIEVE_SANITIZE})
 endif()
+target_compile_features(sieve_flags INTERFACE cxx_std_20)
 install(TARGETS sieve_flags EXPORT sieveTargets)
 
 function(sieve_library name)
@@ -32,7 +33,7 @@ function(sieve_library name)
   if(NOT SIEVE_ONEDNN)
     list(FILTER sources EXCLUDE REGEX "_onednn\\.cpp$")
   endif()
-  add_library(sieve_${name} STATIC ${sources} ${PROJECT_BINARY_DIR}/generated/empty.cpp)
+  add_library(sieve_${name} STATIC ${sources})
   add_library(sieve::${name} ALIAS sieve_${name})
   set_target_properties(sieve_${name} PROPERTIES EXPORT_NAME ${name})
   target_include_directories(sieve_${name} PUBLIC

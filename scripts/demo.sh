@@ -22,17 +22,17 @@ mkdir -p "$work/val" "$work/train"
 # Every twelfth file is held out, so that gzip can be asked about exactly the text that the model is evaluated on. A single file gives its
 # last tenth.
 if [ -f "$text" ]; then
-  size=$(stat -c %s "$text")
-  head -c $((size - size / 10)) "$text" >"$work/train/text"
-  tail -c $((size / 10)) "$text" >"$work/val/text"
+  lines=$(wc -l <"$text")
+  head -n $((lines - lines / 10)) "$text" >"$work/train/text.txt"
+  tail -n $((lines / 10)) "$text" >"$work/val/text.txt"
 else
-  find -L "$text" -type f -size -4M | LC_ALL=C sort >"$work/files"
+  find -L "$text" -type f -not -path '*/.*' | LC_ALL=C sort >"$work/files"
   number=0
   while IFS= read -r file; do
     number=$((number + 1))
     split=train
     [ $((number % 12)) -ne 6 ] || split=val
-    cp "$file" "$work/$split/$(printf %06d $number).txt"
+    cp "$file" "$work/$split/$(printf %06d $number)-$(basename "$file")"
   done <"$work/files"
 fi
 if [ -z "$(ls "$work/val")" ] || [ ! -s "$work/val/$(ls "$work/val" | head -n 1)" ]; then
@@ -50,12 +50,12 @@ rm -rf runs/demo
 "$sieve" pretrain configs/demo.yaml
 
 say "evaluation on held-out text, beside gzip -9 on the same text"
-"$sieve" eval runs/demo eval.data="$work/val" eval.method=sliding eval.stride=0.5
+"$sieve" eval runs/demo eval.data=data/demo/val-text/train eval.method=sliding eval.stride=0.5
 bytes=$(find "$work/val" -type f -exec cat {} + | wc -c)
 packed=$(find "$work/val" -type f | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat | gzip -9 | wc -c)
 awk -v b="$bytes" -v p="$packed" 'BEGIN { printf "gzip -9 · bits/byte %.4f   (all held-out files in one stream)\n", 8 * p / b }'
 
 say "a sample"
-"$sieve" generate runs/demo --prompt "$(head -c 60 "$work/val/$(ls "$work/val" | head -n 1)" | head -n 1)" --max-new-tokens 200 --temperature 0.8 --top-k 50 --seed 1
+"$sieve" generate runs/demo --prompt "// " --max-new-tokens 200 --temperature 0.8 --top-k 50 --seed 1
 echo
 say "done: runs/demo holds the checkpoints, metrics and samples; sieve help start says what to do next"

@@ -11,9 +11,10 @@ namespace sieve {
 namespace {
 
 TimestepNormArgs arguments(const Tensor& s, const Tensor& gain, const Tensor& starts) {
-  require(s.rank() == 3 && gain.numel() == s.size(1), "timestep_norm", "wants s (B, Hs, T) and gain (Hs), got ", s.shape(), " and ",
-          gain.shape());
-  require(s.dtype() == gain.dtype(), "timestep_norm", "scores are ", name_of(s.dtype()), ", gain ", name_of(gain.dtype()));
+  require(s.rank() == 3 && gain.numel() == s.size(1), "timestep_norm", "wants s (B, Hs, T) and gain (Hs), got ",
+          s.shape(), " and ", gain.shape());
+  require(s.dtype() == gain.dtype(), "timestep_norm", "scores are ", name_of(s.dtype()), ", gain ",
+          name_of(gain.dtype()));
   TimestepNormArgs args;
   args.s_BHT = s.raw(), args.gain_H = gain.raw();
   if (starts.defined()) args.document_starts_BT = starts.data<std::int32_t>();
@@ -62,7 +63,8 @@ Tensor timestep_norm_extend(const Tensor& s, const Tensor& gain, RunningScore& r
     running.sum.assign(rows, 0.0);
     running.squares.assign(rows, kTimestepPriorCount);
   }
-  require(running.count.size() == rows, "timestep_norm", "running statistics of ", running.count.size(), " rows, scores of ", rows);
+  require(running.count.size() == rows, "timestep_norm", "running statistics of ", running.count.size(),
+          " rows, scores of ", rows);
   Tensor out = empty_like(in);
   TimestepNormArgs args = arguments(in, gain.contiguous(), {});
   args.out_BHT = out.raw();

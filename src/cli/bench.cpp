@@ -11,7 +11,7 @@ void add_bench(CommandLine& line) {
   auto options = std::make_shared<BenchStepOptions>();
   auto arguments = std::make_shared<ConfigArguments>();
   CLI::App* command = add_command(line, *bench, "step", "the training step of a configuration on random tokens");
-  command->description(
+  command->footer(
       "Tokens per second, GFLOP/s, peak memory and the share of each kernel family, on random tokens. B and T are "
       "train.micro_batch and\n"
       "data.seq_len:\n  sieve bench step configs/gpt2-124m.yaml device.precision=bf16 train.micro_batch=2");

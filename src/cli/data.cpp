@@ -37,7 +37,7 @@ void add_prepare(CommandLine& line, CLI::App& data) {
   PrepareOptions& options = arguments->options;
   CLI::App* command =
       add_command(line, data, "prepare", "text files, folders, JSON lines (plain, .gz, .zst) -> token shards");
-  command->description(
+  command->footer(
       "Turns text into token shards (HDF5), in bounded memory. Files ending in .jsonl hold one JSON object a line; "
       "everything else is one\n"
       "document of text.\n"

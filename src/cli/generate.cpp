@@ -10,7 +10,7 @@ namespace sieve {
 void add_generate(CommandLine& line) {
   auto options = std::make_shared<GenerateOptions>();
   CLI::App* command = add_command(line, line.app, "generate", "continue a text");
-  command->description(
+  command->footer(
       "Continues a prompt. Layers with SparseK + window hold k + W key-value rows per head, whatever the length.\n"
       "  sieve generate runs/demo --prompt 'The ' --max-new-tokens 200 --temperature 0.8 --top-k 50");
   command->add_option("CHECKPOINT", options->checkpoint, "a checkpoint, or a run folder (its best checkpoint)")

@@ -47,9 +47,12 @@ void add_subcommands(CommandLine& line) {
 void choose_threads(const CommandLine& line, const Launch& launch) {
   if (line.threads > 0) return set_num_threads(line.threads);
   if (std::getenv("OMP_NUM_THREADS")) return set_num_threads(num_threads());
+  const int cores = available_cores();
+  if (cores < static_cast<int>(std::thread::hardware_concurrency()))
+    return set_num_threads(cores);  // this rank is bound to cores of its own
   const int local =
       std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE") ? std::atoi(std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE")) : launch.size;
-  set_num_threads(std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / std::max(1, local)));
+  set_num_threads(std::max(1, cores / std::max(1, local)));
 }
 
 LogLevel chosen_level(const CommandLine& line) {

@@ -10,7 +10,7 @@ void add_plan(CommandLine& line) {
   auto arguments = std::make_shared<ConfigArguments>();
   CLI::App* command =
       add_command(line, line.app, "plan", "parameters, FLOPs, memory, steps and time of a configuration");
-  command->description(
+  command->footer(
       "What a run would cost: parameters, FLOPs per token counted from each layer's real attention pattern (with the "
       "full-attention\n"
       "equivalent beside it), memory per rank, steps, tokens and time. Trains nothing.");

@@ -25,7 +25,7 @@ void add_training_command(CommandLine& line, const std::string& name, const std:
   auto options = std::make_shared<TrainOptions>();
   auto arguments = std::make_shared<ConfigArguments>();
   CLI::App* command = add_command(line, line.app, name, summary);
-  command->description(description);
+  command->footer(description);
   add_config_arguments(command, *arguments, "YAML file (none: a small demo configuration)");
   for (const KeyFlag& flag : kKeyFlags) {
     command->add_option_function<std::string>(

@@ -1,7 +1,10 @@
 #include "core/parallel_for.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <condition_variable>
+#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -28,7 +31,7 @@ int default_threads() {
   if (const char* env = std::getenv("OMP_NUM_THREADS")) {
     if (int n = std::atoi(env); n >= 1) return n;
   }
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return available_cores();
 }
 
 int& thread_count() {
@@ -107,6 +110,13 @@ Pool& pool() {
 }
 
 }  // namespace
+
+int available_cores() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0 && CPU_COUNT(&mask) > 0) return CPU_COUNT(&mask);
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
 
 int num_threads() { return thread_count(); }
 

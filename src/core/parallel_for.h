@@ -11,6 +11,9 @@
 
 namespace sieve {
 
+// Cores that this process may run on (its affinity mask), at least 1.
+int available_cores();
+
 int num_threads();
 void set_num_threads(int n);  // n >= 1; also bounds the libraries' threads
 bool in_parallel_region();

@@ -21,7 +21,8 @@ std::recursive_mutex& library_mutex() {
 class Lock {
  public:
   Lock() : guard_(library_mutex()) {
-    // No clean-up of its own at exit: after a write that failed (full disk) it would crash there. We close what we open.
+    // No clean-up of its own at exit: after a write that failed (full disk) it would crash there. We close what we
+    // open.
     static const bool stays = H5dont_atexit() >= 0;  // must be the first call of the library
     static_cast<void>(stays);
     // Its printing to stderr goes off: we throw instead. Builds with locks keep that setting per thread.

@@ -153,7 +153,7 @@ def test_run_folder_that_is_not_empty():
 def test_threshold():
     with Folder() as f:
         f.run("pretrain", "tiny.yaml", "train.steps=4")
-        f.run("eval", "run", "eval.data=data/val", "--fail-if", "token_ppl > 1e9")
+        f.run("eval", "run", "--fail-if", "token_ppl > 1e9", "eval.data=data/val")
         expect(f.run("eval", "run", "eval.data=data/val", "--fail-if", "token_ppl > 1", code=7).err, "token_ppl > 1")
         expect(f.run("eval", "run", "eval.data=data/val", "--fail-if", "ppl_token > 1", code=2).err, "ppl_token")
 

@@ -42,7 +42,7 @@ def test_killed_and_resumed():
         whole = train(f, "whole")
         rng = random.Random(int(os.environ.get("SIEVE_TEST_SEED", "1")))
         command = [SIEVE, "pretrain", "tiny.yaml", f"train.steps={STEPS}", "run.dir=killed", "--threads", "1", "--resume", "auto", "checkpoint.every=3"]
-        kills = 0
+        kills = resumed = 0
         deadline = time.time() + 540 + 4 * KILLS
         while kills < KILLS and time.time() < deadline:
             process = subprocess.Popen(command, cwd=f.path, stderr=subprocess.PIPE, text=True)
@@ -52,12 +52,14 @@ def test_killed_and_resumed():
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
+                resumed += (f.path / "killed" / "checkpoints" / "latest").exists()
                 continue
             assert process.returncode == 0, process.stderr.read()
             if f.hash("killed/checkpoints/latest") != whole:
                 raise AssertionError(f"after {kills} kills the model differs")
             subprocess.run(["rm", "-rf", f.path / "killed"], check=True)  # finished before the kills were spent: once more
         assert kills == KILLS, kills
+        assert resumed >= KILLS // 3, f"only {resumed} of {kills} kills left a checkpoint to resume from"
         f.run("pretrain", "tiny.yaml", f"train.steps={STEPS}", "run.dir=killed", "--threads", "1", "--resume", "auto", "checkpoint.every=3")
         assert f.hash("killed/checkpoints/latest") == whole
         steps = [line.split('"step":')[1].split(",")[0] for line in (f.path / "killed" / "metrics.jsonl").read_text().splitlines()]
@@ -72,9 +74,19 @@ def test_resume_on_other_numbers_of_ranks():
         assert f.hash("moved/checkpoints/latest") == whole
 
 
+def wait_for_rows(path, rows=2, seconds=60):
+    """Until training has begun: handlers exist and steps are made."""
+    end = time.time() + seconds
+    while time.time() < end:
+        if path.exists() and len(path.read_text().splitlines()) >= rows:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no {rows} rows after {seconds} s")
+
+
 def stop_with(f, name, signal_number, code):
     process = subprocess.Popen([SIEVE, "pretrain", "tiny.yaml", "train.steps=100000", f"run.dir={name}"], cwd=f.path, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
+    wait_for_rows(f.path / name / "metrics.jsonl")
     process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, (process.returncode, err[-2000:])
@@ -96,7 +108,7 @@ def test_usr1_to_mpirun_saves():
     with Folder() as f:
         process = subprocess.Popen(["mpirun", "--oversubscribe", "-n", "2", SIEVE, "pretrain", "tiny.yaml", "train.steps=100000", "run.dir=m"],
                                    cwd=f.path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        time.sleep(4)
+        wait_for_rows(f.path / "m" / "metrics.jsonl")
         process.send_signal(signal.SIGUSR1)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 75, (process.returncode, err[-2000:])

@@ -1,4 +1,5 @@
-// ABI of the timestep normalisation (attention/timestep_norm.h has the formulas). Letters: B batch, H score heads, T time.
+// ABI of the timestep normalisation (attention/timestep_norm.h has the formulas). Letters: B batch, H score heads, T
+// time.
 #pragma once
 
 #include <cstdint>
