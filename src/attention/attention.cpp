@@ -2,7 +2,9 @@
 #include "attention/attention.h"
 
 #include <cmath>
+#include <limits>
 
+#include "attention/document_starts.h"
 #include "attention/kernels/select.h"
 #include "attention/kernels/softmax.h"
 #include "attention/plan.h"
@@ -26,6 +28,7 @@ struct Selection {
   Tensor from, to;                  // i32
   Tensor z, tau;                    // f64
   Tensor band, band_from, band_to;  // i32
+  std::int64_t nan_scores = 0;
 
   bool thresholds() const { return z.defined(); }
 };
@@ -57,7 +60,6 @@ Selection select_keys(const AttentionSpec& spec, const Tensor& scores, const Ten
                         .k = s.k,
                         .pool = s.pool,
                         .delay = candidate_delay(spec),
-                        .position_offset = 0,
                         .slope = s.slope,
                         .temperature = s.temperature,
                         .thresholds = thresholds,
@@ -68,7 +70,7 @@ Selection select_keys(const AttentionSpec& spec, const Tensor& scores, const Ten
                         .band_BHT = ints(out.band),
                         .band_from_BHT = ints(out.band_from),
                         .band_to_BHT = ints(out.band_to),
-                        .nan_count = nullptr};
+                        .nan_count = &out.nan_scores};
   launch(scores.stream(), args);
   if (stats != nullptr) *stats = selection_stats(args);
   return out;
@@ -144,19 +146,6 @@ Tensor workspace_for(const Stream& stream, const Args& args) {
   return empty({static_cast<std::int64_t>(bytes)}, DType::u8, stream);
 }
 
-void check_starts(const Tensor& starts, std::int64_t B, std::int64_t T) {
-  if (!starts.defined()) return;
-  require(starts.shape() == Shape{B, T} && starts.dtype() == DType::i32, "attention", "wants document_starts i32 ",
-          Shape{B, T}, ", got ", name_of(starts.dtype()), " ", starts.shape());
-  const std::int32_t* d = starts.data<std::int32_t>();
-  for (std::int64_t x = 0; x < B * T; ++x) {
-    const std::int64_t t = x % T, row = x - t;
-    const bool is_start = d[x] == t, goes_on = t > 0 && d[x] == d[x - 1];
-    require(is_start || goes_on, "attention", "document_starts[", row / T, ", ", t, "] = ", d[x],
-            " is neither this position nor the", " start of the document before it");
-  }
-}
-
 void check_inputs(const AttentionInputs& in, const Tensor& qkv, const Tensor& scores) {
   check_attention(in.spec, in.rope);
   require(qkv.defined() && qkv.rank() == 3 && qkv.size(2) == in.spec.qkv_features() && is_float(qkv.dtype()),
@@ -174,7 +163,6 @@ void check_inputs(const AttentionInputs& in, const Tensor& qkv, const Tensor& sc
             "attention", "wants scores f32 or f64 (", B, ", 1 or ", in.spec.n_kv_heads, ", ", T, "), got ",
             name_of(scores.dtype()), " ", scores.shape());
   }
-  check_starts(in.document_starts, B, T);
 }
 
 struct Attention {
@@ -190,15 +178,19 @@ struct Attention {
   Tensor forward(const std::array<Tensor, 2>& inputs, const AttentionInputs& how, SelectionStats* stats) {
     check_inputs(how, inputs[0], inputs[1]);
     in = how;
-    if (in.document_starts.defined()) in.document_starts = in.document_starts.contiguous();
     qkv = inputs[0].contiguous();
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
+    in.document_starts = checked_starts(in.document_starts, B, T, name);
     out = empty({B, T, in.spec.n_heads * in.spec.head_dim}, qkv.dtype(), qkv.stream());
     const bool saves = need[0] || need[1];
     if (inputs[1].defined()) {
       score_dtype = inputs[1].dtype();
       const bool thresholds = in.spec.sparsek.gate != GateMode::hard || need[1] || stats != nullptr;
       selection = select_keys(in.spec, inputs[1].contiguous(), in.document_starts, thresholds, stats);
+      if (selection.nan_scores > 0 && !saves) {
+        fail(Exit::nonfinite, name, selection.nan_scores, " of ", inputs[1].numel(),
+             " scores are NaN: the scorer's weights or its inputs are not finite");
+      }
     }
     const TilePlan plan = plan_of(in.spec, B, T, in.document_starts, selection);
     const RotaryTable rotary = tables();
@@ -211,6 +203,8 @@ struct Attention {
     const Tensor workspace = workspace_for(qkv.stream(), args);
     args.workspace = workspace.raw();
     launch(qkv.stream(), args);
+    // A selection ranks NaN last and would hide it: the loss must show it, so that the step can be skipped.
+    if (selection.nan_scores > 0) out.fill(std::numeric_limits<double>::quiet_NaN());
     return out;
   }
 
@@ -277,6 +271,8 @@ void check_attention(const AttentionSpec& spec, const RopeSpec& rope) {
     const SparsekSpec& s = spec.sparsek;
     demand(s.k >= 1, "sparsek k ", s.k, " must be at least 1");
     demand(s.pool >= 0, "sparsek pool ", s.pool, " must not be negative (0: all scores)");
+    demand(s.pool != 1 || s.gate == GateMode::hard, "sparsek pool 1 leaves every weight at 1 and no score a gradient",
+           ": take 2 or more, 0 for all scores, or the hard gate");
     demand(std::isfinite(s.slope), "sparsek slope ", s.slope, " must be finite");
     demand(std::isfinite(s.temperature) && s.temperature > 0, "sparsek temperature ", s.temperature,
            " must be positive and finite");

@@ -52,7 +52,6 @@ struct AttentionCache::State {
 
  private:
   std::int64_t row_of(std::int64_t position) const;
-  void select(const Tensor& scores, std::int64_t t);
   void admit(std::int64_t b, std::int64_t hs, double score, std::int64_t position, const Tensor* qkv, std::int64_t t);
   void store_token(const Tensor& qkv, std::int64_t b, std::int64_t t, std::int64_t kv, std::int64_t r);
   template <class T>
@@ -128,6 +127,15 @@ void AttentionCache::State::check(const Tensor& qkv, const Tensor& scores) const
         scores.shape() == Shape{B, Hs, qkv.size(1)} && (scores.dtype() == DType::f32 || scores.dtype() == DType::f64),
         "cache", "wants scores f32 or f64 ", Shape{B, Hs, qkv.size(1)}, ", got ", name_of(scores.dtype()), " ",
         scores.shape());
+  }
+  std::int64_t nan = 0;
+  for (std::int64_t x = 0; sparse() && x < scores.numel(); ++x) {
+    const std::int64_t n = qkv.size(1);
+    nan += std::isnan(score_at(scores, x / (Hs * n), x / n % Hs, x % n));
+  }
+  if (nan > 0) {
+    fail(Exit::nonfinite, "cache", nan, " of ", scores.numel(),
+         " scores are NaN: the scorer's weights or its inputs are not finite");
   }
   if (max_tokens > 0 && length + qkv.size(1) > max_tokens) {
     fail(Exit::config, "cache", "position ", length + qkv.size(1), " exceeds the ", max_tokens,
@@ -270,8 +278,9 @@ AttentionCache& AttentionCache::operator=(AttentionCache&&) noexcept = default;
 
 Tensor AttentionCache::step(const Tensor& qkv_in, const Tensor& scores_in) {
   State& s = *state_;
-  s.check(qkv_in, scores_in);
-  const Tensor qkv = qkv_in.contiguous(), scores = scores_in.defined() ? scores_in.contiguous() : Tensor();
+  const Tensor qkv = qkv_in.defined() ? qkv_in.contiguous() : Tensor(),
+               scores = scores_in.defined() ? scores_in.contiguous() : Tensor();
+  s.check(qkv, scores);  // before anything changes
   const std::int64_t n = qkv.size(1);
   s.reserve(s.length + n);
   if (s.length == 0 && n > 1) return s.prefill(qkv, scores);

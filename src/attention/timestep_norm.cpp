@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/document_starts.h"
 #include "attention/kernels/timestep_norm.h"
 #include "attention/registry.h"
 #include "autograd/record.h"
@@ -30,7 +31,9 @@ struct TimestepNorm {
   Tensor s, gain, starts;
 
   Tensor forward(const std::array<Tensor, 2>& in, const Tensor& document_starts) {
-    s = in[0].contiguous(), gain = in[1].contiguous(), starts = document_starts;
+    s = in[0].contiguous(), gain = in[1].contiguous();
+    require(s.rank() == 3, name, "wants s (B, Hs, T), got ", s.shape());
+    starts = checked_starts(document_starts, s.size(0), s.size(2), name);
     Tensor out = empty_like(s);
     TimestepNormArgs args = arguments(s, gain, starts);
     args.out_BHT = out.raw();

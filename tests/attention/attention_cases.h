@@ -86,7 +86,7 @@ inline ReferenceInput draw_input(Draw& d, std::int64_t longest, const std::strin
   s.candidates = static_cast<Candidates>(d.integer(0, 1));
   s.positions = static_cast<PositionRule>(d.integer(0, 2));
   s.clamp_distance = d.integer(1, in.T + 2);
-  s.pool = d.chance(0.4) ? 0 : d.integer(1, 4);
+  s.pool = d.chance(0.4) ? 0 : d.integer(s.gate == GateMode::hard ? 1 : 2, 4);
   s.slope = d.chance(0.5) ? 0 : 0.01 * d.uniform();
   s.temperature = d.chance(0.5) ? 1 : 0.25 + 2 * d.uniform();
   if (d.chance(0.35)) fill_documents(in, d);
@@ -96,6 +96,16 @@ inline ReferenceInput draw_input(Draw& d, std::int64_t longest, const std::strin
 
 inline Tensor tensor_of(const std::vector<double>& values, const Shape& shape, DType dtype) {
   return from_values<double>(values, shape).to(dtype);
+}
+
+// document_starts as a view of stored columns: strided where there is more than one row.
+inline Tensor starts_view(const ReferenceInput& in) {
+  std::vector<std::int32_t> columns;
+  for (std::int64_t t = 0; t < in.T; ++t) {
+    for (std::int64_t b = 0; b < in.B; ++b)
+      columns.push_back(in.document_starts[static_cast<std::size_t>(b * in.T + t)]);
+  }
+  return from_values<std::int32_t>(columns, {in.T, in.B}).transpose(0, 1);
 }
 
 inline AttentionInputs inputs_of(const ReferenceInput& in) {

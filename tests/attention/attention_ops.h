@@ -53,15 +53,17 @@ inline ReferenceInput draw_smooth_input(Draw& d) {
 inline OpSample draw_attention(Draw& d) {
   ReferenceInput in = draw_smooth_input(d);
   const bool sparse = in.spec.kind == AttentionKind::sparsek;
-  if (d.chance(0.04)) {
-    in.T = 0;
+  const bool documents = !in.document_starts.empty();
+  if (d.chance(0.06)) {
+    (d.chance(0.5) ? in.B : in.T) = 0;
     in.qkv.clear();
     in.scores.clear();
     in.document_starts.clear();
   }
   OpSample sample{.text = describe(in)};
   sample.inputs.push_back(tensor_of(in.qkv, {in.B, in.T, in.spec.qkv_features()}, DType::f64));
-  const AttentionInputs how = inputs_of(in);
+  AttentionInputs how = inputs_of(in);
+  if (documents) how.document_starts = starts_view(in);
   const Tensor scores = sparse ? tensor_of(in.scores, {in.B, in.score_heads, in.T}, DType::f64) : Tensor();
   // The gradient of a hard gate's score is a straight-through estimate: not the derivative of anything. A test of its
   // own compares it with the oracle.
@@ -80,7 +82,7 @@ inline OpSample draw_timestep_norm(Draw& d) {
   Tensor starts;
   if (d.chance(0.5)) {
     fill_documents(in, d);
-    starts = from_values<std::int32_t>(in.document_starts, {B, T});
+    starts = starts_view(in);
   }
   return {cat(B, " ", H, " ", T),
           {d.normal({B, H, T}), d.normal({H})},

@@ -79,7 +79,6 @@ TEST_CASE("selection equals a sort of every prefix") {
             static_cast<std::int64_t>(draw(state, static_cast<std::uint64_t>(trial % 3 == 0 ? T + 2 : T / 8 + 2)));
         s.a.slope = std::array{0.0, 1e-4, 1e-2}[draw(state, 3)];
         s.a.temperature = std::array{1.0, 0.5, 1.7}[draw(state, 3)];
-        s.a.position_offset = draw(state, 4) == 0 ? 1000 : 0;
         if (draw(state, 3) == 0) s.starts = make_documents(T, draw(state, 1u << 20));
         s.run();
         CAPTURE(kind, T, trial, s.a.k, s.a.pool, s.a.delay, s.a.slope, s.a.temperature, s.starts.size());

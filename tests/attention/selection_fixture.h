@@ -93,8 +93,7 @@ inline std::vector<Candidate> candidates_of(const Selection& s, std::int64_t i) 
   const auto [begin, end] = document_of(s.starts, i, s.a.T);
   std::vector<Candidate> out;
   for (std::int64_t j = begin; j <= i - s.a.delay; ++j) {
-    double u = std::fma(s.a.slope, static_cast<double>(j - begin + s.a.position_offset),
-                        s.scores[static_cast<std::size_t>(j)]);
+    double u = std::fma(s.a.slope, static_cast<double>(j - begin), s.scores[static_cast<std::size_t>(j)]);
     if (std::isnan(u)) u = -kInfinity;
     out.push_back({u, std::clamp(u / s.a.temperature, -std::ldexp(1.0, 40), std::ldexp(1.0, 40)), j});
   }

@@ -3,8 +3,8 @@
 // of one row). docs/attention.md, "Selection for every prefix", has the definitions; attention/sparsek.h the operator.
 //
 // One order for everything, decided once per key in fp64: u_j = s_j + slope * position_j, ties won by the later j.
-// position_j counts from the start of j's document (plus position_offset), so that a packed document is treated exactly
-// as the same document alone. NaN ranks below everything (as -inf). The operator sees z_j = u_j / temperature, bounded
+// position_j counts from the start of j's document, so that a packed document is treated exactly as the same document
+// alone. NaN ranks below everything (as -inf). The operator sees z_j = u_j / temperature, bounded
 // to +-2^40 (order_score, operator_score).
 //
 // Key j competes at the queries i >= j + delay of its document: delay = window when candidates enter on leaving the
@@ -46,10 +46,9 @@ struct SelectArgs : KernelArgs {
   const std::int32_t* document_starts_BT;  // first position of each token's document; null: one document a row
   DType dtype;
   std::int64_t B, H, T;
-  std::int64_t k;                // members a query, >= 1
-  std::int64_t pool;             // thresholds see the top pool * k scores of a prefix; 0: all of them
-  std::int64_t delay;            // >= 0
-  std::int64_t position_offset;  // position of the row's first token in its document
+  std::int64_t k;      // members a query, >= 1
+  std::int64_t pool;   // thresholds see the top pool * k scores of a prefix; 0: all of them
+  std::int64_t delay;  // >= 0
   double slope;
   double temperature;  // > 0
   bool thresholds;  // false: only from and to are written (hard gates without gradient); the other outputs may be null

@@ -50,7 +50,7 @@ std::int64_t Row::order(std::int64_t begin, std::int64_t end) {
   for (std::int64_t j = begin; j < end; ++j) {
     const double s = static_cast<double>(scores[j]);
     nan += s != s;
-    u[static_cast<std::size_t>(j)] = order_score(s, a.slope, a.position_offset + j - begin);
+    u[static_cast<std::size_t>(j)] = order_score(s, a.slope, j - begin);
   }
   if (a.thresholds) {
     for (std::int64_t j = begin; j < end; ++j) {

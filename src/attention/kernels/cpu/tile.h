@@ -23,7 +23,8 @@ std::ptrdiff_t padded(std::int64_t D) {
 // Fewest of `items` equal shares of a pass that are worth a thread: eight visits of a block, some 50 us.
 inline std::int64_t grain_of(const SoftmaxForwardArgs& a, std::int64_t items) {
   constexpr std::int64_t kVisits = 8;
-  const std::int64_t plans = a.plan.batch_plans * a.plan.head_plans;
+  const std::int64_t plans = a.plan.batch_plans * a.plan.head_plans;  // none where the batch is empty
+  if (plans == 0) return 1;
   const std::int64_t visits = a.plan.tile_first[plans * a.plan.tiles] * (a.B * a.H / plans);
   return std::max<std::int64_t>(1, items * kVisits / std::max<std::int64_t>(1, visits));
 }
