@@ -43,8 +43,9 @@ class Slab {
   std::vector<std::uint8_t> touched_;
 };
 
-// Chunks of tiles per (row, key-value head): enough for 32 tasks, but their slabs together hold at most twice what dqkv
-// holds.
+// Chunks of tiles per (row, key-value head): enough for 32 tasks, but at most H / Hkv + 2, which bounds the slabs of
+// all: twice the elements of dqkv (D counted as Dp), three times with far keys. Elements are of the compute type: bf16
+// gradients are summed in fp32, so that the bytes are four or six times dqkv's.
 inline std::int64_t chunks_of(const SoftmaxForwardArgs& a) {
   constexpr std::int64_t kTasks = 32;
   const std::int64_t heads = std::max<std::int64_t>(1, a.B * a.Hkv);
