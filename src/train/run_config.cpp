@@ -116,8 +116,8 @@ void ParallelGroup::fields(FieldVisitor& v) {
 
 void CheckpointGroup::fields(FieldVisitor& v) {
   v.integer({.name = "every", .doc = "updates between checkpoints; 0 = only when the run ends", .min = 0}, every);
-  v.duration({.name = "every_minutes", .doc = "also after this many minutes", .min = 0.001, .none = "null"},
-             every_minutes);
+  v.real({.name = "every_minutes", .doc = "minutes between saves, beside every", .min = 0.001, .none = "null"},
+         every_minutes);
   v.integer({.name = "keep_last", .doc = "newest checkpoints to keep", .min = 1}, keep_last);
   v.integer({.name = "keep_every", .doc = "keep those of every so many updates for good; 0 = none", .min = 0},
             keep_every);

@@ -166,6 +166,9 @@ TEST_CASE("checks that need the data") {
 
 TEST_CASE("resolving fills every auto once") {
   const ConfigFile file;
+  CHECK(*load_run_config(file.path, {"checkpoint.every_minutes=2"}, 2).config.checkpoint.every_minutes ==
+        2);  // no unit
+  has(message_of([&] { load_run_config(file.path, {"checkpoint.every_minutes=2m"}, 2); }), "checkpoint.every_minutes");
   RunConfig c = load_run_config(file.path, {"run.name=x"}, 2).config;
   c.train.global_batch.reset();
   resolve_config(c, 257, 2);
