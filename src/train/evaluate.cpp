@@ -1,4 +1,6 @@
 // `sieve eval`: checkpoints x data x contexts, one table, one JSON report, thresholds.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -7,6 +9,7 @@
 #include "core/log.h"
 #include "data/prepare.h"
 #include "data/token_store.h"
+#include "dist/watchdog.h"
 #include "io/json.h"
 #include "io/text_input.h"
 #include "train/checkpoint.h"
@@ -288,11 +291,37 @@ void write_reports(const EvalRunGroup& eval, const std::vector<Result>& results,
   }
 }
 
+// Would this setting alone be a valid configuration of this schema?
+template <class Schema>
+bool fits(const std::pair<std::string, std::string>& variable) {
+  try {
+    ConfigTree tree;
+    tree.overlay_environment(std::span(&variable, 1));
+    Schema schema;
+    tree.bind(schema);
+    return true;
+  } catch (const Error&) { return false; }
+}
+
+// An environment made for a training run (SIEVE_train__steps, SIEVE_eval__every) is no mistake of an evaluation.
+std::vector<std::pair<std::string, std::string>> eval_environment() {
+  std::vector<std::pair<std::string, std::string>> variables;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const std::size_t equals = text.find('=');
+    if (text.substr(0, 6) != "SIEVE_" || equals == std::string_view::npos) continue;
+    std::pair<std::string, std::string> variable{text.substr(0, equals), text.substr(equals + 1)};
+    if (fits<EvalFile>(variable) || !fits<RunConfig>(variable)) variables.push_back(std::move(variable));
+  }
+  std::sort(variables.begin(), variables.end());
+  return variables;
+}
+
 EvalRunGroup load_eval(const EvalOptions& options) {
   ConfigTree tree;
   const bool is_file = std::filesystem::is_regular_file(options.target);
   if (is_file) tree.load(options.target);
-  tree.overlay_environment();
+  tree.overlay_environment(eval_environment());
   tree.overlay(options.overrides);
   EvalFile file;
   tree.bind(file);
@@ -302,9 +331,13 @@ EvalRunGroup load_eval(const EvalOptions& options) {
     if (context < 1) tree.fail_at("eval.contexts", cat(context, " is not a number of tokens"));
   }
   file.eval.fail_if.insert(file.eval.fail_if.end(), options.fail_if.begin(), options.fail_if.end());
-  // A malformed expression is found before the work, not after it.
-  for (const auto& expression : file.eval.fail_if)
-    evaluate_comparison(expression, [](const std::string&) { return 0.0; });
+  // A malformed expression or an unknown metric is found before the work, not after it.
+  for (const auto& expression : file.eval.fail_if) {
+    evaluate_comparison(expression, [](const std::string& name) {
+      Perplexity{}.metric(split_dots(name).back());
+      return 0.0;
+    });
+  }
   return file.eval;
 }
 
@@ -312,6 +345,9 @@ EvalRunGroup load_eval(const EvalOptions& options) {
 
 Exit evaluate(const EvalOptions& options, Communicator& comm) {
   const EvalRunGroup eval = load_eval(options);
+  constexpr double kTimeout = 600;  // seconds
+  std::optional<Watchdog> watchdog;
+  if (comm.size() > 1) watchdog.emplace(comm.progress(), comm.rank(), kTimeout);
   std::vector<Result> results;
   std::vector<std::filesystem::path> paths;
   for (const auto& checkpoint : eval.checkpoints) {
@@ -329,9 +365,15 @@ Exit evaluate(const EvalOptions& options, Communicator& comm) {
   }
   Exit code = Exit::ok;
   for (const auto& expression : eval.fail_if) {
-    if (!evaluate_comparison(expression, [&](const std::string& name) { return named_metric(name, results); }))
-      continue;
-    if (comm.rank() == 0) log_error("fail-if: ", expression);
+    bool finite = true;
+    const bool failed = evaluate_comparison(expression, [&](const std::string& name) {
+      const double value = named_metric(name, results);
+      finite = finite && std::isfinite(value);
+      return value;
+    });
+    // Every comparison with NaN is false: it must not pass for a model that is good enough.
+    if (!failed && finite) continue;
+    if (comm.rank() == 0) log_error("fail-if: ", expression, finite ? "" : " (a metric is not finite)");
     code = Exit::threshold;
   }
   return code;

@@ -226,17 +226,17 @@ double Perplexity::bits_per_byte() const {
 }
 
 double Perplexity::metric(const std::string& name) const {
-  if (name == "token_ppl") return token_ppl();
+  if (name == "token_ppl" || name == "ppl") return token_ppl();
   if (name == "word_ppl") return word_ppl();
   if (name == "byte_ppl") return byte_ppl();
-  if (name == "bits_per_byte") return bits_per_byte();
+  if (name == "bits_per_byte" || name == "bpb") return bits_per_byte();
   if (name == "nll") return nll;
   if (name == "loss") return nll / static_cast<double>(tokens);
   if (name == "tokens") return static_cast<double>(tokens);
   if (name == "words") return static_cast<double>(words);
   if (name == "bytes") return static_cast<double>(bytes);
   fail(Exit::config, "eval", "unknown metric \"", name,
-       "\" (token_ppl, word_ppl, byte_ppl, bits_per_byte, nll, loss, tokens, words, bytes)");
+       "\" (token_ppl or ppl, word_ppl, byte_ppl, bits_per_byte or bpb, nll, loss, tokens, words, bytes)");
 }
 
 }  // namespace sieve
