@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "io/file.h"
 #include "train/event_file.h"
 #include "train/format.h"
 
@@ -26,18 +27,6 @@ std::vector<std::string> read_lines(const std::string& path) {
   for (std::size_t at = 0, end; (end = content.find('\n', at)) != std::string::npos; at = end + 1)
     lines.push_back(content.substr(at, end - at));
   return lines;
-}
-
-// A reader of the file sees the old rows or the new ones, never half of them.
-void replace_file(const std::string& path, const std::string& content) {
-  const std::string next = path + ".tmp";
-  {
-    std::ofstream out(next, std::ios::binary | std::ios::trunc);
-    out << content;
-    out.flush();
-    if (!out) fail(Exit::data, "metrics", "cannot write ", next);
-  }
-  std::filesystem::rename(next, path);
 }
 
 void append_line(const std::string& path, const std::string& line) {
@@ -87,7 +76,7 @@ void truncate_jsonl(const std::string& path, std::int64_t last_step) {
     const auto step = leading_integer(std::string_view(line).substr(kRowStart.size()));
     if (step && *step <= last_step) kept += line + '\n';
   }
-  replace_file(path, kept);
+  write_file_atomic(path, kept);
 }
 
 void truncate_csv(const std::string& path, const std::vector<std::string>& columns, std::int64_t last_step) {
@@ -106,7 +95,7 @@ void truncate_csv(const std::string& path, const std::vector<std::string>& colum
     }
     kept += '\n';
   }
-  replace_file(path, kept);
+  write_file_atomic(path, kept);
 }
 
 MetricsWriter::MetricsWriter(const std::string& folder, MetricSinks sinks, std::vector<std::string> columns,
