@@ -34,6 +34,7 @@ GradientStep::GradientStep(const Decoder& model, Communicator& comm, const Reduc
       accumulation_(accumulation) {
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     parameters_[i]->value.on_grad_ready([this, i, p = parameters_[i].get()] {
+      comm_.progress().beat();  // one micro-batch can take minutes on a CPU
       reducer_.ready(static_cast<std::int64_t>(i), p->value.grad());
       p->value.zero_grad();  // the reducer has its copy: the next micro-batch starts from nothing
     });
@@ -53,6 +54,7 @@ double GradientStep::micro_batch(Loader& loader, StepSummary& summary, std::vect
 }
 
 StepSummary GradientStep::run(Loader& loader, StepFlags flags, std::vector<SelectionStats>* stats) {
+  const Progress::Scope scope(comm_.progress(), "forward and backward");
   StepSummary mine;
   mine.flags = flags;
   TreeSum losses(accumulation_);
@@ -73,6 +75,7 @@ StepSummary GradientStep::run(Loader& loader, StepFlags flags, std::vector<Selec
     }
     losses.add(loss);
     reducer_.end_micro_batch();
+    comm_.progress().beat();
   }
   reducer_.finish();
   mine.loss_sum = losses.result();
