@@ -29,6 +29,7 @@ struct Listed {
   std::string name;
   std::int64_t step;
   std::optional<double> val_loss;
+  std::string val_set;
 };
 
 std::vector<Listed> list_checkpoints(const std::filesystem::path& folder, bool with_loss) {
@@ -37,11 +38,13 @@ std::vector<Listed> list_checkpoints(const std::filesystem::path& folder, bool w
   for (const auto& name : list_archives(folder)) {
     const auto step = step_of_checkpoint(name);
     if (!step) continue;
-    Listed entry{name, *step, std::nullopt};
+    Listed entry{name, *step, std::nullopt, ""};
     if (with_loss) {
       try {
         const auto path = folder / name / "state.json";
-        entry.val_loss = parse_state(read_file(path, 1 << 20), path.string()).val_loss;
+        const TrainState state = parse_state(read_file(path, 1 << 20), path.string());
+        entry.val_loss = state.val_loss;
+        entry.val_set = state.val_set;
       } catch (const Error&) {}
     }
     out.push_back(std::move(entry));
@@ -67,6 +70,7 @@ std::string state_text(const TrainState& s) {
                   {"config_hash", s.config_hash},
                   {"tokenizer_hash", s.tokenizer_hash},
                   {"data_hash", s.data_hash},
+                  {"val_set", s.val_set},
                   {"version", build::version},
                   {"git", git_revision()}};
   return json_text(json) + "\n";
@@ -90,6 +94,7 @@ TrainState parse_state(const std::string& text, const std::string& name) {
   s.config_hash = get_json<std::string>(json, "config_hash", name);
   s.tokenizer_hash = get_json<std::string>(json, "tokenizer_hash", name);
   s.data_hash = get_json<std::string>(json, "data_hash", name);
+  if (json.contains("val_set")) s.val_set = get_json<std::string>(json, "val_set", name);
   if (s.step < 0 || s.updates < 0 || s.updates > s.step || s.skipped != s.step - s.updates)
     fail(Exit::data, "checkpoint", name, ": ", s.step, " steps are not ", s.updates, " updates and ", s.skipped,
          " skipped ones");
@@ -140,10 +145,10 @@ ArchiveReport write_checkpoint(const std::filesystem::path& folder, const Checkp
 std::vector<std::string> prune_checkpoints(const std::filesystem::path& folder, const PruneRules& rules) {
   const auto all = list_checkpoints(folder, true);
   if (all.empty()) return {};
-  // Ranks of the validated ones; of equal losses the older one wins: it was the best first.
+  // Ranks of those validated on the text of the newest one; of equal losses the older one wins: it was the best first.
   std::vector<const Listed*> best;
   for (const auto& entry : all) {
-    if (entry.val_loss) best.push_back(&entry);
+    if (entry.val_loss && entry.val_set == all.back().val_set) best.push_back(&entry);
   }
   std::stable_sort(best.begin(), best.end(),
                    [](const Listed* a, const Listed* b) { return *a->val_loss < *b->val_loss; });

@@ -36,6 +36,7 @@ struct TrainState {
   std::optional<double> val_loss;  // of this step, where it was validated
   std::optional<double> best_val_loss;
   std::string config_hash, tokenizer_hash, data_hash;
+  std::string val_set;  // which text the validation losses are of: only those of one text can be compared
 };
 std::string state_text(const TrainState& state);  // state.json
 TrainState parse_state(const std::string& text, const std::string& name);

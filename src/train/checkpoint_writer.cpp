@@ -58,6 +58,18 @@ std::vector<std::string> CheckpointWriter::poll() {
   return std::exchange(messages_, {});
 }
 
+bool CheckpointWriter::busy() {
+  const std::lock_guard lock(mutex_);
+  return busy_;
+}
+
+bool CheckpointWriter::wait_for(double seconds) {
+  std::unique_lock lock(mutex_);
+  if (!changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return !busy_; })) return false;
+  rethrow_failure(lock);
+  return true;
+}
+
 void CheckpointWriter::wait() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return !busy_; });

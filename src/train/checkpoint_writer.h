@@ -28,7 +28,9 @@ class CheckpointWriter {
   // Lines about checkpoints that became durable since the last call ("saved step_00001000 (31.2 MiB in 0.4 s)");
   // rethrows a failure.
   std::vector<std::string> poll();
-  void wait();  // until everything is durable; rethrows a failure
+  bool busy();                    // is something still being written?
+  bool wait_for(double seconds);  // until nothing is being written, at most so long; true if so; rethrows a failure
+  void wait();                    // until everything is durable; rethrows a failure
 
  private:
   void run();

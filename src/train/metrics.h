@@ -1,5 +1,5 @@
 // Where the numbers of a run go: metrics.jsonl, metrics.csv and tb/ in the run folder. Only rank 0 has a MetricsWriter.
-// Keys (stable, docs/configuration.md): step tokens time loss/train loss/val lr grad_norm tok_s tflops mfu
+// Keys (stable, docs/training.md): step tokens time loss/train loss/val lr grad_norm tok_s tflops mfu
 // mfu_full_equiv mem/peak_gib data_wait_frac skipped_steps, and per SparseK layer attn/<layer>/... when log.per_layer.
 #pragma once
 

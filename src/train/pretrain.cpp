@@ -1,5 +1,7 @@
 // From an invocation to a running Trainer: what is opened, checked and restored, in which order.
+#include <functional>
 #include <iostream>
+#include <optional>
 
 #include "core/log.h"
 #include "dist/watchdog.h"
@@ -37,8 +39,7 @@ struct Start {
   std::optional<Checkpoint> base;      // a new run takes its weights
 };
 
-Start open_configuration(const TrainOptions& options, bool finetune, Communicator& comm) {
-  const RunConfig given = bind_run_config(options.config, options.overrides, finetune ? "schema: 1" : "").config;
+Start open_configuration(const TrainOptions& options, const RunConfig& given, bool finetune, Communicator& comm) {
   if (finetune && !given.init_from.path)
     fail(Exit::config, "init_from.path", "finetune starts from a checkpoint: give init_from.path");
   if (!finetune && given.init_from.path)
@@ -143,11 +144,12 @@ void print_result(const RunFolder& folder, const TrainState& state, Exit code) {
   std::cout << json_text(result) << '\n';
 }
 
-// Runs, and leaves a last word in status.json if that fails.
-Exit train(Trainer& trainer, const RunFolder& folder, Communicator& comm) {
+// Runs `work`, and leaves a last word in status.json if that fails. `state`: what is known by then.
+Exit with_last_word(const RunFolder& folder, const std::function<TrainState()>& state, Communicator& comm,
+                    const std::function<Exit()>& work) {
   const auto failed = [&](Exit code, const char* message) {
     if (comm.rank() != 0) return;
-    const TrainState& s = trainer.state();
+    const TrainState s = state();
     try {
       StatusFile(folder.root() / "status.json", 0)
           .write({"failed", s.step, 0, s.tokens, s.loss, static_cast<int>(code), message});
@@ -156,7 +158,7 @@ Exit train(Trainer& trainer, const RunFolder& folder, Communicator& comm) {
     }
   };
   try {
-    return trainer.run();
+    return work();
   } catch (const Error& e) {
     failed(e.code(), e.what());
     throw;
@@ -167,7 +169,9 @@ Exit train(Trainer& trainer, const RunFolder& folder, Communicator& comm) {
 }
 
 Exit start_training(const TrainOptions& options, bool finetune, Communicator& comm) {
-  Start start = open_configuration(options, finetune, comm);
+  const RunConfig given = bind_run_config(options.config, options.overrides, finetune ? "schema: 1" : "").config;
+  const Watchdog watchdog(comm.progress(), comm.rank(), given.parallel.timeout);
+  Start start = open_configuration(options, given, finetune, comm);
   RunConfig config = start.loaded.config;
   if (start.loaded.tree.origin_of("data.train").source == kDemoName) {
     on_root(comm, "preparing the demo text", [] {
@@ -185,7 +189,6 @@ Exit start_training(const TrainOptions& options, bool finetune, Communicator& co
   }
   const RunScale scale = scale_of(config, comm.size(), data.train->sampler().epoch_samples());
   if (start.restored) check_resume(start, config, data, scale, comm);
-  const Watchdog watchdog(comm.progress(), comm.rank(), config.parallel.timeout);
 
   const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
   if (!config.log.peak_tflops) config.log.peak_tflops = measure_peak_tflops(compute);
@@ -209,15 +212,28 @@ Exit start_training(const TrainOptions& options, bool finetune, Communicator& co
   setup.state.config_hash = resume_hash(config);
   setup.state.tokenizer_hash = data.tokenizer_hash;
   setup.state.data_hash = data.train_hash;
-  const std::int64_t first_step = setup.state.step;
+  const std::string val_set = data.val ? cat(data.val_hash, "/", config.eval.tokens.value_or(0)) : "";
+  if (start.restored && setup.state.val_set != val_set) {
+    setup.state.val_loss.reset();
+    if (comm.rank() == 0 && setup.state.best_val_loss)
+      log_warn("the validation set is another one (data.val, eval.tokens): the best validation loss starts anew");
+    setup.state.best_val_loss.reset();
+  }
+  setup.state.val_set = val_set;
+  const TrainState first = setup.state;
+  const std::int64_t first_step = first.step;
   const Json manifest =
       run_manifest(config, data, plan, start.restored ? start.restored->path() : std::filesystem::path(), comm);
-  prepare_folder(start, options, first_step, yaml, manifest, comm);
-  if (comm.rank() == 0)
-    log_info("run    ", start.folder.root().string(), first_step > 0 ? cat(", continuing at step ", first_step) : "");
-  Trainer trainer(std::move(setup), comm);
-  const Exit code = train(trainer, start.folder, comm);
-  if (options.json && comm.rank() == 0) print_result(start.folder, trainer.state(), code);
+  std::optional<Trainer> trainer;
+  const auto state = [&] { return trainer ? trainer->state() : first; };
+  const Exit code = with_last_word(start.folder, state, comm, [&] {
+    prepare_folder(start, options, first_step, yaml, manifest, comm);
+    if (comm.rank() == 0)
+      log_info("run    ", start.folder.root().string(), first_step > 0 ? cat(", continuing at step ", first_step) : "");
+    trainer.emplace(std::move(setup), comm);
+    return trainer->run();
+  });
+  if (options.json && comm.rank() == 0) print_result(start.folder, state(), code);
   return code;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "core/error.h"
@@ -13,6 +14,10 @@
 
 namespace sieve {
 namespace {
+
+using namespace std::chrono_literals;
+
+constexpr double kSavePatience = 2;  // seconds that a save waits for the one before it
 
 constexpr std::uint64_t kSampleStream =
     0x73616d706c65;  // keeps the samples' random numbers apart from the initial weights'
@@ -79,11 +84,13 @@ Exit Trainer::run() {
   while (state_.step < scale_.steps) {
     comm_.progress().set_step(state_.step);
     const Outcome outcome = update();
-    if (outcome != Outcome::going_on) return end(outcome);
+    if (outcome == Outcome::diverged) return end(outcome);
     if (validation_due()) validate();
     reporter_.row(state_);
     if (sample_due()) sample();
-    if (save_due()) save(false);
+    // A request to stop waits for what belongs to this step: the resumed run would never make up for it.
+    if (outcome != Outcome::going_on) return end(outcome);
+    if (save_due()) save();
     report_saved();
     reporter_.status(state_);
   }
@@ -181,8 +188,8 @@ void Trainer::validate() {
   if (state_.step == 0) reporter_.row(state_);
 }
 
+// Every rank generates the same text, so that no rank waits for another one without a heartbeat; rank 0 keeps it.
 void Trainer::sample() {
-  if (!speaks()) return;
   const Progress::Scope scope(comm_.progress(), "sampling");
   const auto& s = config_.sample;
   std::string text;
@@ -200,6 +207,7 @@ void Trainer::sample() {
                 .text +
             "\n\n---\n\n";
   }
+  if (!speaks()) return;
   folder_.write_sample(state_.step, text);
   reporter_.note("sample at step " + std::to_string(state_.step) + ": " + text.substr(0, text.find('\n')));
 }
@@ -208,19 +216,37 @@ bool Trainer::save_due() const {
   if (state_.step == saved_step_) return false;
   const auto& c = config_.checkpoint;
   const std::chrono::duration<double, std::ratio<60>> minutes = std::chrono::steady_clock::now() - last_save_;
-  return (c.every > 0 && state_.step % c.every == 0) || (c.every_minutes && minutes.count() >= *c.every_minutes) ||
-         (best_ && c.keep_best > 0);
+  return save_postponed_ || (c.every > 0 && state_.step % c.every == 0) ||
+         (c.every_minutes && minutes.count() >= *c.every_minutes) || (best_ && c.keep_best > 0);
 }
 
 // All ranks hold the same state, so only rank 0 saves, and when is its own decision: no collective depends on it.
-void Trainer::save(bool wait) {
-  if (!writer_) return;
+// While the previous one is still being written this one is postponed: the other ranks must not wait for a slow disk.
+void Trainer::save() {
+  if (!writer_ || state_.step == saved_step_) return;
   const Progress::Scope scope(comm_.progress(), "saving a checkpoint");
-  if (state_.step != saved_step_) writer_->save(checkpoint_content());
-  if (wait) writer_->wait();
+  const double patience = save_postponed_ ? 0 : std::min(kSavePatience, config_.parallel.timeout / 4);
+  if (!writer_->wait_for(patience)) {
+    if (!save_postponed_)
+      reporter_.warn(
+          cat("step ", state_.step, ": the previous checkpoint is still being written; this one is postponed"));
+    save_postponed_ = true;
+    return;
+  }
+  writer_->save(checkpoint_content());
+  save_postponed_ = false;
   saved_step_ = state_.step;
   last_save_ = std::chrono::steady_clock::now();
   best_ = false;
+}
+
+// On every rank, with heartbeats, however long the disk takes.
+void Trainer::drain_writer() {
+  const Progress::Scope scope(comm_.progress(), "saving a checkpoint");
+  while (comm_.any(writer_ && writer_->busy(), "saving a checkpoint")) {
+    std::this_thread::sleep_for(20ms);
+    comm_.progress().beat();
+  }
 }
 
 void Trainer::report_saved() {
@@ -244,8 +270,9 @@ Exit Trainer::end(Outcome outcome) {
     reporter_.finished("failed", state_, Exit::nonfinite, "the non-finite budget is spent");
     return Exit::nonfinite;
   }
-  if (outcome != Outcome::going_on) reporter_.row(state_);
-  save(true);
+  drain_writer();
+  save();
+  drain_writer();
   report_saved();
   comm_.barrier("the last checkpoint");
   const Exit code = outcome == Outcome::going_on  ? Exit::ok

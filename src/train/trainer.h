@@ -46,7 +46,8 @@ class Trainer {
   Outcome skip(const StepSummary& summary);
   void validate();
   void sample();
-  void save(bool wait);
+  void save();
+  void drain_writer();
   bool validation_due() const;
   bool sample_due() const;
   bool save_due() const;
@@ -77,7 +78,8 @@ class Trainer {
   std::chrono::steady_clock::time_point start_, last_save_;
   double seconds_before_;    // of earlier sessions
   std::int64_t saved_step_;  // of the newest checkpoint, -1: none
-  bool best_ = false;        // the newest validation was the best so far and is not saved yet
+  bool save_postponed_ = false;
+  bool best_ = false;  // the newest validation was the best so far and is not saved yet
 };
 
 }  // namespace sieve

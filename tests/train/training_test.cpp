@@ -281,6 +281,33 @@ TEST_CASE("requests to stop save and say how they ended") {
   CHECK(w.model("time") == w.model("whole"));
 }
 
+TEST_CASE("a stop loses no validation") {
+  const Workshop w;
+  const std::vector<std::string> each{"eval.every=1", "log.every=1"};
+  REQUIRE(w.train("whole", each) == Exit::ok);
+  request_stop(StopReason::preempted);
+  CHECK(w.train("cut", each) == Exit::preempted);
+  request_stop(StopReason::none);
+  CHECK(read_json(w.run("cut") / "checkpoints/step_00000001/state.json")["val_loss"].is_number());
+  REQUIRE(w.train("cut", each, "must") == Exit::ok);
+  const auto a = w.rows("whole"), b = w.rows("cut");
+  REQUIRE(a.size() == 9);
+  REQUIRE(b.size() == a.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    for (const char* key : {"step", "loss/val"}) CHECK(a[i].at(key) == b[i].at(key));
+  }
+  for (const char* key : {"val_loss", "best_val_loss"})
+    CHECK(read_json(w.run("cut") / "checkpoints/latest/state.json")[key] ==
+          read_json(w.run("whole") / "checkpoints/latest/state.json")[key]);
+  // Losses of another validation set are not ranked with the old ones.
+  auto other = each;
+  other.insert(other.end(), {"eval.tokens=64", "train.steps=9"});
+  REQUIRE(w.train("cut", other, "must") == Exit::ok);
+  const Json last = read_json(w.run("cut") / "checkpoints/best/state.json");
+  CHECK(last["step"] == 9);
+  CHECK(last["best_val_loss"] == last["val_loss"]);
+}
+
 TEST_CASE("updates that are not finite are skipped, up to the budget") {
   const Workshop w;
   const std::vector<std::string> wild{"train.optimizer.lr=1e30",
@@ -378,12 +405,21 @@ TEST_CASE("evaluation of checkpoints: reports and thresholds") {
   CHECK(evaluate(o, self) == Exit::threshold);
   o.fail_if = {"token_ppl > 1"};
   has(error_of([&] { evaluate(o, self); }, Exit::config), "fits several results");
-  o.fail_if = {"ctx64.ppl > 1"};
-  has(error_of([&] { evaluate(o, self); }, Exit::config), "unknown metric \"ppl\"");
+  o.fail_if = {"ctx64.bpb > 0"};
+  CHECK(evaluate(o, self) == Exit::threshold);
+  o.fail_if = {"ctx64.ppl < 1e9"};
+  CHECK(evaluate(o, self) == Exit::threshold);
+  o.target = "nowhere";  // found before anything is opened
+  o.fail_if = {"ctx64.pplx > 1"};
+  has(error_of([&] { evaluate(o, self); }, Exit::config), "unknown metric \"pplx\"");
+  setenv("SIEVE_train__steps", "5", 1);
+  setenv("SIEVE_eval__every", "2", 1);
   // Without data: the validation shards of the training, and the training's own number.
   CHECK(
       evaluate({.target = (w.run("a") / "checkpoints/latest").string(), .overrides = {}, .fail_if = {}, .json = false},
                self) == Exit::ok);
+  unsetenv("SIEVE_train__steps");
+  unsetenv("SIEVE_eval__every");
   const Json own = read_json(w.run("a") / "eval/val-chunked-64.json");
   double last = 0;
   for (const auto& row : w.rows("a")) last = row.value("loss/val", last);
