@@ -86,6 +86,10 @@ AttentionCache::State::State(const AttentionSpec& s, const RopeSpec& r, std::int
   if (!rotate_keys && rope.rotary_dims > 0) {
     far_distance = rule == PositionRule::none ? 0 : spec.sparsek.clamp_distance;
     if (max_tokens > 0) far_distance = std::min(far_distance, max_tokens);  // no key is farther
+    if (far_distance > (std::int64_t{1} << 20)) {
+      fail(Exit::config, "cache", "clamp_distance ", far_distance,
+           " needs a table of that many rotations: bound the cache's tokens");
+    }
     distances = rotary_table(rope, std::max(spec.window, far_distance + 1), compute_dtype(dtype), {});
   }
   if (sparse()) {

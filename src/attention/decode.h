@@ -38,7 +38,7 @@ class AttentionCache {
   void reset();                 // back to length 0; keeps the memory
   std::int64_t length() const;  // tokens seen so far
   std::int64_t rows() const;  // key-value rows allocated per KV head: window + k, window + sinks, or the grown buffer's
-  std::int64_t bytes() const;  // all memory held, rows and scalars
+  std::int64_t bytes() const;  // all memory held, rows and scalars (not the rotary table, which layers share)
   // Positions in the selected slots after the last step, ascending: what the next query competes with (SparseK; empty
   // otherwise). `kv_head` reads the shared selection when Hs is 1.
   std::vector<std::int64_t> selected(std::int64_t batch, std::int64_t kv_head) const;

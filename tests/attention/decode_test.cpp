@@ -211,5 +211,11 @@ TEST_CASE("a cache resets, and refuses what does not fit") {
   CHECK(message([&] { cache.step(p.qkv.slice(2, 0, 64), p.scores); }).find("wants qkv f32 (1, n >= 1, 128)") !=
         std::string::npos);
   CHECK(message([&] { cache.step(p.qkv.to(DType::f64), p.scores); }).find("got f64") != std::string::npos);
+  AttentionSpec wide = in.spec;
+  wide.sparsek.positions = PositionRule::clamp;
+  wide.sparsek.clamp_distance = std::int64_t{1} << 40;
+  CHECK(message([&] { AttentionCache(wide, in.rope, 1, DType::f32, 0, 1); }).find("bound the cache") !=
+        std::string::npos);
+  CHECK(message([&] { AttentionCache(wide, in.rope, 1, DType::f32, 100, 1); }).empty());
   CHECK(message([&] { (void)cache.selected(1, 0); }).find("no sequence 1") != std::string::npos);
 }
