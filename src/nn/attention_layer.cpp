@@ -21,7 +21,10 @@ Variable AttentionLayer::scores(const Variable& x, const Tensor& document_starts
   if (!has_scorer()) return {};
   // The scorer's weights are fp32 also where the model computes in bf16 (nn/parameter.cpp).
   const DType scorer = score_weight_->value.dtype();
-  const Variable s = score(x.dtype() == scorer ? x : cast(x, scorer), score_weight_->value);
+  // A frozen scorer neither learns nor teaches: through it the layers below would learn what to mark, and it would be
+  // no control.
+  const Variable in = score_weight_->trainable ? x : Variable(x.value());
+  const Variable s = score(in.dtype() == scorer ? in : cast(in, scorer), score_weight_->value);
   if (!score_gain_) return s;
   if (running) return Variable(timestep_norm_extend(s.value(), score_gain_->value.value(), *running));
   return timestep_norm(s, score_gain_->value, document_starts);
