@@ -1,6 +1,8 @@
 #include "train/checkpoint.h"
 
+#include <atomic>
 #include <fstream>
+#include <thread>
 
 #include "io/yaml.h"
 #include "support/catch.h"
@@ -231,6 +233,29 @@ TEST_CASE("the background writer saves what was there when it was asked") {
   CHECK(f.present() == std::vector<std::string>{"step_00000004", "step_00000005"});
   const LoadedModel loaded = load_model(f.folder);
   for (std::size_t i = 0; i < before.size(); ++i) CHECK(same_bits(loaded.model->parameters()[i]->master, before[i]));
+}
+
+TEST_CASE("weights that change before the writer's thread gets to them are saved as they were") {
+  Fixture f;
+  f.change(1);
+  const Tensor weight = f.model.parameters()[0]->master.clone(), moment = f.adamw.state().begin()->second.clone();
+  const std::string name = f.model.parameters()[0]->name, moment_name = f.adamw.state().begin()->first;
+  std::atomic<bool> changed{false};
+  set_archive_fault_hook([&changed](ArchiveStage stage, const std::filesystem::path&) {
+    while (stage == ArchiveStage::begin && !changed) std::this_thread::yield();
+  });
+  {
+    CheckpointWriter writer(f.folder, {}, true);
+    writer.save(f.content(1));
+    f.change(2);
+    changed = true;
+    writer.wait();
+  }
+  set_archive_fault_hook({});
+  const Checkpoint saved(f.folder / "step_00000001");
+  CHECK(same_bits(SafetensorsFile(saved.archive().file("model.safetensors")).read(name), weight));
+  CHECK(same_bits(SafetensorsFile(saved.archive().file("optimizer.safetensors")).read(moment_name), moment));
+  CHECK_FALSE(same_bits(f.model.parameters()[0]->master, weight));
 }
 
 TEST_CASE("a save that fails leaves the old checkpoint and says so") {

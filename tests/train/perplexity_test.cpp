@@ -177,6 +177,11 @@ TEST_CASE("perplexity of a model computed by hand") {
       }
       CHECK(next == context + 1);
       CHECK(in_buckets == got.tokens);
+      if (method == EvalMethod::chunked &&
+          context == 16) {  // windows of 16, 16 and 13 targets, four positions a bucket
+        const std::int64_t counts[] = {12, 12, 12, 9};
+        for (std::size_t k = 0; k < 4; ++k) CHECK(got.positions[k].tokens == counts[k]);
+      }
     }
   }
   EvalProtocol half{.context = 16, .stride = 16, .score_from = 0.5};

@@ -144,6 +144,8 @@ TEST_CASE("a run learns and leaves the documented folder") {
   REQUIRE(rows.size() == 31);  // step 0 (validation) and every second step
   CHECK(rows[0]["step"] == 0);
   CHECK(rows[0]["loss/val"].get<double>() > 5.0);  // untrained: about ln 257 = 5.55
+  CHECK(rows[1]["loss/train"].get<double>() ==
+        Approx(rows[0]["loss/val"].get<double>()).margin(0.3));  // nats per token too
   CHECK(rows.back()["loss/val"].get<double>() < rows[0]["loss/val"].get<double>() - 1.5);
   CHECK(rows.back()["loss/train"].get<double>() < rows[1]["loss/train"].get<double>() - 1.5);
   for (const char* key :
