@@ -5,8 +5,7 @@
 
 namespace sieve {
 
-// TFLOP/s of a square matrix product (1024^3) of this type on the threads given, best of what fits
-// 0.1 s. What the
+// TFLOP/s of a square matrix product (1024^3) of this type on the threads given: the best within 0.1 s. What the
 // library and this machine reach, not a data sheet.
 double measure_peak_tflops(DType compute);
 
