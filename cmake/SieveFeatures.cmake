@@ -1,5 +1,5 @@
 # What was found becomes constants of the code: core/build.h, and the commit in core/git_revision.h.
-foreach(feature CUDA MPI OPENMP ONEDNN)
+foreach(feature CUDA CUDNN NCCL MPI OPENMP ONEDNN)
   if(SIEVE_${feature})
     set(SIEVE_WITH_${feature} true)
   else()

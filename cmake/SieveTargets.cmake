@@ -2,8 +2,10 @@
 # own .cpp files (kernels/cpu included), so that adding a file needs no edit here.
 add_library(sieve_flags INTERFACE)
 # For this build only: who links an installed sieve chooses flags of their own.
-target_compile_options(sieve_flags INTERFACE "$<BUILD_INTERFACE:-Wall;-Wextra;-Wno-unused-parameter;-Wno-missing-field-initializers;-Wno-restrict>"
-  "$<BUILD_INTERFACE:$<$<CONFIG:Release>:-O3>;$<$<CONFIG:Debug>:-O1;-g>;-fno-math-errno;-fno-trapping-math>")
+target_compile_options(sieve_flags INTERFACE
+  "$<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-unused-parameter;-Wno-missing-field-initializers;-Wno-restrict>>"
+  "$<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:$<$<CONFIG:Release>:-O3>;$<$<CONFIG:Debug>:-O1;-g>;-fno-math-errno;-fno-trapping-math>>"
+  "$<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CUDA>:-O3;-lineinfo;--expt-relaxed-constexpr;--extended-lambda;$<$<CONFIG:Debug>:-g>>>")
 target_compile_definitions(sieve_flags INTERFACE $<BUILD_INTERFACE:$<$<CONFIG:Release>:NDEBUG>>)
 if(SIEVE_MARCH)
   target_compile_options(sieve_flags INTERFACE $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-march=${SIEVE_MARCH}>>)
@@ -27,8 +29,11 @@ function(sieve_library name)
   if(NOT SIEVE_MPI)
     list(FILTER sources EXCLUDE REGEX "/mpi_")
   endif()
-  if(NOT SIEVE_CUDA)
+  if(NOT SIEVE_NCCL)
     list(FILTER sources EXCLUDE REGEX "/nccl_")
+  endif()
+  if(NOT SIEVE_CUDNN)
+    list(FILTER sources EXCLUDE REGEX "/cudnn_")
   endif()
   if(NOT SIEVE_ONEDNN)
     list(FILTER sources EXCLUDE REGEX "_onednn\\.cpp$")

@@ -13,10 +13,25 @@
 #include <mutex>
 #include <new>
 #include <string>
+#include <vector>
 
+#include "core/build.h"
 #include "core/error.h"
+#include "tensor/cuda/runtime.h"
+#include "tensor/runtime.h"
 
 namespace sieve {
+
+class MemoryPool {
+ public:
+  virtual ~MemoryPool() = default;
+  virtual std::shared_ptr<Buffer> allocate(std::size_t bytes, const Stream& stream) = 0;
+  virtual void give_back(void* data, std::size_t bytes, std::size_t capacity, const Stream& stream) = 0;
+  virtual MemoryStats stats() = 0;
+  virtual void reset_peak() = 0;
+  virtual void release() = 0;
+};
+
 namespace {
 
 constexpr std::size_t kAlignment = 64;
@@ -36,22 +51,22 @@ std::string mebibytes(std::int64_t bytes) {
   return std::to_string(bytes / kMiB) + "." + std::to_string(bytes % kMiB * 10 / kMiB) + " MiB";
 }
 
-class CpuPool {
+class CpuPool final : public MemoryPool {
  public:
-  std::shared_ptr<Buffer> allocate(std::size_t bytes, const Stream& stream) {
+  std::shared_ptr<Buffer> allocate(std::size_t bytes, const Stream& stream) override {
     if (bytes > static_cast<std::size_t>(physical_memory_bytes())) exhausted(bytes);
     const std::size_t capacity = size_class(bytes);
     Block block = take(bytes, capacity);
     ASAN_UNPOISON_MEMORY_REGION(block.data, bytes);
     try {
-      return std::make_shared<Buffer>(block.data, bytes, block.capacity, stream);
+      return std::make_shared<Buffer>(block.data, bytes, block.capacity, stream, this);
     } catch (...) {
-      give_back(block.data, bytes, block.capacity);
+      give_back(block.data, bytes, block.capacity, stream);
       throw;
     }
   }
 
-  void give_back(void* data, std::size_t bytes, std::size_t capacity) {
+  void give_back(void* data, std::size_t bytes, std::size_t capacity, const Stream&) override {
     std::lock_guard lock(mutex_);
     stats_.current_bytes -= static_cast<std::int64_t>(bytes);
     live_capacity_ -= static_cast<std::int64_t>(capacity);
@@ -63,15 +78,15 @@ class CpuPool {
     trim(peak_capacity_ + peak_capacity_ / 4 + kSlack);
   }
 
-  MemoryStats stats() {
+  MemoryStats stats() override {
     std::lock_guard lock(mutex_);
     return stats_;
   }
-  void reset_peak() {
+  void reset_peak() override {
     std::lock_guard lock(mutex_);
     stats_.peak_bytes = stats_.current_bytes;
   }
-  void release() {
+  void release() override {
     std::lock_guard lock(mutex_);
     trim(0);
     peak_capacity_ = live_capacity_;
@@ -166,17 +181,107 @@ CpuPool& cpu_pool() {
   return *instance;
 }
 
-CpuPool& pool_of(Device device) {
-  if (device.is_cuda())
-    fail(Exit::internal, "allocator", "this build has no CUDA backend, wanted memory of ", device.str());
-  return cpu_pool();
-}
-
 std::int64_t detect_physical_memory() {
   std::int64_t bytes = static_cast<std::int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
   std::int64_t limit = 0;
   if (std::ifstream file("/sys/fs/cgroup/memory.max"); file >> limit && limit > 0) bytes = std::min(bytes, limit);
   return bytes;
+}
+
+// Device memory. The driver's pool does the caching; here it is counted.
+class CudaPool final : public MemoryPool {
+ public:
+  explicit CudaPool(Device device) : device_(device) {}
+
+  std::shared_ptr<Buffer> allocate(std::size_t bytes, const Stream& stream) override {
+    void* data = nullptr;
+    if (bytes > 0) data = take(bytes, stream);
+    {
+      std::lock_guard lock(mutex_);
+      ++stats_.allocations;
+      stats_.current_bytes += static_cast<std::int64_t>(bytes);
+      stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
+    }
+    return std::make_shared<Buffer>(data, bytes, bytes, stream, this);
+  }
+  void give_back(void* data, std::size_t bytes, std::size_t, const Stream& stream) override {
+    if constexpr (build::with_cuda) {
+      if (data != nullptr) cuda::release(data, stream);
+    }
+    std::lock_guard lock(mutex_);
+    stats_.current_bytes -= static_cast<std::int64_t>(bytes);
+  }
+  MemoryStats stats() override {
+    std::lock_guard lock(mutex_);
+    MemoryStats out = stats_;
+    if constexpr (build::with_cuda) out.cached_bytes = cuda::reserved_bytes(device_) - stats_.current_bytes;
+    return out;
+  }
+  void reset_peak() override {
+    std::lock_guard lock(mutex_);
+    stats_.peak_bytes = stats_.current_bytes;
+  }
+  void release() override {
+    if constexpr (build::with_cuda) cuda::trim_pool(device_);
+  }
+
+ private:
+  void* take(std::size_t bytes, const Stream& stream) {
+    void* data = nullptr;
+    if constexpr (build::with_cuda) {
+      data = cuda::allocate(bytes, stream);
+      if (data == nullptr) {
+        // What other streams or earlier steps left in the pool may be in pieces: give it back and ask once more.
+        cuda::trim_pool(device_);
+        data = cuda::allocate(bytes, stream);
+      }
+    }
+    if (data == nullptr) exhausted(bytes);
+    return data;
+  }
+  [[noreturn]] void exhausted(std::size_t bytes) {
+    const MemoryStats now = stats();
+    std::int64_t free = 0;
+    if constexpr (build::with_cuda) free = cuda::free_bytes(device_);
+    fail(Exit::memory, "allocator", "out of memory on ", device_.str(), ": ",
+         mebibytes(static_cast<std::int64_t>(std::min<std::size_t>(bytes, std::size_t{1} << 62))), " wanted, ",
+         mebibytes(now.current_bytes), " in live tensors (peak ", mebibytes(now.peak_bytes), "), ", mebibytes(free),
+         " free on the device; smaller micro-batches, shorter sequences or recompute need less");
+  }
+
+  Device device_;
+  std::mutex mutex_;
+  MemoryStats stats_;
+};
+
+class PinnedPool final : public MemoryPool {
+ public:
+  std::shared_ptr<Buffer> allocate(std::size_t bytes, const Stream& stream) override {
+    void* data = nullptr;
+    if constexpr (build::with_cuda) data = cuda::allocate_pinned(std::max<std::size_t>(bytes, 1));
+    if (data == nullptr)
+      fail(Exit::memory, "allocator", "no page-locked memory for ", bytes,
+           " bytes (ulimit -l, or the machine is full)");
+    return std::make_shared<Buffer>(data, bytes, bytes, stream, this);
+  }
+  void give_back(void* data, std::size_t, std::size_t, const Stream&) override {
+    if constexpr (build::with_cuda) cuda::release_pinned(data);
+  }
+  MemoryStats stats() override { return {}; }
+  void reset_peak() override {}
+  void release() override {}
+};
+
+MemoryPool& pool_of(Device device) {
+  if (device.is_cpu()) return cpu_pool();
+  if constexpr (!build::with_cuda)
+    fail(Exit::internal, "allocator", "this build has no CUDA backend, wanted memory of ", device.str());
+  static std::mutex mutex;
+  static std::vector<CudaPool*> pools;  // never destroyed, as above
+  const std::lock_guard lock(mutex);
+  const auto index = static_cast<std::size_t>(device.index);
+  while (pools.size() <= index) pools.push_back(new CudaPool({Device::Kind::cuda, static_cast<int>(pools.size())}));
+  return *pools[index];
 }
 
 }  // namespace
@@ -186,10 +291,16 @@ std::int64_t physical_memory_bytes() {
   return bytes;
 }
 
-Buffer::~Buffer() { pool_of(stream_.device).give_back(data_, bytes_, capacity_); }
+Buffer::~Buffer() { pool_->give_back(data_, bytes_, capacity_, stream_); }
 
 std::shared_ptr<Buffer> allocate(std::size_t bytes, const Stream& stream) {
   return pool_of(stream.device).allocate(bytes, stream);
+}
+std::shared_ptr<Buffer> allocate_pinned(std::size_t bytes) {
+  if constexpr (!build::with_cuda) return allocate(bytes, {});
+  if (cuda_device_count() == 0) return allocate(bytes, {});
+  static auto* pool = new PinnedPool;
+  return pool->allocate(bytes, {});
 }
 MemoryStats memory_stats(Device device) { return pool_of(device).stats(); }
 void reset_peak_memory(Device device) { pool_of(device).reset_peak(); }

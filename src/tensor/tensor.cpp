@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "tensor/kernels/kernels.h"
+#include "tensor/runtime.h"
 
 namespace sieve {
 namespace {
@@ -121,12 +122,33 @@ Tensor Tensor::to(DType dtype) const {
   return out;
 }
 
+Tensor Tensor::to(const Stream& stream) const {
+  require(defined(), "to", "undefined tensor");
+  if (device() == stream.device) return *this;
+  Tensor out = empty(shape_, dtype_, stream);
+  out.copy_from(*this);
+  return out;
+}
+
+// Between devices bytes move; what must be converted or gathered is so where it lies before, scattered where it
+// arrives.
+void Tensor::copy_across(const Tensor& source) {
+  if (is_contiguous() && source.is_contiguous() && dtype_ == source.dtype_) {
+    copy_bytes(raw(), stream(), source.raw(), source.stream(), nbytes());
+  } else {
+    Tensor here = empty(shape_, dtype_, stream());
+    here.copy_across(source.contiguous().to(dtype_));
+    copy_from(here);
+  }
+}
+
 void Tensor::copy_from(const Tensor& source) {
   require(defined() && source.defined(), "copy", "undefined tensor");
   require(shape_ == source.shape_, "copy", "shapes differ: ", source.shape_, " into ", shape_);
-  require(device() == source.device(), "copy", "devices differ: ", source.device().str(), " into ", device().str());
   for (int axis = 0; axis < rank(); ++axis)
     require(strides_[axis] != 0 || shape_[axis] <= 1, "copy", "into a broadcast view of shape ", shape_);
+  if (numel() == 0) return;
+  if (device() != source.device()) return copy_across(source);
   launch(stream(), CopyArgs{.src = source.raw(),
                             .dst = raw(),
                             .rank = rank(),
@@ -158,6 +180,11 @@ double Tensor::item() const {
 Tensor empty(const Shape& shape, DType dtype, const Stream& stream) {
   const std::int64_t bytes = checked_product(shape.numel(), static_cast<std::int64_t>(size_of(dtype)), "tensor");
   return {allocate(static_cast<std::size_t>(bytes), stream), 0, shape, contiguous_strides(shape), dtype};
+}
+
+Tensor empty_pinned(const Shape& shape, DType dtype) {
+  const std::int64_t bytes = checked_product(shape.numel(), static_cast<std::int64_t>(size_of(dtype)), "tensor");
+  return {allocate_pinned(static_cast<std::size_t>(bytes)), 0, shape, contiguous_strides(shape), dtype};
 }
 
 Tensor zeros(const Shape& shape, DType dtype, const Stream& stream) { return full(shape, 0, dtype, stream); }

@@ -62,13 +62,16 @@ class Tensor {
   // Copies.
   Tensor contiguous() const;  // itself if it is already
   Tensor clone() const;
-  Tensor to(DType dtype) const;          // itself if nothing changes
-  void copy_from(const Tensor& source);  // same shape; converts dtype; any strides on both sides
+  Tensor to(DType dtype) const;           // itself if nothing changes
+  Tensor to(const Stream& stream) const;  // itself if it is on that device; dense
+  void copy_from(const Tensor& source);   // same shape; converts dtype; any strides on both sides; any devices
   void zero();
   void fill(double value);
-  double item() const;  // the one element of a one-element tensor, as double
+  double item() const;  // the one element of a one-element tensor, as double; waits for a GPU
 
  private:
+  void copy_across(const Tensor& source);
+
   std::shared_ptr<Buffer> buffer_;
   std::int64_t offset_ = 0;  // elements
   Shape shape_, strides_;
@@ -79,6 +82,7 @@ class Tensor {
 Tensor empty(const Shape& shape, DType dtype, const Stream& stream = {});
 Tensor zeros(const Shape& shape, DType dtype, const Stream& stream = {});
 Tensor full(const Shape& shape, double value, DType dtype, const Stream& stream = {});
+Tensor empty_pinned(const Shape& shape, DType dtype);  // CPU memory for copies that run beside the host's work
 Tensor empty_like(const Tensor& t);
 Tensor zeros_like(const Tensor& t);
 template <class T>

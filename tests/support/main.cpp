@@ -6,4 +6,12 @@
 #include <catch2/catch.hpp>
 #endif
 
-int main(int argc, char** argv) { return Catch::Session().run(argc, argv); }
+#include <cstdio>
+
+#include "support/gpu.h"
+
+int main(int argc, char** argv) {
+  const int result = Catch::Session().run(argc, argv);
+  if (const int n = sieve::test::gpu_skips(); n > 0) std::printf("%d GPU cases skipped: no CUDA device\n", n);
+  return result;
+}

@@ -26,6 +26,14 @@ using Extents = std::array<std::int64_t, kMaxRank>;  // extents or strides of a 
 // Stored shapes: A (M, K) with row stride lda, or (K, M) if transpose_a; B (K, N), or (N, K) if transpose_b.
 // dtypes (A and B, C): f32 f32 | bf16 bf16 | bf16 f32 | f64 f64. bias_N has A's dtype and may be null. beta 0 never
 // reads C.
+//
+// What is fused behind the product, in this order (all in fp32, one rounding at the end):
+//   v = alpha op(A) op(B) + beta C + bias + add;   gelu: pre = v (if kept), v = GELU(v);   gelu_backward: v = v
+//   GELU'(pre)
+// GELU is the tanh form. `pre` has C's dtype and row stride; `add` too (a residual; it may not be C: that is beta).
+// a_sum_M, if given, receives sum over K of op(A) per row of C in the compute dtype: with op(A) = dy^T, the product dW
+// = dy^T x, that is the gradient of the bias.
+enum class Epilogue { none, gelu, gelu_backward };
 struct MatmulArgs : KernelArgs {
   const void* a = nullptr;
   const void* b = nullptr;
@@ -37,6 +45,10 @@ struct MatmulArgs : KernelArgs {
   double alpha = 1, beta = 0;
   DType dtype = DType::f32;  // of A, B and bias
   DType c_dtype = DType::f32;
+  const void* add_MN = nullptr;
+  Epilogue epilogue = Epilogue::none;
+  void* pre_MN = nullptr;  // written by gelu (null: not kept), read by gelu_backward
+  void* a_sum_M = nullptr;
 };
 
 // ---- Elementwise
@@ -57,13 +69,14 @@ struct BinaryArgs : KernelArgs {
 
 // y = alpha x + beta y, n elements, dense. beta 0 never reads y. x and y may be the same. Any pair of float dtypes;
 // computed in fp32 unless one is f64. Covers scale (beta 0), conversion, and accumulation of gradients (alpha 1, beta
-// 1).
+// 1). alpha_factor, if given, points to one f32 (f64 where x is f64) beside x that alpha is multiplied with.
 struct AxpbyArgs : KernelArgs {
   const void* x = nullptr;
   void* y = nullptr;
   std::int64_t n = 0;
   double alpha = 1, beta = 0;
   DType x_dtype = DType::f32, y_dtype = DType::f32;
+  const void* alpha_factor = nullptr;
 };
 
 // dst[view] = src[view], converting; any dtypes (float to integer truncates), any strides; dst strides must not be 0
@@ -142,6 +155,7 @@ struct LayerNormArgs : KernelArgs {
   DType dtype = DType::f32;
 };
 // Any of dx_RD (dtype), dw_D, db_D (compute dtype) may be null. accumulate: dw and db are added to. dx_RD may be dy_RD.
+// dx_add_RD (dtype, may be dx_RD) is added to dx before its one rounding: the gradient that comes past the norm.
 struct LayerNormBackwardArgs : KernelArgs {
   const void* dy_RD = nullptr;
   const void* x_RD = nullptr;
@@ -154,6 +168,7 @@ struct LayerNormBackwardArgs : KernelArgs {
   std::int64_t R = 0, D = 0;
   bool accumulate = false;
   DType dtype = DType::f32;
+  const void* dx_add_RD = nullptr;
 };
 
 // y = x rstd w, rstd = 1 / sqrt(mean(x^2) + eps). rstd_R as above.
@@ -176,6 +191,7 @@ struct RmsNormBackwardArgs : KernelArgs {
   std::int64_t R = 0, D = 0;
   bool accumulate = false;
   DType dtype = DType::f32;
+  const void* dx_add_RD = nullptr;  // as in LayerNormBackwardArgs
 };
 
 // ---- Activations
@@ -273,7 +289,11 @@ struct ScoreBackwardArgs : KernelArgs {
 // ---- Optimizer: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2 with bias correction
 // ----------------------------------- g' = grad_scale g; m = beta1 m + (1 - beta1) g'; v = beta2 v + (1 - beta2) g'^2;
 // p = p - lr (weight_decay p + (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)). step counts from 1.
-// All fp32, dense, n elements. copy_bf16, if given, receives the rounded p.
+// All fp32, dense, n elements; one call updates all parameters of a model, laid out one behind the other. copy_bf16, if
+// given, receives the rounded p. `segments` arrays say whose element is whose: element i lies in the first segment s
+// with i < segment_end[s] and decays by weight_decay * segment_decay[s]; 0 segments: all by weight_decay.
+// control (beside p, may be null): control[0] is multiplied into grad_scale; control[1] != 0: nothing is written. It
+// lets the gradient's norm be used where it was computed, without the host.
 struct AdamWArgs : KernelArgs {
   float* p = nullptr;
   float* m = nullptr;
@@ -282,6 +302,10 @@ struct AdamWArgs : KernelArgs {
   bf16* copy_bf16 = nullptr;
   std::int64_t n = 0, step = 1;
   double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0, grad_scale = 1;
+  const std::int64_t* segment_end = nullptr;  // ascending
+  const float* segment_decay = nullptr;
+  std::int64_t segments = 0;
+  const float* control = nullptr;
 };
 
 namespace cpu {
@@ -309,5 +333,33 @@ void run(const ScoreArgs&);
 void run(const ScoreBackwardArgs&);
 void run(const AdamWArgs&);
 }  // namespace cpu
+
+// Every pointer of Args is device memory of the stream's device; ids and targets out of range write NaN (the host
+// checks them where they are loaded).
+namespace cuda {
+void run(const MatmulArgs&, Stream);
+void run(const BinaryArgs&, Stream);
+void run(const AxpbyArgs&, Stream);
+void run(const CopyArgs&, Stream);
+void run(const FillArgs&, Stream);
+void run(const RandomArgs&, Stream);
+void run(const ReduceArgs&, Stream);
+void run(const SumArgs&, Stream);
+void run(const ColumnSumArgs&, Stream);
+void run(const LayerNormArgs&, Stream);
+void run(const LayerNormBackwardArgs&, Stream);
+void run(const RmsNormArgs&, Stream);
+void run(const RmsNormBackwardArgs&, Stream);
+void run(const GeluArgs&, Stream);
+void run(const GeluBackwardArgs&, Stream);
+void run(const SwigluArgs&, Stream);
+void run(const SwigluBackwardArgs&, Stream);
+void run(const EmbeddingArgs&, Stream);
+void run(const EmbeddingBackwardArgs&, Stream);
+void run(const CrossEntropyArgs&, Stream);
+void run(const ScoreArgs&, Stream);
+void run(const ScoreBackwardArgs&, Stream);
+void run(const AdamWArgs&, Stream);
+}  // namespace cuda
 
 }  // namespace sieve

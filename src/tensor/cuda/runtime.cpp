@@ -1,0 +1,179 @@
+#include "tensor/cuda/runtime.h"
+
+#include <cuda_runtime.h>
+
+#include <array>
+#include <mutex>
+#include <vector>
+
+#include "core/error.h"
+#include "tensor/cuda/check.h"
+
+namespace sieve::cuda {
+namespace {
+
+cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
+
+// Sets the calling thread's device for a scope: every call below names its device, whatever the caller works on.
+class OnDevice {
+ public:
+  explicit OnDevice(Device device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    changed_ = before_ != device.index;
+    if (changed_) check(cudaSetDevice(device.index), "cudaSetDevice");
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+cudaMemPool_t pool_of(Device device) {
+  cudaMemPool_t pool = nullptr;
+  check(cudaDeviceGetDefaultMemPool(&pool, device.index), "cudaDeviceGetDefaultMemPool");
+  return pool;
+}
+
+std::array<void*, 2> create_streams(Device device) {
+  const OnDevice scope(device);
+  // Freed memory stays with the pool: giving it back at every synchronisation would map it again in every step.
+  std::uint64_t keep = UINT64_MAX;
+  check(cudaMemPoolSetAttribute(pool_of(device), cudaMemPoolAttrReleaseThreshold, &keep), "cudaMemPoolSetAttribute");
+  std::array<void*, 2> streams{};
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    cudaStream_t stream = nullptr;
+    // The side stream goes first where both have work: what overlaps must not become what is waited for.
+    check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, i == 0 ? least : greatest), "cudaStreamCreate");
+    streams[i] = stream;
+  }
+  return streams;
+}
+
+}  // namespace
+
+int device_count() {
+  static const int count = [] {
+    int n = 0;
+    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+  }();
+  return count;
+}
+
+DeviceInfo device_info(Device device) {
+  const OnDevice scope(device);
+  cudaDeviceProp prop{};
+  check(cudaGetDeviceProperties(&prop, device.index), "cudaGetDeviceProperties");
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  DeviceInfo info;
+  info.name = prop.name;
+  info.driver = "CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
+  info.major = prop.major;
+  info.minor = prop.minor;
+  info.multiprocessors = prop.multiProcessorCount;
+  info.memory_bytes = static_cast<std::int64_t>(total);
+  info.free_bytes = static_cast<std::int64_t>(free);
+  return info;
+}
+
+void* stream_handle(Device device, int which) {
+  require(device.index >= 0 && device.index < device_count(), "cuda", device.str(), " of ", device_count(), " devices");
+  static std::mutex mutex;
+  static std::vector<std::array<void*, 2>> streams;
+  const std::lock_guard lock(mutex);
+  const auto index = static_cast<std::size_t>(device.index);
+  if (streams.size() <= index) streams.resize(index + 1);
+  if (streams[index][0] == nullptr) streams[index] = create_streams(device);
+  check(cudaSetDevice(device.index), "cudaSetDevice");  // launches want their stream's device to be the thread's
+  return streams[index][static_cast<std::size_t>(which)];
+}
+
+void synchronize(const Stream& stream) { check(cudaStreamSynchronize(handle_of(stream)), "cudaStreamSynchronize"); }
+
+void* create_event(Device device) {
+  const OnDevice scope(device);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreate(&event), "cudaEventCreate");
+  return event;
+}
+void destroy_event(void* event) { cudaEventDestroy(event_of(event)); }
+void record_event(void* event, const Stream& stream) {
+  check(cudaEventRecord(event_of(event), handle_of(stream)), "cudaEventRecord");
+}
+void wait_event(void* event, const Stream& stream) {
+  check(cudaStreamWaitEvent(handle_of(stream), event_of(event), 0), "cudaStreamWaitEvent");
+}
+void synchronize_event(void* event) { check(cudaEventSynchronize(event_of(event)), "cudaEventSynchronize"); }
+bool event_done(void* event) {
+  const cudaError_t state = cudaEventQuery(event_of(event));
+  if (state == cudaErrorNotReady) return false;
+  check(state, "cudaEventQuery");
+  return true;
+}
+double seconds_between(void* earlier, void* later) {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, event_of(earlier), event_of(later)), "cudaEventElapsedTime");
+  return static_cast<double>(milliseconds) * 1e-3;
+}
+
+void copy_bytes(void* dst, const Stream& to, const void* src, const Stream& from, std::size_t bytes) {
+  const Stream& on = to.device.is_cuda() ? to : from;
+  check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle_of(on)), "cudaMemcpyAsync");
+  if (!to.device.is_cpu()) return;
+  cudaPointerAttributes attributes{};
+  check(cudaPointerGetAttributes(&attributes, dst), "cudaPointerGetAttributes");
+  if (attributes.type != cudaMemoryTypeHost) cuda::synchronize(on);
+}
+
+void* allocate(std::size_t bytes, const Stream& stream) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMallocAsync(&data, bytes, handle_of(stream));
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it is handled
+    return nullptr;
+  }
+  check(error, "cudaMallocAsync");
+  return data;
+}
+
+void release(void* data, const Stream& stream) {
+  // Called by destructors: after a fault of the device nothing can be given back, and the fault is reported elsewhere.
+  static_cast<void>(cudaFreeAsync(data, handle_of(stream)));
+}
+
+void trim_pool(Device device) {
+  const OnDevice scope(device);
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  check(cudaMemPoolTrimTo(pool_of(device), 0), "cudaMemPoolTrimTo");
+}
+
+std::int64_t reserved_bytes(Device device) {
+  std::uint64_t bytes = 0;
+  check(cudaMemPoolGetAttribute(pool_of(device), cudaMemPoolAttrReservedMemCurrent, &bytes), "cudaMemPoolGetAttribute");
+  return static_cast<std::int64_t>(bytes);
+}
+
+std::int64_t free_bytes(Device device) {
+  const OnDevice scope(device);
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<std::int64_t>(free);
+}
+
+void* allocate_pinned(std::size_t bytes) {
+  void* data = nullptr;
+  if (cudaMallocHost(&data, bytes) == cudaSuccess) return data;
+  cudaGetLastError();
+  return nullptr;
+}
+
+void release_pinned(void* data) { cudaFreeHost(data); }
+
+}  // namespace sieve::cuda

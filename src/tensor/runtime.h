@@ -1,0 +1,55 @@
+// Devices, streams, events and copies, the same on a machine without a GPU. The CUDA side lives in tensor/cuda/.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "tensor/device.h"
+
+namespace sieve {
+
+int cuda_device_count();  // 0 in a build without CUDA and where the driver finds no device
+
+struct DeviceInfo {
+  std::string name;          // "NVIDIA H200"
+  std::string driver;        // "580.159"
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;   // SMs; cores of a CPU
+  std::int64_t memory_bytes = 0, free_bytes = 0;
+};
+DeviceInfo device_info(Device device);
+
+// The stream that a device's work runs on, and one beside it for what overlaps with that work (reductions, copies).
+// Created on first use, kept to the end; they do not wait for each other nor for the legacy default stream. Asking for
+// one makes the device the calling thread's: a thread that launches kernels asks first.
+Stream main_stream(Device device);
+Stream side_stream(Device device);
+void synchronize(const Stream& stream);  // the host waits for all work queued so far; errors of that work surface here
+
+// A place in a stream. On the CPU all work is done when a call returns: there events only tell the time.
+class Event {
+ public:
+  explicit Event(Device device);
+  ~Event();
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&& other) noexcept;
+
+  void record(const Stream& stream);
+  void wait_on(const Stream& stream) const;  // later work of `stream` waits for this event; the host does not
+  void synchronize() const;                  // the host waits
+  bool done() const;
+  double seconds_since(const Event& earlier) const;  // both recorded and done
+
+ private:
+  Device device_;
+  void* handle_ = nullptr;
+  double host_time_ = 0;
+};
+
+// Bytes from one device to the other in the order of the device's stream (`to` or `from`, whichever is a GPU's; both:
+// `to`). Into ordinary host memory it returns when they are there; out of it when the source may be reused; with
+// pinned host memory (allocate_pinned) on either side it does not wait.
+void copy_bytes(void* dst, const Stream& to, const void* src, const Stream& from, std::size_t bytes);
+
+}  // namespace sieve
