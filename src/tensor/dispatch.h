@@ -25,7 +25,7 @@ struct KernelArgs : cpu::Backend, cuda::Backend {};
 template <class Args>
 void launch(const Stream& stream, const Args& args) {
   static_assert(std::is_base_of_v<KernelArgs, Args>, "derive the Args struct from KernelArgs");
-  const KernelTimer timer(typeid(Args).name());
+  const KernelTimer timer(typeid(Args).name(), stream);
   if (stream.device.is_cuda()) {
     if constexpr (build::with_cuda) {
       run(args, stream);

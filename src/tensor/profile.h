@@ -1,14 +1,19 @@
 // Where the time of kernels goes: launch() reports every kernel here. Off, it costs one relaxed load. On the CPU a
-// launch is the work.
+// launch is the work; on a GPU events around it are read when the profile ends.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "tensor/device.h"
+
 namespace sieve {
+
+class Event;
 
 class KernelProfile {
  public:
@@ -18,29 +23,35 @@ class KernelProfile {
     double seconds = 0;
   };
   static void start();               // forgets what was measured before
-  static std::vector<Entry> stop();  // by falling time
+  static std::vector<Entry> stop();  // by falling time; waits for what is queued
   static bool on() { return on_.load(std::memory_order_relaxed); }
   static void add(const char* mangled_name, double seconds);
+  static void add(const char* mangled_name, Event begin, Event end);
 
  private:
+  static void count(const char* mangled_name, double seconds);
   static std::atomic<bool> on_;
 };
 
 class KernelTimer {
  public:
-  explicit KernelTimer(const char* mangled_name) : name_(KernelProfile::on() ? mangled_name : nullptr) {
-    if (name_) start_ = std::chrono::steady_clock::now();
+  KernelTimer(const char* mangled_name, const Stream& stream) {
+    if (KernelProfile::on()) begin(mangled_name, stream);
   }
   ~KernelTimer() {
-    if (name_)
-      KernelProfile::add(name_, std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count());
+    if (name_ != nullptr) end();
   }
   KernelTimer(const KernelTimer&) = delete;
   KernelTimer& operator=(const KernelTimer&) = delete;
 
  private:
-  const char* name_;
+  void begin(const char* mangled_name, const Stream& stream);
+  void end();
+
+  const char* name_ = nullptr;
+  Stream stream_;
   std::chrono::steady_clock::time_point start_;
+  std::shared_ptr<Event> start_event_;  // on a GPU
 };
 
 }  // namespace sieve
