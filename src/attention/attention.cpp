@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/dense.h"
 #include "attention/document_starts.h"
 #include "attention/kernels/select.h"
 #include "attention/kernels/softmax.h"
@@ -174,6 +175,7 @@ struct Attention {
   Tensor qkv, out, statistics;
   Selection selection;
   DType score_dtype = DType::f32;
+  bool dense = false;  // by attention/dense.h, forward and backward
 
   Tensor forward(const std::array<Tensor, 2>& inputs, const AttentionInputs& how, SelectionStats* stats) {
     check_inputs(how, inputs[0], inputs[1]);
@@ -181,8 +183,10 @@ struct Attention {
     qkv = inputs[0].contiguous();
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
     in.document_starts = checked_starts(in.document_starts, B, T, name);
-    out = empty({B, T, in.spec.n_heads * in.spec.head_dim}, qkv.dtype(), qkv.stream());
     const bool saves = need[0] || need[1];
+    dense = dense_path(in.spec, in.rope, qkv, in.document_starts.defined(), saves);
+    if (dense) return out = dense_forward(in.spec, in.rope, qkv, saves ? &statistics : nullptr);
+    out = empty({B, T, in.spec.n_heads * in.spec.head_dim}, qkv.dtype(), qkv.stream());
     if (inputs[1].defined()) {
       score_dtype = inputs[1].dtype();
       const bool thresholds = in.spec.sparsek.gate != GateMode::hard || need[1] || stats != nullptr;
@@ -209,6 +213,7 @@ struct Attention {
   }
 
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2>) {
+    if (dense) return {dense_backward(in.spec, in.rope, qkv, out, statistics, grad), Tensor()};
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
     const TilePlan plan = plan_of(in.spec, B, T, in.document_starts, selection);
     const RotaryTable rotary = tables();
