@@ -18,26 +18,39 @@ struct Problem {
   std::int64_t M, N, K, pad = 0;  // pad: extra columns behind every row
   bool ta = false, tb = false, bias = false;
   double alpha = 1, beta = 0;
+  bool add = false, keep = false, a_sum = false;  // keep: gelu's input is written out
+  Epilogue epilogue = Epilogue::none;
 
   std::string str() const {
     return cat("(", M, ", ", K, ") x (", K, ", ", N, ") ta ", ta, " tb ", tb, " pad ", pad, " alpha ", alpha, " beta ",
-               beta, " bias ", bias);
+               beta, " bias ", bias, " add ", add, " epilogue ", static_cast<int>(epilogue), " keep ", keep, " a_sum ",
+               a_sum);
   }
 };
 
 struct Operands {
-  Tensor a, b, c, bias;
+  Tensor a, b, c, bias, add, pre;
 };
 
 Operands operands(Draw& draw, const Problem& p, Types t) {
   return {input(draw, {p.ta ? p.K : p.M, (p.ta ? p.M : p.K) + p.pad}, t.in),
-          input(draw, {p.tb ? p.N : p.K, (p.tb ? p.K : p.N) + p.pad}, t.in), input(draw, {p.M, p.N + p.pad}, t.out),
-          p.bias ? input(draw, {p.N}, t.in) : Tensor()};
+          input(draw, {p.tb ? p.N : p.K, (p.tb ? p.K : p.N) + p.pad}, t.in),
+          input(draw, {p.M, p.N + p.pad}, t.out),
+          p.bias ? input(draw, {p.N}, t.in) : Tensor(),
+          p.add ? input(draw, {p.M, p.N + p.pad}, t.out) : Tensor(),
+          p.epilogue == Epilogue::gelu_backward ? input(draw, {p.M, p.N + p.pad}, t.out) : Tensor()};
 }
 
-Tensor multiply(const Operands& o, const Problem& p, Types t) {
-  Tensor c = o.c.clone();
+struct Product {
+  Tensor c, pre, a_sum;
+};
+
+Product product(const Operands& o, const Problem& p, Types t) {
+  Product out{o.c.clone(), o.pre, {}};
+  Tensor& c = out.c;
   if (p.beta == 0) c.slice(1, 0, p.N).fill(std::nan(""));  // must not be read
+  if (p.keep) out.pre = o.c.clone();                       // its padding must stay
+  if (p.a_sum) out.a_sum = output({p.M}, compute_dtype(t.in));
   launch({}, MatmulArgs{.a = o.a.raw(),
                         .b = o.b.raw(),
                         .c = c.raw(),
@@ -53,26 +66,50 @@ Tensor multiply(const Operands& o, const Problem& p, Types t) {
                         .alpha = p.alpha,
                         .beta = p.beta,
                         .dtype = t.in,
-                        .c_dtype = t.out});
-  return c;
+                        .c_dtype = t.out,
+                        .add_MN = p.add ? o.add.raw() : nullptr,
+                        .epilogue = p.epilogue,
+                        .pre_MN = out.pre.defined() ? out.pre.raw() : nullptr,
+                        .a_sum_M = p.a_sum ? out.a_sum.raw() : nullptr});
+  return out;
 }
 
-// The whole of C's storage, padding included.
-Values reference(const Operands& o, const Problem& p) {
+Tensor multiply(const Operands& o, const Problem& p, Types t) { return product(o, p, t).c; }
+
+double gelu_of(double x) { return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+double gelu_slope_of(double x) {
+  const double u = 0.7978845608028654 * (x + 0.044715 * x * x * x), t = std::tanh(u);
+  return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+}
+
+struct Expected {
+  Values c, pre, a_sum;  // the whole storage of C and pre, padding included
+};
+
+Expected expected(const Operands& o, const Problem& p) {
   const Tensor a_view = p.ta ? o.a.slice(1, 0, p.M).transpose(0, 1) : o.a.slice(1, 0, p.K);  // (M, K)
   const Tensor b_view = p.tb ? o.b.slice(1, 0, p.K) : o.b.slice(1, 0, p.N).transpose(0, 1);  // (N, K)
   const Values a = values_of(a_view), b = values_of(b_view), bias = p.bias ? values_of(o.bias) : Values();
-  Values c = values_of(o.c);
+  const Values add = p.add ? values_of(o.add) : Values(), slope = o.pre.defined() ? values_of(o.pre) : Values();
+  Values c = values_of(o.c), pre = c, a_sum(idx(p.M));
   for (std::int64_t m = 0; m < p.M; ++m) {
+    for (std::int64_t k = 0; k < p.K; ++k) a_sum[idx(m)] += a[idx(m * p.K + k)];
     for (std::int64_t n = 0; n < p.N; ++n) {
       double sum = 0;
       for (std::int64_t k = 0; k < p.K; ++k) sum += a[idx(m * p.K + k)] * b[idx(n * p.K + k)];
       double& to = c[idx(m * o.c.size(1) + n)];
       to = p.alpha * sum + (p.beta == 0 ? 0 : p.beta * to) + (p.bias ? bias[idx(n)] : 0);
+      const std::size_t at = idx(m * o.c.size(1) + n);
+      if (p.add) to += add[at];
+      pre[at] = to;
+      if (p.epilogue == Epilogue::gelu) to = gelu_of(to);
+      if (p.epilogue == Epilogue::gelu_backward) to *= gelu_slope_of(slope[at]);
     }
   }
-  return c;
+  return {c, pre, a_sum};
 }
+
+Values reference(const Operands& o, const Problem& p) { return expected(o, p).c; }
 
 }  // namespace
 
@@ -95,6 +132,31 @@ TEST_CASE("random products, all dtypes, transposes, paddings, alpha and beta") {
     }
   }
   CHECK(odd >= 3);
+}
+
+TEST_CASE("what is fused behind a product: residual, GELU with its input kept, GELU's gradient, sums of A") {
+  for (std::uint64_t round = 0; round < 60; ++round) {
+    Draw draw(9, round);
+    Problem p{draw.extent(70), draw.chance(0.3) ? draw.integer(60, 140) : draw.extent(70), draw.extent(90)};
+    if (round >= 58) p = {600, 800, 24};  // several pieces
+    p.pad = draw.chance(0.3) ? draw.integer(1, 5) : 0;
+    p.ta = draw.chance(0.5), p.tb = draw.chance(0.5), p.bias = draw.chance(0.5), p.add = draw.chance(0.5);
+    p.alpha = p.bias ? 1 : 0.25;  // GELU is linear for large sums
+    p.beta = draw.chance(0.3) ? 0.5 : 0;
+    p.epilogue = static_cast<Epilogue>(draw.integer(0, 2));
+    p.keep = p.epilogue == Epilogue::gelu && draw.chance(0.7);
+    p.a_sum = draw.chance(0.5);
+    for (const Types t : kTypes) {
+      const Operands o = operands(draw, p, t);
+      CAPTURE(round, p.str(), name_of(t.in), name_of(t.out));
+      const Product got = product(o, p, t);
+      const Expected wanted = expected(o, p);
+      CHECK(close_to(got.c, wanted.c, t.in));
+      if (p.keep) CHECK(close_to(got.pre, wanted.pre, t.in));
+      if (p.a_sum) CHECK(close_to(got.a_sum, wanted.a_sum, t.in));
+      if (round >= 58) CHECK(same_for_all_threads([&] { return std::vector{multiply(o, p, t)}; }));
+    }
+  }
 }
 
 TEST_CASE("products that are cut into pieces") {
@@ -206,4 +268,10 @@ TEST_CASE("wrong products are refused with their numbers") {
   args.alpha = 2;
   args.bias_N = t.raw();
   CHECK(text() == "[matmul] alpha 2 together with a bias");
+  args.alpha = 1;
+  args.add_MN = args.c;
+  CHECK(text() == "[matmul] what is added is C itself: that is beta");
+  args.add_MN = nullptr;
+  args.epilogue = Epilogue::gelu_backward;
+  CHECK(text() == "[matmul] GELU's gradient without its input");
 }

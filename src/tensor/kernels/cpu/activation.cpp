@@ -1,36 +1,11 @@
 // GELU and SwiGLU, forward and backward. An index is read before it is written, so gradients may overwrite their input
 // (ivdep).
 #include "core/parallel_for.h"
-#include "tensor/kernels/cpu/vec.h"
+#include "tensor/kernels/cpu/gelu.h"
 #include "tensor/kernels/kernels.h"
 
 namespace sieve::cpu {
 namespace {
-
-// 0.5 (1 + tanh u) = sigmoid(2u): one exponential, and no cancellation for negative x.
-template <class C>
-C tanh_gate(C x) {
-  return sigmoid(C(1.5957691216057308) * (x + C(0.044715) * x * x * x));
-}
-
-template <class C>
-C gelu(C x, std::true_type) {
-  return x * tanh_gate(x);
-}
-template <class C>
-C gelu(C x, std::false_type) {
-  return x * normal(x).cdf;
-}
-template <class C>
-C gelu_slope(C x, std::true_type) {
-  const C s = tanh_gate(x);
-  return s + x * s * (C(1) - s) * C(1.5957691216057308) * (C(1) + C(3 * 0.044715) * x * x);
-}
-template <class C>
-C gelu_slope(C x, std::false_type) {
-  const Normal<C> n = normal(x);
-  return n.cdf + x * n.pdf;
-}
 
 template <class T, class Form>
 void gelu_forward(const GeluArgs& a, Form form) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/build.h"
+#include "tensor/kernels/cpu/gelu.h"
 #include "tensor/kernels/cpu/matmul_product.h"
 #include "tensor/kernels/cpu/vec.h"
 
@@ -82,6 +83,8 @@ MatmulArgs piece_of(const MatmulArgs& a, const Grid& g, std::int64_t index) {
   p.b = shifted(a.b, a.transpose_b ? n * a.ldb : n, a.dtype);
   p.c = shifted(a.c, m * a.ldc + n, a.c_dtype);
   p.bias_N = shifted(a.bias_N, n, a.dtype);
+  p.add_MN = shifted(a.add_MN, m * a.ldc + n, a.c_dtype);
+  p.pre_MN = shifted(a.pre_MN, m * a.ldc + n, a.c_dtype);
   return p;
 }
 
@@ -129,7 +132,39 @@ void product_widened(const MatmulArgs& p) {
   }
 }
 
-// K = 0: C = beta C + bias.
+// What stands behind the product, over the rows of one piece: v (row stride ld, compute dtype; C itself if D is)
+// becomes C and, if it is kept, pre.
+template <class D>
+void finish(const MatmulArgs& p, const compute_t<D>* v, std::int64_t ld) {
+  using C = compute_t<D>;
+  constexpr std::true_type tanh_form{};
+  for (std::int64_t m = 0; m < p.M; ++m) {
+    const C* from = v + m * ld;
+    D* c = static_cast<D*>(p.c) + m * p.ldc;
+    D* pre = p.pre_MN == nullptr ? nullptr : static_cast<D*>(p.pre_MN) + m * p.ldc;
+    const D* add = p.add_MN == nullptr ? nullptr : static_cast<const D*>(p.add_MN) + m * p.ldc;
+    const auto sum = [from, add](std::int64_t n) { return add == nullptr ? from[n] : from[n] + load(add[n]); };
+    if (p.epilogue == Epilogue::gelu_backward) {
+#pragma GCC ivdep
+      for (std::int64_t n = 0; n < p.N; ++n) c[n] = D(sum(n) * gelu_slope(load(pre[n]), tanh_form));
+      continue;
+    }
+    if (pre != nullptr) {
+      for (std::int64_t n = 0; n < p.N; ++n) pre[n] = D(sum(n));
+    }
+    if (p.epilogue == Epilogue::gelu) {
+#pragma GCC ivdep
+      for (std::int64_t n = 0; n < p.N; ++n) c[n] = D(gelu(sum(n), tanh_form));
+    } else {
+#pragma GCC ivdep
+      for (std::int64_t n = 0; n < p.N; ++n) c[n] = D(sum(n));
+    }
+  }
+}
+
+bool has_epilogue(const MatmulArgs& a) { return a.epilogue != Epilogue::none || a.add_MN != nullptr; }
+
+// C = beta C + bias: the product of nothing.
 template <class T, class D>
 void scale_only(const MatmulArgs& a) {
   using C = compute_t<D>;
@@ -140,6 +175,49 @@ void scale_only(const MatmulArgs& a) {
       c[n] = D(old + (a.bias_N == nullptr ? C(0) : static_cast<C>(load(static_cast<const T*>(a.bias_N)[n]))));
     }
   }
+}
+
+void plain_product(const MatmulArgs& p, bool direct) {
+  if (p.K == 0) {
+    if (p.dtype == DType::bf16 && p.c_dtype == DType::f32) return scale_only<bf16, float>(p);
+    return dispatch_float(p.dtype, "matmul", [&]<class T>() { scale_only<T, T>(p); });
+  }
+  if (p.dtype == DType::bf16 && !direct) return product_widened(p);
+  return p.dtype == DType::f64 ? blas_product(p) : product_f32(p);
+}
+
+// One rounding: where C is bf16 the sums stay in fp32 until everything is added.
+void product_with_epilogue(const MatmulArgs& p, bool direct) {
+  if (p.c_dtype != DType::bf16) {
+    plain_product(p, direct);
+    return dispatch_float(p.c_dtype, "matmul", [&]<class D>() {
+      if constexpr (!std::is_same_v<D, bf16>) finish<D>(p, static_cast<const D*>(p.c), p.ldc);
+    });
+  }
+  thread_local std::vector<float> sums;  // grows to the largest piece of this thread
+  if (sums.size() < static_cast<std::size_t>(p.M * p.N)) sums.resize(static_cast<std::size_t>(p.M * p.N));
+  for (std::int64_t m = 0; m < p.M && p.beta != 0; ++m) {
+    const bf16* old = static_cast<const bf16*>(p.c) + m * p.ldc;
+    for (std::int64_t n = 0; n < p.N; ++n) sums[static_cast<std::size_t>(m * p.N + n)] = load(old[n]);
+  }
+  MatmulArgs q = p;
+  q.c = sums.data();
+  q.ldc = p.N;
+  q.c_dtype = DType::f32;
+  plain_product(q, direct);
+  finish<bf16>(p, sums.data(), p.N);
+}
+
+// Sums over K of op(A), by the kernels that add up rows and columns elsewhere: the same bits as a bias gradient of its
+// own.
+void sum_of_a(const MatmulArgs& a) {
+  if (a.transpose_a)
+    return run(ColumnSumArgs{.x_RN = a.a, .out_N = a.a_sum_M, .R = a.K, .N = a.M, .ld = a.lda, .dtype = a.dtype});
+  ReduceArgs rows{.x = a.a, .out = a.a_sum_M, .rank = 2, .dtype = a.dtype, .out_dtype = compute_dtype(a.dtype)};
+  rows.extents[0] = a.M, rows.extents[1] = a.K;
+  rows.x_strides[0] = a.lda, rows.x_strides[1] = 1;
+  rows.reduce[1] = true;
+  run(rows);
 }
 
 void check(const MatmulArgs& a) {
@@ -154,6 +232,9 @@ void check(const MatmulArgs& a) {
   require(is_float(a.dtype) && (a.c_dtype == a.dtype || (a.dtype == DType::bf16 && a.c_dtype == DType::f32)), "matmul",
           name_of(a.dtype), " inputs and a ", name_of(a.c_dtype), " output");
   require(a.bias_N == nullptr || a.alpha == 1, "matmul", "alpha ", a.alpha, " together with a bias");
+  require(a.add_MN == nullptr || a.add_MN != a.c, "matmul", "what is added is C itself: that is beta");
+  require(a.epilogue != Epilogue::gelu_backward || a.pre_MN != nullptr, "matmul", "GELU's gradient without its input");
+  require(a.epilogue != Epilogue::none || a.pre_MN == nullptr, "matmul", "`pre` without an activation");
 }
 
 }  // namespace
@@ -161,16 +242,15 @@ void check(const MatmulArgs& a) {
 void run(const MatmulArgs& given) {
   check(given);
   const MatmulArgs args = normalised(given);
+  if (args.a_sum_M != nullptr && args.M > 0) sum_of_a(args);
   if (args.M == 0 || args.N == 0) return;
-  if (args.K == 0) {
-    if (args.dtype == DType::bf16 && args.c_dtype == DType::f32) return scale_only<bf16, float>(args);
-    return dispatch_float(args.dtype, "matmul", [&]<class T>() { scale_only<T, T>(args); });
-  }
   const Grid grid = choose_grid(args);
+  const bool fused = has_epilogue(args);
   bool direct = false;  // oneDNN takes the piece as it is
   if constexpr (kOneDnn) {
     direct = args.dtype == DType::f32 || (args.dtype == DType::bf16 && onednn_has_bf16());
-    if (direct) {  // the corner pieces have all the shapes there are
+    // The corner pieces have all the shapes there are. (A fused one is planned when it runs.)
+    if (direct && args.K > 0 && !fused) {
       for (std::int64_t row : {std::int64_t{0}, grid.rows - 1}) {
         for (std::int64_t column : {std::int64_t{0}, grid.columns - 1})
           onednn_prepare(piece_of(args, grid, column * grid.rows + row));
@@ -180,12 +260,10 @@ void run(const MatmulArgs& given) {
   parallel_for(grid.rows * grid.columns, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t index = begin; index < end; ++index) {
       const MatmulArgs p = piece_of(args, grid, index);
-      if (p.dtype == DType::bf16 && !direct) {
-        product_widened(p);
-      } else if (p.dtype == DType::f64) {
-        blas_product(p);
+      if (fused) {
+        product_with_epilogue(p, direct);
       } else {
-        product_f32(p);
+        plain_product(p, direct);
       }
     }
   });
