@@ -63,7 +63,7 @@ Decoder::Decoder(const ModelConfig& resolved, const DecoderOptions& options) : c
 }
 
 Variable Decoder::embed(const Tensor& tokens, std::int64_t position) const {
-  const Variable x = embedding(token_embedding_->value, tokens);
+  const Variable x = embedding(token_embedding_->value, tokens.to(stream()));
   if (!position_embedding_) return x;
   const std::int64_t end = position + tokens.size(1);
   if (end > *config_.max_seq)
@@ -74,7 +74,8 @@ Variable Decoder::embed(const Tensor& tokens, std::int64_t position) const {
 Variable Decoder::hidden(const Tensor& tokens, const Tensor& document_starts,
                          std::vector<SelectionStats>* stats) const {
   if (stats) stats->assign(blocks_.size(), {});
-  const Tensor starts = config_.attention.document_mask ? document_starts : Tensor();
+  const bool packed = config_.attention.document_mask && document_starts.defined();
+  const Tensor starts = packed ? document_starts.to(stream()) : Tensor();
   Variable x = embed(tokens, 0);
   for (std::size_t i = 0; i < blocks_.size(); ++i)
     x = blocks_[i](x, starts, options_.recompute, stats ? &(*stats)[i] : nullptr);
@@ -84,7 +85,7 @@ Variable Decoder::hidden(const Tensor& tokens, const Tensor& document_starts,
 Variable Decoder::loss_sum(const TokenBatch& batch, Tensor* losses, std::vector<SelectionStats>* stats) const {
   const Variable x = hidden(batch.tokens, batch.document_starts, stats);
   const Variable rows = reshape(x, {x.size(0) * x.size(1), x.size(2)});
-  return linear_cross_entropy(rows, head_->value, batch.targets.flatten(), losses);
+  return linear_cross_entropy(rows, head_->value, batch.targets.to(stream()).flatten(), losses);
 }
 
 // Logits leave the product unrounded: at bf16 a logit of 20 would move in steps of 0.125 and ties would decide samples.

@@ -48,6 +48,8 @@ class Decoder {
  public:
   Decoder(const ModelConfig& resolved, const DecoderOptions& options);
 
+  // Token ids may lie on the CPU or with the model: they are moved where they are needed. Results lie with the model.
+  //
   // Sum of the losses of all targets >= 0, (). `losses` receives every row's loss, fp32 (N); `stats` one entry per
   // layer.
   Variable loss_sum(const TokenBatch& batch, Tensor* losses = nullptr,
@@ -59,6 +61,7 @@ class Decoder {
   const ModelConfig& config() const { return config_; }
   const std::vector<Block>& blocks() const { return blocks_; }
   DType compute_dtype() const { return options_.compute; }
+  const Stream& stream() const { return token_embedding_->master.stream(); }  // where the model lives and computes
 
  private:
   friend class Generation;

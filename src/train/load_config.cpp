@@ -53,11 +53,6 @@ void check_optimizer(const RunConfig& c, Problems& problems) {
                           cat(c.train.schedule.min_lr, " is above train.optimizer.lr = ", o.lr));
 }
 
-void check_device(const RunConfig& c, Problems& problems) {
-  if (c.device.type == DeviceType::cuda)
-    problems.emplace_back("device.type", "this program trains on the CPU only; use cpu or auto");
-}
-
 void check_lists(const RunConfig& c, Problems& problems) {
   for (const auto& sink : c.log.sinks) {
     if (std::find(std::begin(kSinks), std::end(kSinks), sink) == std::end(kSinks))
@@ -83,7 +78,6 @@ void check_lists(const RunConfig& c, Problems& problems) {
 
 void check_run_config(const RunConfig& config, const ConfigTree& tree, int world_size) {
   Problems problems;
-  check_device(config, problems);
   config.model.check(config.data.seq_len, [&](const std::string& path, const std::string& message) {
     problems.emplace_back("model." + path, message);
   });

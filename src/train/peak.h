@@ -1,12 +1,13 @@
-// The arithmetic rate that utilisation is measured against.
+// The rate that MFU is measured against.
 #pragma once
 
 #include "core/dtype.h"
+#include "tensor/device.h"
 
 namespace sieve {
 
-// TFLOP/s of a square matrix product (1024^3) of this type on the threads given: the best within 0.1 s. What the
-// library and this machine reach, not a data sheet.
-double measure_peak_tflops(DType compute);
+// TFLOP/s of a large matrix product in this dtype where `stream` computes, the best of those done in about 0.1 s. On a
+// busy machine it is too low; log.peak_tflops sets it.
+double measure_peak_tflops(DType compute, const Stream& stream);
 
 }  // namespace sieve

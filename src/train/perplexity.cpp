@@ -117,6 +117,7 @@ void score_block(const Decoder& model, const EvalBatch& batch, const EvalProtoco
                  double* sums) {
   Tensor losses;
   model.loss_sum(batch.tensors, &losses);
+  losses = losses.to(Stream{});
   const auto loss = losses.span<float>();
   const auto target = batch.tensors.targets.span<std::int32_t>();
   for (std::size_t i = 0; i < loss.size(); ++i) {

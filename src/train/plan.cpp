@@ -6,6 +6,7 @@
 #include "data/tokenizer.h"
 #include "dist/reducer.h"
 #include "train/commands.h"
+#include "train/compute.h"
 #include "train/format.h"
 #include "train/peak.h"
 #include "train/run_data.h"
@@ -119,9 +120,10 @@ Exit plan(const PlanOptions& options) {
     vocab = open_run_tokenizer(config)->vocab_size();
   }
   resolve_config(config, vocab, options.world_size);
-  const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
   double peak = options.peak_tflops.value_or(0);
-  if (peak == 0) peak = config.log.peak_tflops ? *config.log.peak_tflops : measure_peak_tflops(compute);
+  if (peak == 0)
+    peak = config.log.peak_tflops ? *config.log.peak_tflops
+                                  : measure_peak_tflops(compute_dtype(config), compute_stream(config.device.type, 0));
   const RunPlan p = make_plan(config, scale_of(config, options.world_size, samples), options.world_size, peak);
   if (options.json) {
     std::cout << json_text(plan_json(p)) << '\n';

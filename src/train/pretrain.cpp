@@ -6,6 +6,7 @@
 #include "core/log.h"
 #include "dist/watchdog.h"
 #include "train/commands.h"
+#include "train/compute.h"
 #include "train/demo.h"
 #include "train/manifest.h"
 #include "train/on_root.h"
@@ -83,7 +84,7 @@ void check_resume(const Start& start, const RunConfig& config, const RunData& da
 }
 
 std::unique_ptr<Decoder> build_model(const Start& start, const RunConfig& config, Communicator& comm) {
-  const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  const DType compute = compute_dtype(config);
   auto model =
       std::make_unique<Decoder>(config.model, DecoderOptions{.compute = compute,
                                                              .seed = static_cast<std::uint64_t>(config.run.seed),
@@ -190,8 +191,8 @@ Exit start_training(const TrainOptions& options, bool finetune, Communicator& co
   const RunScale scale = scale_of(config, comm.size(), data.train->sampler().epoch_samples());
   if (start.restored) check_resume(start, config, data, scale, comm);
 
-  const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
-  if (!config.log.peak_tflops) config.log.peak_tflops = measure_peak_tflops(compute);
+  const Stream stream = compute_stream(config.device.type, 0);
+  if (!config.log.peak_tflops) config.log.peak_tflops = measure_peak_tflops(compute_dtype(config), stream);
   const RunPlan plan = make_plan(config, scale, comm.size(), *config.log.peak_tflops);
   if (comm.rank() == 0) log_info(plan_line(plan));
   if (options.dry_run) return Exit::ok;

@@ -19,7 +19,7 @@ void RunGroup::fields(FieldVisitor& v) {
   v.boolean(
       {"deterministic",
        "gradients are summed over a fixed tree, so that the result does not depend on ranks, threads and accumulation; "
-       "auto = true on the cpu"},
+       "auto = true on the cpu, false on a GPU"},
       deterministic);
   v.duration({.name = "max_time",
               .doc = "save and exit with 75 after this much time, in seconds or as 11h50m",
@@ -29,7 +29,7 @@ void RunGroup::fields(FieldVisitor& v) {
 }
 
 void DeviceGroup::fields(FieldVisitor& v) {
-  v.choice({"type", "where to compute; auto = cpu"}, kDeviceTypeNames, type);
+  v.choice({"type", "where to compute; auto = a GPU where there is one, else the CPU"}, kDeviceTypeNames, type);
   v.choice(
       {"precision", "type of activations and of the weights' compute copies; master weights and gradients stay fp32"},
       kPrecisionNames, precision);

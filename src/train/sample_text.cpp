@@ -41,7 +41,7 @@ GeneratedText generate_text(const Decoder& model, const Tokenizer& tokenizer, st
 
   Generation generation(model, 1, static_cast<std::int64_t>(out.prompt_ids.size()) + options.max_new_tokens);
   auto start = Clock::now();
-  Tensor logits = generation.append(row_of(out.prompt_ids));
+  Tensor logits = generation.append(row_of(out.prompt_ids)).to(Stream{});
   out.prefill_seconds = since(start);
   start = Clock::now();
   // Rows that pad the vocabulary are no tokens.
@@ -52,7 +52,7 @@ GeneratedText generate_text(const Decoder& model, const Tokenizer& tokenizer, st
     if (tokenizer.separator() == id) break;
     out.new_ids.push_back(id);
     give(utf8.push(tokenizer.token_bytes(id)));
-    if (wanted && n + 1 < options.max_new_tokens) logits = generation.append(row_of({id}));
+    if (wanted && n + 1 < options.max_new_tokens) logits = generation.append(row_of({id})).to(Stream{});
   }
   out.decode_seconds = since(start);
   if (wanted) give(utf8.finish());

@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/rng.h"
+#include "train/compute.h"
 #include "train/peak.h"
 #include "train/sample_text.h"
 #include "train/validate.h"
@@ -22,10 +23,6 @@ constexpr double kSavePatience = 2;  // seconds that a save waits for the one be
 constexpr std::uint64_t kSampleStream =
     0x73616d706c65;  // keeps the samples' random numbers apart from the initial weights'
 
-DType compute_of(const RunConfig& config) {
-  return config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
-}
-
 ReporterSetup reporter_setup(const TrainerSetup& setup, Communicator& comm, const std::optional<ValidationSet>& val) {
   ReporterSetup r;
   r.speaks = comm.rank() == 0;
@@ -33,10 +30,11 @@ ReporterSetup reporter_setup(const TrainerSetup& setup, Communicator& comm, cons
   r.total_steps = setup.scale.steps;
   if (r.speaks && val) r.val_bytes_per_target = bytes_per_target(*val, *setup.data.tokenizer);
   r.world_size = comm.size();
-  r.peak_tflops =
-      setup.config.log.peak_tflops ? *setup.config.log.peak_tflops : measure_peak_tflops(compute_of(setup.config));
+  r.peak_tflops = setup.config.log.peak_tflops
+                      ? *setup.config.log.peak_tflops
+                      : measure_peak_tflops(compute_dtype(setup.config), setup.model->stream());
   r.cost = model_cost(setup.config.model, setup.config.train.micro_batch, setup.config.data.seq_len,
-                      compute_of(setup.config), setup.config.train.recompute);
+                      compute_dtype(setup.config), setup.config.train.recompute);
   return r;
 }
 

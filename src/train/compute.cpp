@@ -1,0 +1,37 @@
+#include "train/compute.h"
+
+#include "core/build.h"
+#include "core/error.h"
+#include "core/parallel_for.h"
+
+namespace sieve {
+
+DType compute_dtype(const RunConfig& config) {
+  return config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+}
+
+DeviceType resolve_device(DeviceType wanted) {
+  const bool there = cuda_device_count() > 0;
+  if (wanted == DeviceType::automatic) return there ? DeviceType::cuda : DeviceType::cpu;
+  if (wanted == DeviceType::cuda && !there)
+    fail(Exit::config, "device.type",
+         build::with_cuda ? "cuda: the driver shows no GPU (nvidia-smi; CUDA_VISIBLE_DEVICES); use auto or cpu"
+                          : "cuda: this program was built without CUDA; build the cuda preset, or use auto or cpu");
+  return wanted;
+}
+
+Stream compute_stream(DeviceType resolved, int local_rank) {
+  if (resolved != DeviceType::cuda) return main_stream({});
+  const int devices = cuda_device_count();
+  if (local_rank >= devices)
+    fail(Exit::config, "device.type", "rank ", local_rank, " of this machine wants a GPU of its own, and there are ",
+         devices, "; start at most ", devices, " ranks a machine, or use device.type=cpu");
+  return main_stream({Device::Kind::cuda, local_rank});
+}
+
+std::string describe_device(const Stream& stream) {
+  if (stream.device.is_cpu()) return cat("CPU, ", num_threads(), num_threads() == 1 ? " thread" : " threads");
+  return device_info(stream.device).name;
+}
+
+}  // namespace sieve

@@ -1,0 +1,22 @@
+// Where and in which precision a run computes.
+#pragma once
+
+#include "tensor/runtime.h"
+#include "tensor/tensor.h"
+#include "train/run_config.h"
+
+namespace sieve {
+
+DType compute_dtype(const RunConfig& config);
+
+// auto: a GPU where the build and the machine have one. Exit::config where a GPU is asked for and there is none.
+DeviceType resolve_device(DeviceType wanted);
+
+// The stream a rank computes on: the CPU's, or the main stream of the GPU with the number of the rank on this machine.
+// Exit::config when the machine has fewer GPUs than ranks.
+Stream compute_stream(DeviceType resolved, int local_rank);
+
+// "NVIDIA H200" or "CPU, 2 threads"
+std::string describe_device(const Stream& stream);
+
+}  // namespace sieve
