@@ -56,6 +56,10 @@ set(SIEVE_NCCL OFF)
 if(SIEVE_CUDA)
   enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 20)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 (Debian 12) does not know that nvcc speaks C++20
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+  endif()
   find_package(CUDAToolkit 12.8 REQUIRED)
   # Runtime and cuBLASLt are linked as shared libraries: a program built here must find the ones of the machine it runs on.
   find_library(SIEVE_NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
