@@ -10,6 +10,7 @@
 #include "tensor/kernels/cpu/gelu.h"
 #include "tensor/kernels/cpu/matmul_product.h"
 #include "tensor/kernels/cpu/vec.h"
+#include "tensor/kernels/matmul_check.h"
 
 namespace sieve::cpu {
 namespace {
@@ -64,14 +65,6 @@ template <class P>
 P* shifted(P* base, std::int64_t elements, DType t) {
   using Byte = std::conditional_t<std::is_const_v<P>, const std::byte, std::byte>;
   return base == nullptr ? nullptr : static_cast<Byte*>(base) + elements * static_cast<std::int64_t>(size_of(t));
-}
-
-// A matrix of one row has no leading dimension: libraries want a plausible one all the same.
-MatmulArgs normalised(MatmulArgs a) {
-  a.lda = std::max(a.lda, a.transpose_a ? a.M : a.K);
-  a.ldb = std::max(a.ldb, a.transpose_b ? a.K : a.N);
-  a.ldc = std::max(a.ldc, a.N);
-  return a;
 }
 
 MatmulArgs piece_of(const MatmulArgs& a, const Grid& g, std::int64_t index) {
@@ -208,41 +201,15 @@ void product_with_epilogue(const MatmulArgs& p, bool direct) {
   finish<bf16>(p, sums.data(), p.N);
 }
 
-// Sums over K of op(A), by the kernels that add up rows and columns elsewhere: the same bits as a bias gradient of its
-// own.
-void sum_of_a(const MatmulArgs& a) {
-  if (a.transpose_a)
-    return run(ColumnSumArgs{.x_RN = a.a, .out_N = a.a_sum_M, .R = a.K, .N = a.M, .ld = a.lda, .dtype = a.dtype});
-  ReduceArgs rows{.x = a.a, .out = a.a_sum_M, .rank = 2, .dtype = a.dtype, .out_dtype = compute_dtype(a.dtype)};
-  rows.extents[0] = a.M, rows.extents[1] = a.K;
-  rows.x_strides[0] = a.lda, rows.x_strides[1] = 1;
-  rows.reduce[1] = true;
-  run(rows);
-}
-
-void check(const MatmulArgs& a) {
-  const auto fits = [&](const char* name, std::int64_t rows, std::int64_t columns, std::int64_t ld) {
-    require(ld >= columns || rows <= 1, "matmul", "leading dimension ", ld, " of ", name, " (", rows, ", ", columns,
-            ")");
-  };
-  require(a.M >= 0 && a.N >= 0 && a.K >= 0, "matmul", "extents ", a.M, ", ", a.N, ", ", a.K);
-  fits("A", a.transpose_a ? a.K : a.M, a.transpose_a ? a.M : a.K, a.lda);
-  fits("B", a.transpose_b ? a.N : a.K, a.transpose_b ? a.K : a.N, a.ldb);
-  fits("C", a.M, a.N, a.ldc);
-  require(is_float(a.dtype) && (a.c_dtype == a.dtype || (a.dtype == DType::bf16 && a.c_dtype == DType::f32)), "matmul",
-          name_of(a.dtype), " inputs and a ", name_of(a.c_dtype), " output");
-  require(a.bias_N == nullptr || a.alpha == 1, "matmul", "alpha ", a.alpha, " together with a bias");
-  require(a.add_MN == nullptr || a.add_MN != a.c, "matmul", "what is added is C itself: that is beta");
-  require(a.epilogue != Epilogue::gelu_backward || a.pre_MN != nullptr, "matmul", "GELU's gradient without its input");
-  require(a.epilogue != Epilogue::none || a.pre_MN == nullptr, "matmul", "`pre` without an activation");
-}
-
 }  // namespace
 
 void run(const MatmulArgs& given) {
-  check(given);
+  check_matmul(given);
   const MatmulArgs args = normalised(given);
-  if (args.a_sum_M != nullptr && args.M > 0) sum_of_a(args);
+  if (args.a_sum_M != nullptr && args.M > 0) {  // the same bits as a bias gradient of its own
+    if (args.transpose_a) run(column_sums_of_a(args));
+    if (!args.transpose_a) run(row_sums_of_a(args));
+  }
   if (args.M == 0 || args.N == 0) return;
   const Grid grid = choose_grid(args);
   const bool fused = has_epilogue(args);

@@ -1,0 +1,15 @@
+// How cuBLASLt's algorithms are chosen. No CUDA header in sight.
+#pragma once
+
+namespace sieve::cuda {
+
+// Off (the default): the library's first proposal, the same in every run. On: large products time the first eight
+// proposals once, at their first call, which waits for the GPU; the winner, and with it the last bits, may then differ
+// from run to run. Deterministic mode (tensor/cuda/determinism.h) overrules it.
+void set_matmul_tuning(bool timed);
+
+// Whether the sums of A (a bias gradient beside dW) may come out of the product itself. Off: a kernel of their own.
+void set_matmul_fused_sums(bool fused);
+bool matmul_fused_sums();
+
+}  // namespace sieve::cuda
