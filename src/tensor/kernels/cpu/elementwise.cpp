@@ -32,7 +32,9 @@ void axpby(const AxpbyArgs& args) {
   using C = std::conditional_t<std::is_same_v<X, double> || std::is_same_v<Y, double>, double, float>;
   const X* x = static_cast<const X*>(args.x);
   Y* y = static_cast<Y*>(args.y);
-  const C alpha = static_cast<C>(args.alpha), beta = static_cast<C>(args.beta);
+  C alpha = static_cast<C>(args.alpha);
+  if (args.alpha_factor != nullptr) alpha *= static_cast<C>(*static_cast<const compute_t<X>*>(args.alpha_factor));
+  const C beta = static_cast<C>(args.beta);
   for_elements(args.n, 1, [=](std::int64_t begin, std::int64_t end) {
     if (beta == 0) {
 #pragma GCC ivdep

@@ -85,8 +85,8 @@ void rms_norm(const RmsNormArgs& a) {
 // With xhat = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xhat mean(g xhat)), dw = sum_r dy xhat, db = sum_r
 // dy. RMS norm is the case without a mean: dx = rstd (g - xhat mean(g xhat)).
 template <class T, bool kCentred>
-void norm_backward_row(const T* dy, const T* x, const T* w, T* dx, compute_t<T> mean, compute_t<T> rstd, std::int64_t D,
-                       compute_t<T>* dw, compute_t<T>* db) {
+void norm_backward_row(const T* dy, const T* x, const T* w, T* dx, const T* dx_add, compute_t<T> mean,
+                       compute_t<T> rstd, std::int64_t D, compute_t<T>* dw, compute_t<T>* db) {
   using C = compute_t<T>;
   for (std::int64_t i = 0; i < D; ++i) dw[i] += load(dy[i]) * ((load(x[i]) - mean) * rstd);
   if constexpr (kCentred) {
@@ -100,10 +100,17 @@ void norm_backward_row(const T* dy, const T* x, const T* w, T* dx, compute_t<T> 
       lane_sum<C>(D, [dy, w, x, mean,
                       rstd](std::int64_t i) { return load(dy[i]) * load(w[i]) * ((load(x[i]) - mean) * rstd); }) /
       count;
-  // dx may be dy: sums that need the old dy are done
+  const auto slope = [=](std::int64_t i) {
+    return rstd * (load(dy[i]) * load(w[i]) - mean_g - (load(x[i]) - mean) * rstd * mean_gx);
+  };
+  // dx may be dy or dx_add: sums that need the old dy are done, and an index reads before it writes
+  if (dx_add != nullptr) {
 #pragma GCC ivdep
-  for (std::int64_t i = 0; i < D; ++i)
-    dx[i] = T(rstd * (load(dy[i]) * load(w[i]) - mean_g - (load(x[i]) - mean) * rstd * mean_gx));
+    for (std::int64_t i = 0; i < D; ++i) dx[i] = T(slope(i) + load(dx_add[i]));
+  } else {
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < D; ++i) dx[i] = T(slope(i));
+  }
 }
 
 // Args of the two families differ in the mean and in db.
@@ -115,9 +122,10 @@ void norm_backward(const Args& a, const void* mean_R, void* db_D) {
     for (std::int64_t r = first; r < last; ++r) {
       const C mean = mean_R == nullptr ? C(0) : static_cast<const C*>(mean_R)[r];
       T* dx = a.dx_RD == nullptr ? nullptr : static_cast<T*>(a.dx_RD) + r * D;
+      const T* dx_add = a.dx_add_RD == nullptr ? nullptr : static_cast<const T*>(a.dx_add_RD) + r * D;
       norm_backward_row<T, kCentred>(static_cast<const T*>(a.dy_RD) + r * D, static_cast<const T*>(a.x_RD) + r * D,
-                                     static_cast<const T*>(a.w_D), dx, mean, static_cast<const C*>(a.rstd_R)[r], D,
-                                     partial, partial + D);
+                                     static_cast<const T*>(a.w_D), dx, dx_add, mean, static_cast<const C*>(a.rstd_R)[r],
+                                     D, partial, partial + D);
     }
   });
   store_sums<C>(sums.data(), D, a.dw_D, a.accumulate);
