@@ -74,9 +74,10 @@ void say_once(const std::string& text) {
 }
 
 // Makes forward's and backward's plans, so that no surprise is left for backward.
-bool prepared(const AttentionSpec& spec, const Tensor& qkv, bool saves) {
+bool prepared(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv, bool saves) {
   if constexpr (build::with_cudnn) {
-    DenseAttentionArgs args = args_of(spec, {}, qkv, {});
+    DenseAttentionArgs args = args_of(spec, rope, qkv, {});
+    args.rotary.rotary_dims = rope.rotary_dims;
     float kept = 0;  // only whether statistics are kept is looked at
     if (saves) args.statistics_BHT = &kept;
     try {
@@ -100,7 +101,7 @@ bool dense_path(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& q
   if (!build::with_cudnn || !qkv.device().is_cuda() || qkv.dtype() != DType::bf16) return false;
   if (documents || spec.head_dim % 8 != 0 || rope.rotary_dims > spec.head_dim || qkv.numel() == 0) return false;
   if (spec.kind == AttentionKind::sliding_window && spec.sinks > 0) return false;
-  return allowed.load(std::memory_order_relaxed) && served(spec, qkv.size(1)) && prepared(spec, qkv, saves);
+  return allowed.load(std::memory_order_relaxed) && served(spec, qkv.size(1)) && prepared(spec, rope, qkv, saves);
 }
 
 Tensor dense_forward(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv, Tensor* statistics) {
