@@ -27,6 +27,14 @@ void Variable::on_grad_ready(std::function<void()> hook) const {
   leaf_->ready = std::move(hook);
 }
 
+void Variable::replace_value(Tensor value) {
+  require(leaf_ != nullptr, "replace_value", "only a leaf has a place of its own");
+  require(value.defined() && value.shape() == shape() && value.dtype() == dtype(), "replace_value",
+          value.defined() ? value.shape().str() : "undefined", " for a leaf of shape ", shape());
+  zero_grad();
+  value_ = std::move(value);
+}
+
 // The default would destroy edges[0].node, which destroys its edges[0].node, and so on: a stack frame per recorded op.
 Node::~Node() {
   std::vector<std::shared_ptr<Node>> dying;

@@ -43,6 +43,8 @@ class Variable {
   // leaf inside recompute: when the whole recomputed piece has run.) The gradient may be undefined then, if no op had
   // one for it.
   void on_grad_ready(std::function<void()> hook) const;
+  // The same leaf, its value at another place (device, buffer): shape and dtype stay, the gradient is dropped.
+  void replace_value(Tensor value);
 
   // For the engine and for record().
   Variable(Tensor value, std::shared_ptr<Node> node) : value_(std::move(value)), node_(std::move(node)) {}

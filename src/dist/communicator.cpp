@@ -34,7 +34,6 @@ namespace {
 
 void check(const Tensor& t, std::string_view operation, std::string_view what) {
   require(t.defined(), "communicator", operation, "(", what, ") of an undefined tensor");
-  require(t.device().is_cpu(), "communicator", operation, "(", what, ") of a tensor on ", t.device().str());
   require(t.is_contiguous(), "communicator", operation, "(", what, ") of a strided view ", t.shape());
 }
 
@@ -52,29 +51,102 @@ Communicator::Communicator(int rank, int size) : rank_(rank), size_(size) {
   require(size >= 1 && rank >= 0 && rank < size, "communicator", "rank ", rank, " of ", size);
 }
 
+Communicator::~Communicator() = default;
+
+void Communicator::connect(std::unique_ptr<DeviceCollectives> devices) {
+  entered_ = std::make_unique<Event>(devices->stream().device);
+  left_ = std::make_unique<Event>(devices->stream().device);
+  devices_ = std::move(devices);
+}
+
+Stream Communicator::stream_for(Device device) const {
+  return device.is_cuda() && devices_ ? devices_->stream() : main_stream(device);
+}
+
+void Communicator::enter(const Stream& compute) {
+  entered_->record(compute);
+  entered_->wait_on(devices_->stream());
+}
+
+void Communicator::leave(const Stream& compute) {
+  left_->record(devices_->stream());
+  left_->wait_on(compute);
+}
+
+template <class F>
+void Communicator::on_device(const Tensor& tensor, const F& f) {
+  if (size_ == 1) return;
+  require(devices_ && devices_->stream().device == tensor.device(), "communicator",
+          "the ranks' GPUs are not connected: ", tensor.device().str(),
+          build::with_nccl ? "" : " (this program was built without NCCL)");
+  enter(tensor.stream());
+  f(*devices_);
+  if (overlaps_ == 0) leave(tensor.stream());
+}
+
+Communicator::Overlap::Overlap(Communicator& comm, const Stream& compute) : comm_(comm), compute_(compute) {
+  ++comm_.overlaps_;
+}
+
+void Communicator::Overlap::end() {
+  if (!open_) return;
+  open_ = false;
+  if (--comm_.overlaps_ == 0 && comm_.devices_ && compute_.device.is_cuda()) comm_.leave(compute_);
+}
+
+Communicator::Overlap::~Overlap() {
+  try {
+    end();
+  } catch (const Error&) {}  // a failed device: whoever waits for the stream hears of it
+}
+
 void Communicator::all_reduce(Tensor& values, ReduceOp op, std::string_view what) {
   check(values, "all_reduce", what);
   const DType t = values.dtype();
   require(t == DType::f32 || t == DType::f64 || t == DType::i32 || t == DType::i64, "communicator", "all_reduce(", what,
           ") of ", name_of(t), ": sums want f32, f64, i32 or i64");
   Call call(*this, cat("all_reduce(", what, ")"));
-  if (values.numel() > 0) do_all_reduce(values.raw(), values.numel(), t, op);
+  if (values.numel() == 0) return;
+  if (values.device().is_cuda())
+    return on_device(values, [&](auto& d) { d.all_reduce(values.raw(), values.numel(), t, op); });
+  do_all_reduce(values.raw(), values.numel(), t, op);
+}
+
+void Communicator::reduce(Tensor& values, int root, std::string_view what) {
+  check(values, "reduce", what);
+  require(is_float(values.dtype()) && values.dtype() != DType::bf16, "communicator", "reduce(", what, ") of ",
+          name_of(values.dtype()));
+  require(root >= 0 && root < size_, "communicator", "reduce(", what, ") to rank ", root, " of ", size_);
+  Call call(*this, cat("reduce(", what, ")"));
+  if (values.numel() == 0) return;
+  if (values.device().is_cuda())
+    return on_device(values, [&](auto& d) { d.reduce(values.raw(), values.numel(), values.dtype(), root); });
+  do_reduce(values.raw(), values.numel(), values.dtype(), root);
 }
 
 void Communicator::broadcast(Tensor& values, int root, std::string_view what) {
   check(values, "broadcast", what);
   require(root >= 0 && root < size_, "communicator", "broadcast(", what, ") from rank ", root, " of ", size_);
   Call call(*this, cat("broadcast(", what, ")"));
-  if (values.numel() > 0) do_broadcast(values.raw(), values.nbytes(), root);
+  if (values.numel() == 0) return;
+  if (values.device().is_cuda())
+    return on_device(values, [&](auto& d) { d.broadcast(values.raw(), values.nbytes(), root); });
+  do_broadcast(values.raw(), values.nbytes(), root);
 }
 
 Tensor Communicator::all_gather(const Tensor& mine, std::string_view what) {
   check(mine, "all_gather", what);
   std::vector<std::int64_t> extents{size_};
   extents.insert(extents.end(), mine.shape().begin(), mine.shape().end());
-  Tensor all = empty(Shape(std::span<const std::int64_t>(extents)), mine.dtype());
+  Tensor all = empty(Shape(std::span<const std::int64_t>(extents)), mine.dtype(), mine.stream());
   Call call(*this, cat("all_gather(", what, ")"));
-  if (mine.numel() > 0) do_all_gather(mine.raw(), all.raw(), mine.nbytes());
+  if (mine.numel() == 0) return all;
+  if (mine.device().is_cuda()) {
+    if (size_ == 1) all.flatten().copy_from(mine.flatten());
+    on_device(mine, [&](auto& d) { d.all_gather(mine.raw(), all.raw(), mine.nbytes()); });
+  } else {
+    do_all_gather(mine.raw(), all.raw(), mine.nbytes());
+  }
   return all;
 }
 
@@ -89,7 +161,12 @@ void Communicator::exchange(const Tensor& send, Tensor& recv, int peer, std::str
   require(peer >= 0 && peer < size_ && peer != rank_, "communicator", "exchange(", what, ") of rank ", rank_,
           " with rank ", peer, " of ", size_);
   Call call(*this, what.empty() ? cat("exchange with rank ", peer) : cat("exchange(", what, ") with rank ", peer));
-  if (send.numel() + recv.numel() > 0) do_exchange(send.raw(), send.nbytes(), recv.raw(), recv.nbytes(), peer);
+  require(send.device() == recv.device(), "communicator", "exchange(", what, ") from ", send.device().str(), " to ",
+          recv.device().str());
+  if (send.numel() + recv.numel() == 0) return;
+  if (send.device().is_cuda())
+    return on_device(send, [&](auto& d) { d.exchange(send.raw(), send.nbytes(), recv.raw(), recv.nbytes(), peer); });
+  do_exchange(send.raw(), send.nbytes(), recv.raw(), recv.nbytes(), peer);
 }
 
 std::vector<double> Communicator::all_gather(double value, std::string_view what) {

@@ -37,12 +37,17 @@ class MpiCommunicator final : public Communicator {
     session_->call([this] {
       check(MPI_Comm_dup(MPI_COMM_WORLD, &comm_), "MPI_Comm_dup");
       check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+      MPI_Comm machine = MPI_COMM_NULL;
+      check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank(), MPI_INFO_NULL, &machine), "MPI_Comm_split_type");
+      check(MPI_Comm_rank(machine, &local_rank_), "MPI_Comm_rank");
+      check(MPI_Comm_free(&machine), "MPI_Comm_free");
     });
   }
   ~MpiCommunicator() override {
     if (abandoned()) session_->skip_finalize();
   }
   std::string_view backend() const override { return "mpi"; }
+  int local_rank() const override { return local_rank_; }
 
  protected:
   void do_all_reduce(void* values, std::int64_t count, DType dtype, ReduceOp op) override {
@@ -52,6 +57,18 @@ class MpiCommunicator final : public Communicator {
       check(MPI_Iallreduce(MPI_IN_PLACE, static_cast<char*>(values) + at, static_cast<int>(bytes / width),
                            mpi_type(dtype), op == ReduceOp::sum ? MPI_SUM : MPI_MAX, comm_, &request),
             "MPI_Iallreduce");
+      wait(&request, 1);
+    });
+  }
+
+  void do_reduce(void* values, std::int64_t count, DType dtype, int root) override {
+    const auto width = size_of(dtype);
+    pieces(static_cast<std::size_t>(count) * width, width, [&](std::size_t at, std::size_t bytes) {
+      char* mine = static_cast<char*>(values) + at;
+      MPI_Request request;
+      check(MPI_Ireduce(rank() == root ? MPI_IN_PLACE : mine, rank() == root ? mine : nullptr,
+                        static_cast<int>(bytes / width), mpi_type(dtype), MPI_SUM, root, comm_, &request),
+            "MPI_Ireduce");
       wait(&request, 1);
     });
   }
@@ -140,6 +157,7 @@ class MpiCommunicator final : public Communicator {
 
   std::unique_ptr<MpiSession> session_;
   std::size_t chunk_;
+  int local_rank_ = 0;
   MPI_Comm comm_ = MPI_COMM_NULL;  // a duplicate: our messages never meet those of a library
 };
 

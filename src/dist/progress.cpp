@@ -1,6 +1,7 @@
 #include "dist/progress.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace sieve {
 
@@ -18,6 +19,16 @@ void Progress::set_step(std::int64_t step) {
 std::uint64_t Progress::beats() const {
   std::lock_guard lock(mutex_);
   return beats_;
+}
+
+void Progress::monitor(std::function<std::string()> fault) {
+  std::lock_guard lock(monitor_mutex_);
+  monitor_ = std::move(fault);
+}
+
+std::string Progress::fault() const {
+  std::lock_guard lock(monitor_mutex_);
+  return monitor_ ? monitor_() : std::string();
 }
 
 std::string Progress::where() const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -29,7 +30,11 @@ class Progress {
   void beat();                       // something moved
   void set_step(std::int64_t step);  // also a heartbeat
   std::uint64_t beats() const;       // grows with every heartbeat
-  std::string where() const;         // "train > all_reduce(bucket 3), step 1200"; the step only once one was set
+  // Asked by the watchdog beside the heartbeats: what has failed behind the back of the threads (an asynchronous error
+  // of a GPU or a network), "" if nothing. Must not block. An empty function ends it; when this returns, none runs.
+  void monitor(std::function<std::string()> fault);
+  std::string fault() const;
+  std::string where() const;  // "train > all_reduce(bucket 3), step 1200"; the step only once one was set
 
  private:
   struct Open {
@@ -39,7 +44,8 @@ class Progress {
   std::uint64_t open(std::string_view operation);
   void close(std::uint64_t id);
 
-  mutable std::mutex mutex_;
+  mutable std::mutex mutex_, monitor_mutex_;
+  std::function<std::string()> monitor_;
   std::vector<Open> open_;
   std::uint64_t beats_ = 0, next_id_ = 0;
   std::int64_t step_ = -1;

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 
-#include "core/parallel_for.h"
 #include "dist/communicator.h"
+#include "dist/kernels/kernels.h"
 
 namespace sieve {
 namespace {
@@ -20,34 +19,6 @@ Split split(std::int64_t leaves) {
   require(leaves >= 1, "tree", leaves, " leaves");
   const int levels = std::countr_zero(static_cast<std::uint64_t>(leaves));
   return {leaves >> levels, levels};
-}
-
-template <class T>
-void add_chain_of(T* dest, const T* const* sources, int source_count, const T* leaf, std::int64_t n) {
-  constexpr std::int64_t kChunk = 2048;  // stays in the first-level cache while the sources pass
-  T value[kChunk];
-  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
-    const std::int64_t count = std::min(kChunk, n - begin);
-    const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
-    leaf ? std::memcpy(value, leaf + begin, bytes) : std::memset(value, 0, bytes);
-    for (int s = 0; s < source_count; ++s) {
-      const T* lower = sources[s] + begin;
-      for (std::int64_t i = 0; i < count; ++i) value[i] = lower[i] + value[i];
-    }
-    std::memcpy(dest + begin, value, bytes);
-  }
-}
-
-template <class T>
-void add_leaf(std::vector<Tensor>& slots, const TreeStep& step, const Tensor& leaf) {
-  const T* in = leaf.data<T>();
-  T* dest = slots[static_cast<std::size_t>(step.dest)].data<T>();
-  parallel_for(leaf.numel(), 1 << 16, [&](std::int64_t begin, std::int64_t end) {
-    const T* sources[64];
-    for (int s = 0; s < step.source_count; ++s)
-      sources[s] = slots[static_cast<std::size_t>(step.sources[static_cast<std::size_t>(s)])].data<T>() + begin;
-    add_chain_of(dest + begin, sources, step.source_count, in + begin, end - begin);
-  });
 }
 
 }  // namespace
@@ -78,12 +49,17 @@ int tree_slots(std::int64_t leaves) {
   return std::max(1, levels) + (block > 1 && levels > 0 ? 1 : 0);
 }
 
-void add_chain(float* dest, const float* const* sources, int source_count, const float* leaf, std::int64_t n) {
-  add_chain_of(dest, sources, source_count, leaf, n);
-}
-
-void add_chain(double* dest, const double* const* sources, int source_count, const double* leaf, std::int64_t n) {
-  add_chain_of(dest, sources, source_count, leaf, n);
+void add_leaf(const Stream& stream, const TreeStep& step, std::span<const Tensor> slots, const Tensor& leaf) {
+  AddChainArgs args;
+  args.source_count = step.source_count;
+  for (int s = 0; s < step.source_count; ++s)
+    args.sources[s] = slots[static_cast<std::size_t>(step.sources[static_cast<std::size_t>(s)])].raw();
+  const Tensor& dest = slots[static_cast<std::size_t>(step.dest)];
+  args.dest = dest.raw();
+  args.leaf = leaf.defined() ? leaf.raw() : nullptr;
+  args.n = dest.numel();
+  args.dtype = dest.dtype();
+  launch(stream, args);
 }
 
 void TreeAccumulator::add(const Tensor& leaf) {
@@ -95,9 +71,8 @@ void TreeAccumulator::add(const Tensor& leaf) {
             name_of(leaf.dtype()), " after ", slots_[0].shape(), " ", name_of(slots_[0].dtype()));
   const TreeStep step = tree_step(leaves_, added_++);
   Tensor& dest = slots_[static_cast<std::size_t>(step.dest)];
-  if (!dest.defined()) dest = empty(leaf.shape(), leaf.dtype());
-  if (leaf.dtype() == DType::f64) return add_leaf<double>(slots_, step, leaf);
-  add_leaf<float>(slots_, step, leaf);
+  if (!dest.defined()) dest = empty(leaf.shape(), leaf.dtype(), leaf.stream());
+  add_leaf(leaf.stream(), step, slots_, leaf);
 }
 
 const Tensor& TreeAccumulator::result() const {
@@ -123,26 +98,20 @@ double TreeSum::result() const {
 namespace {
 
 // mine = lower rank's + upper rank's: both sides of a pair add the same two numbers in the same order.
-void join(Tensor& mine, const Tensor& theirs, bool mine_is_lower) {
-  auto add = [&]<class T>() {
-    T* a = mine.data<T>();
-    const T* b = theirs.data<T>();
-    const std::int64_t n = mine.numel();
-    if (mine_is_lower) {
-      for (std::int64_t i = 0; i < n; ++i) a[i] = a[i] + b[i];
-    } else {
-      for (std::int64_t i = 0; i < n; ++i) a[i] = b[i] + a[i];
-    }
-  };
-  mine.dtype() == DType::f64 ? add.template operator()<double>() : add.template operator()<float>();
+void join(const Stream& stream, Tensor& mine, const Tensor& theirs, bool mine_is_lower) {
+  AddChainArgs args{.source_count = 1, .dest = mine.raw(), .n = mine.numel(), .dtype = mine.dtype()};
+  args.sources[0] = mine_is_lower ? mine.raw() : theirs.raw();
+  args.leaf = mine_is_lower ? theirs.raw() : mine.raw();
+  launch(stream, args);
 }
 
 // Whole buffers, log2 `ranks` rounds: fewest messages.
 void reduce_by_doubling(Communicator& comm, Tensor& flat, int ranks) {
-  Tensor theirs = empty(flat.shape(), flat.dtype());
+  const Stream stream = comm.stream_for(flat.device());
+  Tensor theirs = empty(flat.shape(), flat.dtype(), stream);
   for (int bit = 1; bit < ranks; bit <<= 1) {
     comm.exchange(flat, theirs, comm.rank() ^ bit, "");
-    join(flat, theirs, (comm.rank() & bit) == 0);
+    join(stream, flat, theirs, (comm.rank() & bit) == 0);
   }
 }
 
@@ -155,7 +124,8 @@ void reduce_by_halving(Communicator& comm, Tensor& flat, int ranks) {
   };
   std::vector<Range> parents;
   Range mine{0, flat.numel()};
-  const Tensor scratch = empty({(flat.numel() + 1) / 2}, flat.dtype());
+  const Stream stream = comm.stream_for(flat.device());
+  const Tensor scratch = empty({(flat.numel() + 1) / 2}, flat.dtype(), stream);
   for (int bit = 1; bit < ranks; bit <<= 1) {
     parents.push_back(mine);
     const std::int64_t middle = mine.begin + (mine.end - mine.begin) / 2;
@@ -165,7 +135,7 @@ void reduce_by_halving(Communicator& comm, Tensor& flat, int ranks) {
     Tensor theirs = scratch.slice(0, 0, mine.end - mine.begin);
     comm.exchange(flat.slice(0, give.begin, give.end), theirs, comm.rank() ^ bit, "");
     Tensor kept = flat.slice(0, mine.begin, mine.end);
-    join(kept, theirs, lower);
+    join(stream, kept, theirs, lower);
   }
   for (int bit = ranks >> 1; bit >= 1; bit >>= 1) {
     const Range parent = parents.back();
@@ -186,22 +156,25 @@ void tree_all_reduce(Communicator& comm, Tensor& values, std::string_view what) 
   if (comm.size() == 1 || values.numel() == 0) return;
   const Progress::Scope scope(comm.progress(), cat("all_reduce(", what, ")"));
   Tensor flat = values.flatten();
-  Tensor none = empty({0}, flat.dtype());
+  const Stream stream = comm.stream_for(flat.device());
+  Communicator::Overlap overlap(comm, flat.stream());     // one wait for all exchanges and additions
+  Tensor none = empty({0}, flat.dtype(), flat.stream());  // of this stream: the first exchange waits for it
   // Ranks beyond the largest power of two hand their part to a partner first and fetch the result from it last.
   const int ranks = static_cast<int>(std::bit_floor(static_cast<unsigned>(comm.size())));
   const int extra = comm.size() - ranks;
   if (comm.rank() >= ranks) {
     comm.exchange(flat, none, comm.rank() - ranks, "");
     comm.exchange(none, flat, comm.rank() - ranks, "");
-    return;
+    return overlap.end();
   }
   if (comm.rank() < extra) {
-    Tensor theirs = empty(flat.shape(), flat.dtype());
+    Tensor theirs = empty(flat.shape(), flat.dtype(), stream);
     comm.exchange(none, theirs, comm.rank() + ranks, "");
-    join(flat, theirs, true);
+    join(stream, flat, theirs, true);
   }
   flat.numel() <= kSmall ? reduce_by_doubling(comm, flat, ranks) : reduce_by_halving(comm, flat, ranks);
   if (comm.rank() < extra) comm.exchange(flat, none, comm.rank() + ranks, "");
+  overlap.end();
 }
 
 double tree_sum(const std::vector<double>& values) {

@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -29,10 +30,8 @@ struct TreeStep {
 TreeStep tree_step(std::int64_t leaves, std::int64_t index);  // of this rank: 0 <= index < leaves
 int tree_slots(std::int64_t leaves);                          // log2(leaves) at most, for m > 1 plus 1; at least 1
 
-// dest[i] = sources[k-1][i] + (... + (sources[0][i] + leaf[i])) for n elements. dest may be one of the sources. leaf
-// null: zeros.
-void add_chain(float* dest, const float* const* sources, int source_count, const float* leaf, std::int64_t n);
-void add_chain(double* dest, const double* const* sources, int source_count, const double* leaf, std::int64_t n);
+// Adds the next leaf (undefined: zeros) to slots of its size and dtype, f32 or f64, on `stream`.
+void add_leaf(const Stream& stream, const TreeStep& step, std::span<const Tensor> slots, const Tensor& leaf);
 
 // The rank's part of the tree over tensors of one shape (f32 or f64).
 class TreeAccumulator {

@@ -40,11 +40,13 @@ void Watchdog::run() {
     idle = beats == seen ? idle + std::min(elapsed, kLongestTick) : 0;
     seen = beats;
     const bool terminated = termination_requested();
-    if (!terminated && idle < timeout_) continue;
+    const std::string fault = progress_.fault();
+    if (!terminated && idle < timeout_ && fault.empty()) continue;
     const std::string reason =
-        terminated ? cat("rank ", rank_, ": ended by SIGTERM (another rank failed or the job was cancelled) in ",
-                         progress_.where())
-                   : cat("rank ", rank_, ": no progress for ", timeout_, " s in ", progress_.where());
+        !fault.empty() ? cat("rank ", rank_, ": ", fault, " in ", progress_.where())
+        : terminated   ? cat("rank ", rank_, ": ended by SIGTERM (another rank failed or the job was cancelled) in ",
+                             progress_.where())
+                       : cat("rank ", rank_, ": no progress for ", timeout_, " s in ", progress_.where());
     lock.unlock();  // the destructor may run while `expired` does
     expired_(Exit::peer, reason);
     return;

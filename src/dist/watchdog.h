@@ -18,8 +18,9 @@ class Watchdog {
 
   // No heartbeat for `timeout_seconds` (> 0): die(Exit::peer, "rank 2: no progress for 600 s in all_reduce(bucket 3),
   // step 1200"). termination_requested() (dist/signals.h): die(Exit::peer, "rank 1: ended by SIGTERM in ..., step ...")
-  // within 0.1 s. Time during which the whole process was stopped or suspended does not count: its peers judge it, and
-  // Ctrl-Z stays harmless. `expired` replaces die() in tests; it is called once.
+  // within 0.1 s. A fault that the Progress's monitor reports: die(Exit::peer, "rank 0: <fault> in ...") likewise. Time
+  // during which the whole process was stopped or suspended does not count: its peers judge it, and Ctrl-Z stays
+  // harmless. `expired` replaces die() in tests; it is called once.
   Watchdog(const Progress& progress, int rank, double timeout_seconds, Expired expired = {});
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;

@@ -1,5 +1,6 @@
 // Named weights. The master copy is fp32 (fp64 in oracle models); where the model computes in bf16, `value` is a bf16
-// copy of it. Ops read `value`, the optimizer writes both, checkpoints hold the master.
+// copy of it. Ops read `value`, the optimizer writes both, checkpoints hold the master. Weights are made on the CPU,
+// one by one (the same bits for every device), and placed: see place_parameters().
 #pragma once
 
 #include <functional>
@@ -8,8 +9,16 @@
 #include <vector>
 
 #include "autograd/variable.h"
+#include "tensor/flat_layout.h"
 
 namespace sieve {
+
+// The flat buffers that hold all trainable parameters of a model.
+struct FlatParameters {
+  FlatLayout layout;
+  Tensor master;  // (layout.numel)
+  Tensor copy;    // the same in bf16; undefined where the model computes in the masters' dtype
+};
 
 struct Parameter {
   std::string name;    // "layers.3.attn.qkv.weight"
@@ -18,6 +27,7 @@ struct Parameter {
   bool decay = false;  // weight decay applies (matrices yes; norms, biases and scorers no)
   bool scorer = false;
   bool trainable = true;
+  std::shared_ptr<const FlatParameters> flat;  // where master and value are views of, once placed
 
   std::int64_t numel() const { return master.numel(); }
 };
@@ -43,6 +53,12 @@ class ParameterFactory {
   std::uint64_t seed_;
   std::vector<ParameterPtr> all_;
 };
+
+// Moves parameters to the device of `stream`: the trainable ones one behind the other, in their order, into flat
+// buffers, each frozen one by itself. Bits, leaves and their hooks stay; gradients do not. Nothing moves where all lie
+// so already. Returns the flat buffers; null if no parameter is trainable.
+std::shared_ptr<const FlatParameters> place_parameters(const std::vector<ParameterPtr>& parameters,
+                                                       const Stream& stream);
 
 // After the master changed by other means than the optimizer (loading): refreshes the compute copy.
 void refresh_value(Parameter& p);

@@ -39,6 +39,7 @@ class ThreadCommunicator : public Communicator {
   ThreadCommunicator(std::shared_ptr<ThreadWorld> world, int rank)
       : Communicator(rank, world->size), world_(std::move(world)) {}
   std::string_view backend() const override { return "threads"; }
+  int local_rank() const override { return rank(); }
 
  protected:
   void do_all_reduce(void* values, std::int64_t count, DType dtype, ReduceOp op) override {

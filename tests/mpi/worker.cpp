@@ -146,7 +146,7 @@ void hash(Communicator& comm, const Arguments& args) {
   reducer.finish();
   StepSummary summary;
   summary.loss_sum = loss.result();
-  summary.squared_norm = reducer.squared_norm();
+  summary.squared_norm = reducer.squared_norm().item();
   summary = reduce_step_summary(comm, summary);
   std::uint64_t h = 0xcbf29ce484222325ull;
   for (std::int64_t p = 0; p < reducer.parameters(); ++p) {
@@ -184,7 +184,7 @@ Exit train(Communicator& comm, const Arguments& args) {
     reducer.end_micro_batch();
     reducer.finish();
     StepSummary mine;
-    mine.squared_norm = reducer.squared_norm();
+    mine.squared_norm = reducer.squared_norm().item();
     mine.flags.stop = stop_requested() == StopReason::preempted;
     mine.flags.interrupt = stop_requested() == StopReason::interrupted;
     const StepSummary all = reduce_step_summary(comm, mine);
