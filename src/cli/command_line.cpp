@@ -8,6 +8,8 @@ CLI::App* add_command(CommandLine& line, CLI::App& parent, const std::string& na
       ->check(CLI::PositiveNumber);
   command->add_option("--log-level", line.log_level, "debug, info, warn, error or off")
       ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}));
+  command->add_option("--color", line.color, "auto (on a terminal, unless NO_COLOR is set), always or never")
+      ->check(CLI::IsMember({"auto", "always", "never"}));
   command->add_flag("-v,--verbose", line.verbose, "as --log-level debug");
   command->add_flag("-q,--quiet", line.quiet, "as --log-level warn");
   return command;

@@ -1,4 +1,3 @@
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -15,6 +14,8 @@
 #include "io/archive.h"
 #include "io/file.h"
 #include "train/format.h"
+#include "train/plan.h"
+#include "train/run_lock.h"
 
 namespace sieve {
 namespace {
@@ -61,6 +62,21 @@ std::string file_system_report(const fs::path& folder) {
   return report;
 }
 
+// A second lock on a folder that is locked already must be refused, or two runs would write into one folder.
+std::string lock_report(const fs::path& folder) {
+  const fs::path probe = folder / cat(".sieve-doctor-lock-", ::getpid());
+  std::string report;
+  try {
+    const RunLock first(probe);
+    if (!first.held()) return "no locks: two runs in one folder would not notice each other";
+    try {
+      const RunLock second(probe);
+      report = "a locked folder was locked again: two runs in one folder would not notice each other";
+    } catch (const Error&) { report = "exclusive, released with the process"; }
+  } catch (const Error& e) { report = e.what(); }
+  return report;
+}
+
 Exit run(Communicator& comm, const std::string& folder) {
   const auto say = [](const std::string& what, const std::string& value) {
     std::cout << what << std::string(what.size() < 14 ? 14 - what.size() : 1, ' ') << value << '\n';
@@ -70,12 +86,13 @@ Exit run(Communicator& comm, const std::string& folder) {
                    build::compiler, ")"));
   say("built with", cat("cuda ", yes(build::with_cuda), ", mpi ", yes(build::with_mpi), ", openmp ",
                         yes(build::with_openmp), ", onednn ", yes(build::with_onednn)));
+  say("libraries", library_versions());
   say("cpu", cat(cpu_name(), ", ", std::thread::hardware_concurrency(), " cores, ", cpu_features()));
   say("threads", std::to_string(num_threads()));
-  say("memory",
-      format_bytes(static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE))));
+  say("memory", format_bytes(physical_memory()));
   say("ranks", cat(comm.size(), " by ", comm.backend()));
   say("file system", cat(fs::absolute(folder).string(), ": ", file_system_report(folder)));
+  say("locks", lock_report(folder));
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);
   if (!error) say("free space", format_bytes(static_cast<double>(space.available)));

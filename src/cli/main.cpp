@@ -61,9 +61,17 @@ LogLevel chosen_level(const CommandLine& line) {
   return parse_log_level(line.log_level);
 }
 
+// https://no-color.org: the variable set to anything but nothing; the flag is nearer.
+LogColor chosen_color(const CommandLine& line) {
+  if (line.color == "always") return LogColor::always;
+  const char* no_color = std::getenv("NO_COLOR");
+  const bool never = line.color == "never" || (no_color != nullptr && *no_color != '\0');
+  return never ? LogColor::never : LogColor::automatic;
+}
+
 Exit run(CommandLine& line) {
   const Launch launch = detect_launch();
-  log_init(launch.rank, chosen_level(line));
+  log_init(launch.rank, chosen_level(line), chosen_color(line));
   if (line.stops_on_request) install_signal_handlers(launch.launcher);
   choose_threads(line, launch);
   std::unique_ptr<Communicator> comm = make_communicator();

@@ -23,8 +23,13 @@ spdlog::level::level_enum to_spdlog(LogLevel level) {
   return spdlog::level::info;
 }
 
-std::shared_ptr<spdlog::sinks::sink> make_console(int rank, LogLevel level) {
-  auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+spdlog::color_mode to_spdlog(LogColor color) {
+  if (color == LogColor::automatic) return spdlog::color_mode::automatic;
+  return color == LogColor::always ? spdlog::color_mode::always : spdlog::color_mode::never;
+}
+
+std::shared_ptr<spdlog::sinks::sink> make_console(int rank, LogLevel level, LogColor color) {
+  auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>(to_spdlog(color));
   const bool speaks = rank == 0;
   sink->set_level(to_spdlog(speaks ? level : std::max(level, LogLevel::warn)));
   sink->set_pattern(speaks ? "%^%v%$" : "%^[rank " + std::to_string(rank) + "] %v%$");
@@ -34,7 +39,7 @@ std::shared_ptr<spdlog::sinks::sink> make_console(int rank, LogLevel level) {
 // All sinks of the process behind one lock: a file may be opened while other threads write lines.
 const std::shared_ptr<spdlog::sinks::dist_sink_mt>& sinks() {
   static const auto all = std::make_shared<spdlog::sinks::dist_sink_mt>(
-      std::vector<std::shared_ptr<spdlog::sinks::sink>>{make_console(0, LogLevel::info)});
+      std::vector<std::shared_ptr<spdlog::sinks::sink>>{make_console(0, LogLevel::info, LogColor::automatic)});
   return all;
 }
 
@@ -50,7 +55,7 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void log_init(int rank, LogLevel level) { sinks()->set_sinks({make_console(rank, level)}); }
+void log_init(int rank, LogLevel level, LogColor color) { sinks()->set_sinks({make_console(rank, level, color)}); }
 
 void open_log_file(const std::string& path) {
   auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path, false);

@@ -10,8 +10,10 @@
 namespace sieve {
 
 enum class LogLevel { debug, info, warn, error, off };
+enum class LogColor { automatic, always, never };  // automatic: on a terminal that knows colours
 
-void log_init(int rank, LogLevel level);      // ranks other than 0 print only warnings and errors
+// Ranks other than 0 print only warnings and errors.
+void log_init(int rank, LogLevel level, LogColor color = LogColor::automatic);
 void open_log_file(const std::string& path);  // appends; the folder must exist
 void log_line(LogLevel level, std::string_view text);
 void log_flush();

@@ -4,4 +4,5 @@
 
 namespace sieve {
 const char* git_revision() { return kGitRevision; }
+const char* library_versions() { return kLibraryVersions; }
 }  // namespace sieve

@@ -17,6 +17,7 @@
 #include "train/eval_config.h"
 #include "train/expression.h"
 #include "train/format.h"
+#include "train/idle_keys.h"
 #include "train/load_config.h"
 #include "train/on_root.h"
 
@@ -384,7 +385,8 @@ void check_config(const std::string& config, const std::vector<std::string>& ove
   ConfigTree tree;
   if (!config.empty()) tree.load(config);
   if (!tree.given("eval.checkpoints") && !tree.given("eval.data")) {
-    load_run_config(config, overrides, world_size);
+    const LoadedConfig loaded = load_run_config(config, overrides, world_size);
+    warn_of_idle_keys(loaded.config, loaded.tree);
     return;
   }
   load_eval({.target = config, .overrides = overrides, .fail_if = {}, .json = false});

@@ -1,6 +1,10 @@
 #include "train/plan.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <iostream>
+#include <utility>
 
 #include "core/build.h"
 #include "data/tokenizer.h"
@@ -8,6 +12,7 @@
 #include "train/commands.h"
 #include "train/compute.h"
 #include "train/format.h"
+#include "train/idle_keys.h"
 #include "train/peak.h"
 #include "train/run_data.h"
 
@@ -107,9 +112,53 @@ Json plan_json(const RunPlan& p) {
               {"seconds", p.seconds}};
 }
 
+double physical_memory() {
+  return static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE));
+}
+
+std::vector<std::string> memory_help(const RunConfig& config, const RunPlan& plan) {
+  const MemoryPlan& m = plan.memory;
+  std::vector<std::pair<double, std::string>> ways;  // what is left, how
+  const auto offer = [&](const std::string& how, const RunConfig& changed, const RunScale& scale) {
+    const double left = make_plan(changed, scale, plan.world_size, plan.peak_tflops).memory.total();
+    if (left < 0.99 * m.total()) ways.emplace_back(left, how);
+  };
+  if (config.train.micro_batch % 2 == 0) {
+    RunConfig half = config;
+    half.train.micro_batch /= 2;
+    RunScale scale = plan.scale;
+    scale.micro_batches *= 2, scale.accumulation *= 2;
+    offer(cat("train.micro_batch=", half.train.micro_batch), half, scale);
+  }
+  RunConfig recompute = config;
+  recompute.train.recompute.attention = recompute.train.recompute.mlp = true;
+  offer("train.recompute={attention: true, mlp: true} (slower)", recompute, plan.scale);
+  RunConfig low = config;
+  low.device.precision = Precision::bf16;
+  offer("device.precision=bf16", low, plan.scale);
+  RunConfig plain = config;
+  plain.run.deterministic = false;
+  offer("run.deterministic=false (other bits on other ranks)", plain, plan.scale);
+  RunConfig waiting = config;
+  waiting.checkpoint.async = false;
+  offer("checkpoint.async=false (training waits for saves)", waiting, plan.scale);
+  std::sort(ways.begin(), ways.end());
+
+  std::vector<std::string> lines{cat("plan   ", format_bytes(m.total()), "/rank: weights ", format_bytes(m.weights),
+                                     ", optimizer ", format_bytes(m.optimizer), ", gradients ",
+                                     format_bytes(m.gradients), ", activations ", format_bytes(m.activations),
+                                     ", loss ", format_bytes(m.loss), ", checkpoint copy ", format_bytes(m.snapshot),
+                                     " (rank 0); this machine has ", format_bytes(physical_memory()))};
+  for (const auto& [left, how] : ways) lines.push_back(cat("shrink ", how, ": ", format_bytes(left), "/rank"));
+  lines.push_back(
+      "shrink a shorter data.seq_len, fewer or narrower layers (model.n_layers, model.d_model, model.d_ff)");
+  return lines;
+}
+
 Exit plan(const PlanOptions& options) {
   LoadedConfig loaded = load_run_config(options.config, options.overrides, options.world_size);
   RunConfig& config = loaded.config;
+  warn_of_idle_keys(config, loaded.tree);
   // The shards are needed only for a length in epochs, the tokenizer only for an open vocabulary.
   std::int64_t samples = 0, vocab = config.model.vocab_size.value_or(0);
   if (config.train.epochs) {

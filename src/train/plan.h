@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "io/json.h"
 #include "nn/model_cost.h"
@@ -37,5 +38,9 @@ RunPlan make_plan(const RunConfig& config, const RunScale& scale, int world_size
 std::string plan_line(const RunPlan& plan);  // one line, as printed when a run starts
 std::string plan_text(const RunPlan& plan);  // a small table
 Json plan_json(const RunPlan& plan);
+// What to read when memory does not suffice: what the plan holds, and what would shrink it, best first, each with what
+// would be left.
+std::vector<std::string> memory_help(const RunConfig& config, const RunPlan& plan);
+double physical_memory();  // of this machine, bytes
 
 }  // namespace sieve

@@ -1,16 +1,20 @@
 // From an invocation to a running Trainer: what is opened, checked and restored, in which order.
 #include <functional>
 #include <iostream>
+#include <new>
 #include <optional>
 
 #include "core/log.h"
+#include "dist/die.h"
 #include "dist/watchdog.h"
 #include "train/commands.h"
 #include "train/compute.h"
 #include "train/demo.h"
+#include "train/idle_keys.h"
 #include "train/manifest.h"
 #include "train/on_root.h"
 #include "train/peak.h"
+#include "train/run_lock.h"
 #include "train/trainer.h"
 
 namespace sieve {
@@ -36,6 +40,7 @@ std::string base_text(const Checkpoint& checkpoint) {
 struct Start {
   LoadedConfig loaded;
   RunFolder folder{""};
+  RunLock lock;                        // on rank 0, until the run ends
   std::optional<Checkpoint> restored;  // this run goes on
   std::optional<Checkpoint> base;      // a new run takes its weights
 };
@@ -49,8 +54,11 @@ Start open_configuration(const TrainOptions& options, const RunConfig& given, bo
   start.folder = RunFolder(given.run_dir());
   std::string from;
   if (!options.dry_run && !options.print_config)
-    from = on_root(comm, "the checkpoint to continue from",
-                   [&] { return start.folder.choose_checkpoint(options.resume).string(); });
+    from = on_root(comm, "the checkpoint to continue from", [&] {
+      start.folder.choose_checkpoint(options.resume);  // what is refused leaves no trace
+      start.lock = RunLock(start.folder.root());
+      return start.folder.choose_checkpoint(options.resume).string();  // the run before may just have ended
+    });
   // Every rank reads and verifies what it restores: a damaged byte on one node is that node's error.
   on_every_rank(comm, "opening the checkpoint", [&] {
     if (!from.empty()) start.restored.emplace(from);
@@ -116,16 +124,18 @@ std::unique_ptr<Decoder> build_model(const Start& start, const RunConfig& config
   return model;
 }
 
-void prepare_folder(const Start& start, const TrainOptions& options, std::int64_t step, const std::string& yaml,
-                    const Json& manifest, Communicator& comm) {
+void prepare_folder(const Start& start, const TrainOptions& options, const TrainState& first, const RunScale& scale,
+                    const std::string& yaml, const Json& manifest, Communicator& comm) {
   on_root(comm, "the run folder", [&] {
-    start.folder.create(start.loaded.tree, options.argv, step);
+    start.folder.create(start.loaded.tree, options.argv, first.step);
     start.folder.write_config(yaml);
     start.folder.write_manifest(manifest);
     if (start.restored) {
-      for (const auto& name : start.folder.set_aside_after(step))
+      for (const auto& name : start.folder.set_aside_after(first.step))
         log_warn("checkpoint ", name, " is of a later step: moved to checkpoints/superseded/");
     }
+    StatusFile(start.folder.status_file(), 0)
+        .write({"running", first.step, scale.steps, first.tokens, first.loss, -1, ""});
     return std::string();
   });
   open_log_file(start.folder.log_file(comm.rank()).string());
@@ -152,7 +162,7 @@ Exit with_last_word(const RunFolder& folder, const std::function<TrainState()>& 
     if (comm.rank() != 0) return;
     const TrainState s = state();
     try {
-      StatusFile(folder.root() / "status.json", 0)
+      StatusFile(folder.status_file(), 0)
           .write({"failed", s.step, 0, s.tokens, s.loss, static_cast<int>(code), message});
     } catch (const Error& e) {
       log_error(e.what());  // the disk may be what failed
@@ -163,17 +173,100 @@ Exit with_last_word(const RunFolder& folder, const std::function<TrainState()>& 
   } catch (const Error& e) {
     failed(e.code(), e.what());
     throw;
+  } catch (const std::bad_alloc&) {
+    failed(Exit::memory, "out of memory");
+    throw;
   } catch (const std::exception& e) {
     failed(Exit::internal, e.what());
     throw;
   }
 }
 
+// The watchdog's way to end a rank: rank 0 first says so in status.json.
+Watchdog::Expired last_word_and_die(const RunFolder& folder, int rank) {
+  return [file = folder.status_file(), rank](Exit code, const std::string& reason) {
+    if (rank == 0) leave_status_failed(file, code, reason);
+    die(code, reason);
+  };
+}
+
+// Runs `work`; where memory ends, says what the plan holds and what would shrink it.
+Exit with_memory_help(const RunConfig& config, const RunPlan& plan, const std::function<Exit()>& work) {
+  const auto help = [&] {
+    for (const auto& line : memory_help(config, plan)) log_error(line);
+  };
+  try {
+    return work();
+  } catch (const Error& e) {
+    if (e.code() == Exit::memory) help();
+    throw;
+  } catch (const std::bad_alloc&) {
+    help();
+    throw Error(Exit::memory, "out of memory");
+  }
+}
+
+void say_plan(const RunConfig& config, const RunPlan& plan) {
+  log_info(plan_line(plan));
+  if (plan.memory.total() <= physical_memory()) return;
+  log_warn("the plan wants more memory than this machine has");
+  for (const auto& line : memory_help(config, plan)) log_warn(line);
+}
+
+// The validation losses that a restored state carries count only while the validation set stays the same.
+void settle_validation(TrainState& state, const std::string& val_set, bool restored, Communicator& comm) {
+  if (restored && state.val_set != val_set) {
+    state.val_loss.reset();
+    if (comm.rank() == 0 && state.best_val_loss)
+      log_warn("the validation set is another one (data.val, eval.tokens): the best validation loss starts anew");
+    state.best_val_loss.reset();
+  }
+  state.val_set = val_set;
+}
+
+Exit train_in_folder(const TrainOptions& options, const Start& start, const RunConfig& config, const std::string& yaml,
+                     const RunData& data, const RunScale& scale, const RunPlan& plan, Communicator& comm) {
+  TrainerSetup setup{.config = config,
+                     .config_yaml = yaml,
+                     .data = data,
+                     .scale = scale,
+                     .model = build_model(start, config, comm),
+                     .state = {},
+                     .restored = nullptr,
+                     .folder = start.folder,
+                     .progress = options.progress};
+  if (start.restored) {
+    setup.state = start.restored->state();
+    setup.restored = &*start.restored;
+  }
+  setup.state.config_hash = resume_hash(config);
+  setup.state.tokenizer_hash = data.tokenizer_hash;
+  setup.state.data_hash = data.train_hash;
+  settle_validation(setup.state, data.val ? cat(data.val_hash, "/", config.eval.tokens.value_or(0)) : "",
+                    start.restored.has_value(), comm);
+  const TrainState first = setup.state;
+  const Json manifest =
+      run_manifest(config, data, plan, start.restored ? start.restored->path() : std::filesystem::path(), comm);
+  std::optional<Trainer> trainer;
+  const auto state = [&] { return trainer ? trainer->state() : first; };
+  const Exit code = with_last_word(start.folder, state, comm, [&] {
+    prepare_folder(start, options, first, scale, yaml, manifest, comm);
+    if (comm.rank() == 0)
+      log_info("run    ", start.folder.root().string(), first.step > 0 ? cat(", continuing at step ", first.step) : "");
+    trainer.emplace(std::move(setup), comm);
+    return trainer->run();
+  });
+  if (options.json && comm.rank() == 0) print_result(start.folder, state(), code);
+  return code;
+}
+
 Exit start_training(const TrainOptions& options, bool finetune, Communicator& comm) {
   const RunConfig given = bind_run_config(options.config, options.overrides, finetune ? "schema: 1" : "").config;
-  const Watchdog watchdog(comm.progress(), comm.rank(), given.parallel.timeout);
+  const Watchdog watchdog(comm.progress(), comm.rank(), given.parallel.timeout,
+                          last_word_and_die(RunFolder(given.run_dir()), comm.rank()));
   Start start = open_configuration(options, given, finetune, comm);
   RunConfig config = start.loaded.config;
+  if (comm.rank() == 0) warn_of_idle_keys(config, start.loaded.tree);
   if (start.loaded.tree.origin_of("data.train").source == kDemoName) {
     on_root(comm, "preparing the demo text", [] {
       prepare_demo_data();
@@ -194,48 +287,10 @@ Exit start_training(const TrainOptions& options, bool finetune, Communicator& co
   const Stream stream = compute_stream(config.device.type, 0);
   if (!config.log.peak_tflops) config.log.peak_tflops = measure_peak_tflops(compute_dtype(config), stream);
   const RunPlan plan = make_plan(config, scale, comm.size(), *config.log.peak_tflops);
-  if (comm.rank() == 0) log_info(plan_line(plan));
+  if (comm.rank() == 0) say_plan(config, plan);
   if (options.dry_run) return Exit::ok;
-
-  TrainerSetup setup{.config = config,
-                     .config_yaml = yaml,
-                     .data = data,
-                     .scale = scale,
-                     .model = build_model(start, config, comm),
-                     .state = {},
-                     .restored = nullptr,
-                     .folder = start.folder,
-                     .progress = options.progress};
-  if (start.restored) {
-    setup.state = start.restored->state();
-    setup.restored = &*start.restored;
-  }
-  setup.state.config_hash = resume_hash(config);
-  setup.state.tokenizer_hash = data.tokenizer_hash;
-  setup.state.data_hash = data.train_hash;
-  const std::string val_set = data.val ? cat(data.val_hash, "/", config.eval.tokens.value_or(0)) : "";
-  if (start.restored && setup.state.val_set != val_set) {
-    setup.state.val_loss.reset();
-    if (comm.rank() == 0 && setup.state.best_val_loss)
-      log_warn("the validation set is another one (data.val, eval.tokens): the best validation loss starts anew");
-    setup.state.best_val_loss.reset();
-  }
-  setup.state.val_set = val_set;
-  const TrainState first = setup.state;
-  const std::int64_t first_step = first.step;
-  const Json manifest =
-      run_manifest(config, data, plan, start.restored ? start.restored->path() : std::filesystem::path(), comm);
-  std::optional<Trainer> trainer;
-  const auto state = [&] { return trainer ? trainer->state() : first; };
-  const Exit code = with_last_word(start.folder, state, comm, [&] {
-    prepare_folder(start, options, first_step, yaml, manifest, comm);
-    if (comm.rank() == 0)
-      log_info("run    ", start.folder.root().string(), first_step > 0 ? cat(", continuing at step ", first_step) : "");
-    trainer.emplace(std::move(setup), comm);
-    return trainer->run();
-  });
-  if (options.json && comm.rank() == 0) print_result(start.folder, state(), code);
-  return code;
+  return with_memory_help(config, plan,
+                          [&] { return train_in_folder(options, start, config, yaml, data, scale, plan, comm); });
 }
 
 }  // namespace

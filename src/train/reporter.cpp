@@ -41,7 +41,7 @@ Reporter::Reporter(const RunConfig& config, const RunFolder& folder, const Repor
     : config_(config),
       setup_(setup),
       console_(setup.speaks && setup.progress && config.has_sink("console") && stderr_is_terminal()),
-      status_(folder.root() / "status.json", kStatusInterval) {
+      status_(folder.status_file(), kStatusInterval) {
   if (!setup_.speaks) return;
   const MetricSinks sinks{config_.has_sink("jsonl"), config_.has_sink("csv"), config_.has_sink("tensorboard")};
   metrics_ = std::make_unique<MetricsWriter>(folder.root().string(), sinks, columns_of(config_),

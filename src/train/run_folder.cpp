@@ -4,8 +4,13 @@
 
 #include <chrono>
 #include <cstdio>
+#include <future>
+#include <memory>
+#include <thread>
 
+#include "core/log.h"
 #include "train/checkpoint.h"
+#include "train/run_lock.h"
 
 namespace sieve {
 namespace {
@@ -26,6 +31,15 @@ std::string quoted_line(const std::vector<std::string>& argv) {
   return line + "\n";
 }
 
+bool holds_something(const std::filesystem::path& folder) {
+  if (!std::filesystem::exists(folder)) return false;
+  if (!std::filesystem::is_directory(folder)) return true;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().filename() != RunLock::kFileName) return true;
+  }
+  return false;
+}
+
 double unix_time() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
@@ -39,7 +53,7 @@ std::filesystem::path RunFolder::sample_file(std::int64_t step) const {
 
 std::filesystem::path RunFolder::choose_checkpoint(const std::string& resume) const {
   if (resume == "never") {
-    if (std::filesystem::exists(root_) && !(std::filesystem::is_directory(root_) && std::filesystem::is_empty(root_)))
+    if (holds_something(root_))
       fail(Exit::config, "run.dir", root_.string(),
            " is not empty: continue it with --resume auto, or give another folder with -o");
     return {};
@@ -107,6 +121,27 @@ void StatusFile::write(const RunStatus& status) {
             {"exit_code", status.exit_code < 0 ? Json(nullptr) : Json(status.exit_code)}};
   if (!status.message.empty()) json["message"] = status.message;
   write_json(path_, json);
+}
+
+void leave_status_failed(const std::filesystem::path& status_file, Exit code, const std::string& message,
+                         double seconds) {
+  const auto done = std::make_shared<std::promise<void>>();
+  std::future<void> end = done->get_future();
+  std::thread([=] {
+    try {
+      if (std::filesystem::exists(status_file)) {
+        Json json = read_json(status_file);
+        if (json.value("status", "") == "running" && json.value("pid", 0) == getpid()) {
+          json["status"] = "failed";
+          json["exit_code"] = static_cast<int>(code);
+          json["message"] = message;
+          write_json(status_file, json);
+        }
+      }
+    } catch (const std::exception& e) { log_debug("status.json: ", e.what()); }
+    done->set_value();
+  }).detach();
+  end.wait_for(std::chrono::duration<double>(seconds));
 }
 
 }  // namespace sieve

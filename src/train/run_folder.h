@@ -21,11 +21,13 @@ class RunFolder {
 
   const std::filesystem::path& root() const { return root_; }
   std::filesystem::path checkpoints() const { return root_ / "checkpoints"; }
+  std::filesystem::path status_file() const { return root_ / "status.json"; }
   std::filesystem::path log_file(int rank) const;
   std::filesystem::path sample_file(std::int64_t step) const;
 
   // Which checkpoint the run starts from, by --resume (never | auto | must | PATH); empty: from scratch. A folder that
-  // is not empty with `never` is Error(Exit::config); no checkpoint with `must` or at PATH is Error(Exit::data).
+  // is not empty (a lock does not count) with `never` is Error(Exit::config); no checkpoint with `must` or at PATH is
+  // Error(Exit::data).
   std::filesystem::path choose_checkpoint(const std::string& resume) const;
   // Creates the folders; keeps the configuration as given: every file read and the command line. `start_step`: of the
   // restored checkpoint.
@@ -60,5 +62,10 @@ class StatusFile {
   std::filesystem::path path_;
   double interval_, last_ = -1e300;
 };
+
+// The last word of a process that dies elsewhere than in its training loop: status.json becomes "failed" if this
+// process wrote it and it says "running". Never throws, and takes at most `seconds`: the disk may be what hangs.
+void leave_status_failed(const std::filesystem::path& status_file, Exit code, const std::string& message,
+                         double seconds = 0.5);
 
 }  // namespace sieve

@@ -1,6 +1,7 @@
 """Every kind of bad input: a message that says what, where and what to do, and the right exit code."""
 import json
 import os
+import resource
 import shutil
 
 from harness import CONFIG, Folder, expect, main, words
@@ -140,6 +141,14 @@ def test_json_lines_that_are_not_json():
         expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl, line 2")
         (f.path / "bad.jsonl").write_text('{"texts": "fine"}\n')
         expect(f.run("data", "prepare", "bad.jsonl", "-o", "out", code=3).err, "bad.jsonl, line 1", "text")
+
+
+def test_out_of_memory():
+    with Folder() as f:
+        limit = 1 << 30  # of the address space: the machine itself would swap or kill first
+        r = f.run("pretrain", "tiny.yaml", "model.d_model=512", "model.n_layers=12", "train.global_batch=8Ki", "train.micro_batch=128",
+                  code=4, before=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+        expect(r.err, "out of memory", "weights", "optimizer", "activations", "shrink train.micro_batch=64: ", "shrink train.recompute=")
 
 
 def test_run_folder_that_is_not_empty():

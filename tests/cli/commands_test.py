@@ -1,8 +1,13 @@
 """Each command once, as a user would: it works, and prints what the documentation says."""
 import json
+import os
 import pathlib
+import pty
+import signal
+import subprocess
+import time
 
-from harness import CONFIG, Folder, expect, main
+from harness import CONFIG, SIEVE, Folder, expect, main, until
 
 
 def test_train_evaluate_generate():
@@ -86,7 +91,80 @@ def test_help_teaches():
         for topic in ("start", "config", "resume", "perplexity", "sparsek", "exit-codes"):
             assert len(f.run("help", topic).out) > 100
         expect(f.run("--version").out, "sieve")
-        expect(f.run("doctor").out, "file system", "writes, fsyncs, renames and links")
+        doctor = f.run("doctor").out
+        expect(doctor, "file system", "writes, fsyncs, renames and links", "locks         exclusive", "HDF5 1.", "zstd 1.", "yaml-cpp 0.")
+        assert "unknown" not in doctor, doctor
+        assert not list(f.path.glob(".sieve-doctor*"))
+
+
+def stderr_on_a_terminal(f, *words, env=None):
+    reader, writer = pty.openpty()
+    process = subprocess.Popen([SIEVE, *words], cwd=f.path, stderr=writer, env={**os.environ, "TERM": "xterm", **(env or {})})
+    os.close(writer)
+    text = b""
+    try:
+        while piece := os.read(reader, 4096):
+            text += piece
+    except OSError:  # the other side has closed
+        pass
+    os.close(reader)
+    process.wait()
+    return text
+
+
+def test_colours():
+    with Folder(prepared=False) as f:
+        bad = ["config", "check", "nowhere.yaml"]
+        assert "\033[" not in f.run(*bad, code=2).err
+        assert "\033[" in f.run(*bad, "--color", "always", code=2).err
+        assert "\033[" in f.run(*bad, "--color", "always", code=2, env={"NO_COLOR": "1"}).err
+        assert b"\033[" in stderr_on_a_terminal(f, *bad, env={"NO_COLOR": ""})
+        assert b"\033[" not in stderr_on_a_terminal(f, *bad, env={"NO_COLOR": "1"})
+        assert b"\033[" not in stderr_on_a_terminal(f, *bad, "--color", "never", env={"NO_COLOR": ""})
+
+
+def test_one_run_at_a_time_in_a_folder():
+    with Folder() as f:
+        first = subprocess.Popen([SIEVE, "pretrain", "tiny.yaml", "train.steps=100000", "--resume", "auto"], cwd=f.path, stderr=subprocess.PIPE, text=True)
+        until(lambda: (f.path / "run" / "metrics.jsonl").exists())
+        expect(f.run("pretrain", "tiny.yaml", "train.steps=100000", "--resume", "auto", code=2).err, "run.dir", f"in use by process {first.pid} on ", "-o")
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        f.run("pretrain", "tiny.yaml", "train.steps=100000", "--resume", "auto", "run.max_time=1s", code=75)
+        assert not (f.path / "run" / ".lock").exists()
+        f.run("pretrain", "tiny.yaml", "data.train=[nowhere]", "run.dir=fresh", code=3)
+        assert not (f.path / "fresh").exists()
+
+
+def test_options_without_effect_warn():
+    with Folder() as f:
+        f.config(CONFIG.replace("window: 8}", "window: 8, clamp_distance: 4}"))
+        for command in (["config", "check", "tiny.yaml"], ["plan", "tiny.yaml", "--peak-tflops", "1"], ["pretrain", "tiny.yaml", "--dry-run"]):
+            expect(f.run(*command).err, "tiny.yaml:10:", "warning: model.attention.kinds.sk.clamp_distance: has no effect", "positions: clamp")
+
+
+def test_status_after_a_hang_under_mpirun():
+    with Folder() as f:
+        command = ["mpirun", "--oversubscribe", "-n", "2", SIEVE, "pretrain", "tiny.yaml", "train.steps=1000000", "parallel.timeout=2s", "log.every=1"]
+        job = subprocess.Popen(command, cwd=f.path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        status = f.path / "run" / "status.json"
+        until(lambda: status.exists() and json.loads(status.read_text())["step"] > 0)
+        rank0 = json.loads(status.read_text())["pid"]
+        ranks = subprocess.run(["ps", "-o", "pid=", "--ppid", str(job.pid)], capture_output=True, text=True).stdout.split()
+        other = next(int(pid) for pid in ranks if int(pid) != rank0)
+        os.kill(other, signal.SIGSTOP)
+        start = time.time()
+        try:
+            _, err = job.communicate(timeout=60)
+        finally:
+            try:
+                os.kill(other, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        assert job.returncode == 6 and time.time() - start < 14, (job.returncode, time.time() - start, err[-2000:])
+        last = json.loads(status.read_text())
+        assert last["status"] == "failed" and last["exit_code"] == 6, last
+        expect(last["message"], "rank 0: no progress for 2 s", "step")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 
 SIEVE = os.environ["SIEVE"]
@@ -17,12 +18,13 @@ class Result:
         self.code, self.out, self.err = process.returncode, process.stdout, process.stderr
 
 
-def run(*words, code=0, env=None, cwd=None, ranks=0, timeout=300):
-    """sieve WORDS; ranks > 0: under mpirun. Fails unless the exit code is `code` (None: any)."""
+def run(*words, code=0, env=None, cwd=None, ranks=0, timeout=300, before=None):
+    """sieve WORDS; ranks > 0: under mpirun; before: called in the new process. Fails unless the exit code is `code` (None: any)."""
     command = [SIEVE, *map(str, words)]
     if ranks:
         command = ["mpirun", "--oversubscribe", "-n", str(ranks), *command]
-    process = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=cwd, timeout=timeout, env={**os.environ, **(env or {})})
+    process = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=cwd, timeout=timeout, env={**os.environ, **(env or {})},
+                             preexec_fn=before)
     result = Result(process)
     if code is not None and result.code != code:
         raise AssertionError(f"{' '.join(command)}\nexit code {result.code}, expected {code}\nstdout: {result.out[-3000:]}\nstderr: {result.err[-3000:]}")
@@ -33,6 +35,14 @@ def expect(text, *parts):
     for part in parts:
         if part not in text:
             raise AssertionError(f"expected {part!r} in:\n{text[-3000:]}")
+
+
+def until(condition, seconds=60):
+    """Waits for condition() to hold."""
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, f"not within {seconds} s"
+        time.sleep(0.02)
 
 
 def words(n, seed=1, vocabulary=200):

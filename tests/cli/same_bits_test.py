@@ -26,6 +26,8 @@ def test_ranks_accumulation_and_threads():
             "4 ranks, 1 micro-batch": train(f, "r4", ranks=4),
             "2 ranks, 2 threads": train(f, "r2t2", ranks=2, threads=2),
         }
+        for name, value in hashes.items():
+            print(f"{STEPS} steps, {name}: {value}")
         assert len(set(hashes.values())) == 1, hashes
         assert train(f, "other", "run.seed=6") != hashes["1 rank, 4 micro-batches"]
 
@@ -34,6 +36,7 @@ def test_bf16_ranks_and_threads():
     with Folder() as f:
         hashes = {train(f, "a", "device.precision=bf16"), train(f, "b", "device.precision=bf16", threads=2),
                   train(f, "c", "device.precision=bf16", ranks=2)}
+        print(f"{STEPS} steps, bf16: {hashes}")
         assert len(hashes) == 1, hashes
 
 
@@ -62,6 +65,7 @@ def test_killed_and_resumed():
         assert resumed >= KILLS // 3, f"only {resumed} of {kills} kills left a checkpoint to resume from"
         f.run("pretrain", "tiny.yaml", f"train.steps={STEPS}", "run.dir=killed", "--threads", "1", "--resume", "auto", "checkpoint.every=3")
         assert f.hash("killed/checkpoints/latest") == whole
+        print(f"{STEPS} steps, {kills} kills, {resumed} of them with a checkpoint to resume from: {whole}")
         steps = [line.split('"step":')[1].split(",")[0] for line in (f.path / "killed" / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == len(set(steps)), "a step appears twice in metrics.jsonl"
 

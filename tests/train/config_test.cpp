@@ -4,7 +4,10 @@
 #include "support/catch.h"
 #include "support/scratch.h"
 #include "train/commands.h"
+#include "train/format.h"
+#include "train/idle_keys.h"
 #include "train/load_config.h"
+#include "train/plan.h"
 #include "train/run_data.h"
 
 using namespace sieve;
@@ -111,6 +114,68 @@ TEST_CASE("cross-field checks name place, key and remedy") {
   const std::string both = file.problem({"model.n_kv_heads=3", "train.global_batch=500"});
   has(both, "n_kv_heads");
   has(both, "global_batch");
+}
+
+TEST_CASE("options without effect are named") {
+  const ConfigFile file;
+  const auto idle = [&](const std::vector<std::string>& overrides) {
+    const LoadedConfig loaded = load_run_config(file.path, overrides, 1);
+    std::string text;
+    for (const auto& line : idle_keys(loaded.config, loaded.tree)) text += line + "\n";
+    return text;
+  };
+  CHECK(idle({"data.val=data/val"}).empty());
+  const std::string dense = "model.attention.kinds.full.";
+  const std::string full = "model.attention.kinds.full={type: full, gate: hard, pool: exact, score: {temperature: 2}}";
+  CHECK(idle({full}) ==
+        "command line: warning: " + dense + "gate: has no effect: only type sparsek selects keys, this is full\n" +
+            "command line: warning: " + dense +
+            "score.temperature: has no effect: only type sparsek selects keys, this is full\n" +
+            "command line: warning: " + dense + "pool: has no effect: only type sparsek selects keys, this is full\n");
+  has(idle({"model.attention.kinds.w={type: sliding_window, window: 8, candidates: at_once}"}),
+      "kinds.w.candidates: has no effect: only type sparsek selects keys, this is sliding_window");
+  has(idle({"model.attention.kinds.sk.clamp_distance=32"}),
+      "clamp_distance: has no effect: it belongs to positions: clamp");
+  CHECK(idle({"model.attention.kinds.sk={clamp_distance: 32, positions: clamp}"}).empty());
+  has(idle({"model.arch=gpt2", "model.rope.theta=500"}), "model.rope.theta: has no effect: model.arch gpt2");
+  has(idle({"model.arch=gpt2", "model.attention.kinds.sk.positions=none"}), "sk.positions: has no effect: model.arch");
+  has(idle({"train.schedule.decay=0.5"}), "train.schedule.decay: has no effect: it belongs to schedule type wsd");
+  CHECK(idle({"train.schedule={type: wsd, decay: 0.5}"}).empty());
+  has(idle({"train.schedule={type: constant, min_lr: 1e-5}"}), "train.schedule.min_lr: has no effect");
+  has(idle({"train.nonfinite={action: stop, max: 9}"}), "train.nonfinite.max: has no effect");
+  has(idle({"eval.every=7"}), "eval.every: has no effect: data.val is empty");
+  CHECK(idle({"eval.every=7", "data.val=data/val"}).empty());
+  CHECK(idle({"log.per_layer=true"}).empty());
+  has(idle({"log.per_layer=true", "model.attention.kinds.full={type: full}", "model.attention.pattern=[full]"}),
+      "log.per_layer: has no effect: no layer's pattern selects keys");
+  // What only repeats the default is no mistake, and a resolved configuration is a good input.
+  CHECK(idle({"model.attention.kinds.full={type: full, gate: kv}"}).empty());
+  LoadedConfig resolved = load_run_config(file.path, {"data.val=data/val"}, 1);
+  resolve_config(resolved.config, 300, 1);
+  std::ofstream(file.scratch / "resolved.yaml") << dump_yaml(resolved.config);
+  const LoadedConfig again = load_run_config((file.scratch / "resolved.yaml").string(), {}, 1);
+  CHECK(idle_keys(again.config, again.tree).empty());
+}
+
+TEST_CASE("a plan that does not fit says how to shrink it") {
+  const ConfigFile file;
+  RunConfig config = load_run_config(file.path, {"train.micro_batch=8"}, 1).config;
+  resolve_config(config, 300, 1);
+  const RunPlan plan = make_plan(config, scale_of(config, 1, 0), 1, 1.0);
+  const auto lines = memory_help(config, plan);
+  REQUIRE(lines.size() >= 3);
+  has(lines.front(), "activations");
+  has(lines.front(), "this machine has");
+  std::string all;
+  for (const auto& line : lines) all += line + "\n";
+  has(all, "shrink train.micro_batch=4: ");
+  has(all, "shrink train.recompute={attention: true, mlp: true} (slower): ");
+  // What it promises is what the plan of the changed configuration says.
+  RunConfig half = load_run_config(file.path, {"train.micro_batch=4"}, 1).config;
+  resolve_config(half, 300, 1);
+  const double left = make_plan(half, scale_of(half, 1, 0), 1, 1.0).memory.total();
+  CHECK(left < plan.memory.total());
+  has(all, "train.micro_batch=4: " + format_bytes(left) + "/rank");
 }
 
 TEST_CASE("config check tells the two schemas apart") {
