@@ -255,6 +255,7 @@ struct EmbeddingBackwardArgs : KernelArgs {
 // losses_R (compute dtype) = logsumexp(logits_r) - logits_r[target_r], 0 for a negative target (ignored). A target >= V
 // is Error(Exit::data). If dlogits_RV is given it receives grad_scale (softmax - onehot), 0 in ignored rows; it has
 // dlogits_dtype and may be logits_RV itself (then the dtypes are equal). losses_R may be null. ld: row stride of both.
+// grad_factor, if given, points to one number (compute dtype) beside the logits that grad_scale is multiplied with.
 struct CrossEntropyArgs : KernelArgs {
   const void* logits_RV = nullptr;
   const std::int32_t* targets_R = nullptr;
@@ -263,6 +264,7 @@ struct CrossEntropyArgs : KernelArgs {
   std::int64_t R = 0, V = 0, ld = 0;
   double grad_scale = 1;
   DType dtype = DType::f32, dlogits_dtype = DType::f32;
+  const void* grad_factor = nullptr;
 };
 
 // ---- Scores of the SparseK scoring network

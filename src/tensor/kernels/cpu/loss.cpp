@@ -58,12 +58,13 @@ void cross_entropy_row(const T* x, G* dx, std::int64_t V, std::int32_t target, c
 template <class T, class G>
 void cross_entropy(const CrossEntropyArgs& a) {
   using C = compute_t<T>;
+  C scale = static_cast<C>(a.grad_scale);
+  if (a.grad_factor != nullptr) scale *= *static_cast<const C*>(a.grad_factor);
   parallel_for(a.R, row_grain(16 * a.V), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
       G* dx = a.dlogits_RV == nullptr ? nullptr : static_cast<G*>(a.dlogits_RV) + r * a.ld;
       C* loss = a.losses_R == nullptr ? nullptr : static_cast<C*>(a.losses_R) + r;
-      cross_entropy_row(static_cast<const T*>(a.logits_RV) + r * a.ld, dx, a.V, a.targets_R[r],
-                        static_cast<C>(a.grad_scale), loss);
+      cross_entropy_row(static_cast<const T*>(a.logits_RV) + r * a.ld, dx, a.V, a.targets_R[r], scale, loss);
     }
   });
 }
