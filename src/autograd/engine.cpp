@@ -32,6 +32,7 @@ class Engine {
 
   void count_uses(const Held& root);
   void run_node(const Held& node);
+  void hand_over(Node& node);
   void deliver(const Node::Edge& edge, Tensor grad);
   void leave(const std::shared_ptr<Leaf>& leaf);
 
@@ -87,9 +88,18 @@ void Engine::deliver(const Node::Edge& edge, Tensor grad) {
   }
 }
 
+// The last of several consumers adds what the others left, if it can: one kernel less, and nothing is rounded between.
+// (A norm beside a residual is that: its gradient and the one that came past it.)
+void Engine::hand_over(Node& node) {
+  if (node.edges.empty() || node.edges[0].node == nullptr) return;
+  Node& producer = *node.edges[0].node;
+  if (producer.uses_ == 1 && producer.grad_.defined()) node.take(producer.grad_);
+}
+
 void Engine::run_node(const Held& node) {
   std::vector<Tensor> grads(node->edges.size());
   if (node->grad_.defined()) {
+    hand_over(*node);
     Tensor grad = std::exchange(node->grad_, Tensor()).contiguous().to(node->dtype);
     grads = node->backward(grad);
     require(grads.size() == node->edges.size(), "backward", "'", node->name(), "' returned ", grads.size(),
@@ -124,6 +134,7 @@ void backward(const Variable& root, const Tensor& seed) {
     require(root.value().numel() == 1, "backward", "the root has shape ", root.shape(),
             ": give a seed of that shape, or reduce it to one element");
     grad = full(root.shape(), 1, compute_dtype(root.dtype()), root.value().stream());
+    if (root.node()) root.node()->unit_grad = true;
   }
   require(grad.shape() == root.shape(), "backward", "seed ", grad.shape(), " for a root of shape ", root.shape());
   require(is_float(grad.dtype()), "backward", "seed of dtype ", name_of(grad.dtype()));

@@ -18,6 +18,18 @@ class Mode {  // sets the thread's mode, and puts the old one back
   GradMode previous_;
 };
 
+// Stands for the input in the inner walk and catches its gradient. It is a value like any other there, so that the
+// inner walk has the order and the sums of a plain graph; the gradient is rounded by the outer one.
+class InputNode final : public Node {
+ public:
+  std::string_view name() const override { return "recompute's input"; }
+  std::vector<Tensor> backward(const Tensor& grad) override {
+    caught = grad;
+    return {};
+  }
+  Tensor caught;
+};
+
 // Edge 0 is the input; the others are the leaves that f reads. Their gradients are accumulated by the inner walk
 // itself; the edges only keep their hooks from firing before that, and gradients of one leaf inside and outside are
 // added in the order of a plain graph.
@@ -27,7 +39,15 @@ class RecomputeNode final : public Node {
   std::vector<Tensor> backward(const Tensor& grad) override {
     const Mode mode({.kind = GradMode::Kind::record});
     const auto f = std::exchange(function, nullptr);
-    Variable again = edges[0].node ? Variable::leaf(input.value()) : input;  // a leaf or a constant stands for itself
+    Variable again = input;  // a leaf or a constant stands for itself
+    std::shared_ptr<InputNode> source;
+    if (edges[0].node) {
+      source = std::make_shared<InputNode>();
+      source->shape = input.shape();
+      source->dtype = compute_dtype(input.dtype());
+      source->sequence = detail::next_sequence();
+      again = Variable(input.value(), source);
+    }
     input = Variable();
     {
       const Variable out = f(again);
@@ -36,7 +56,7 @@ class RecomputeNode final : public Node {
       if (out.requires_grad()) sieve::backward(out, grad);
     }
     std::vector<Tensor> grads(edges.size());
-    if (edges[0].node) grads[0] = std::move(again.grad());
+    if (source) grads[0] = std::move(source->caught);
     return grads;
   }
 

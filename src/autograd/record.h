@@ -12,7 +12,11 @@
 //
 // Inputs may be strided views and may be empty; `grad` is contiguous, with shape and dtype of the output. An op whose
 // forward wants to know which gradients will be asked for declares a member `Needs<arity> need{}`: record() fills it
-// before forward runs.
+// before forward runs. Two more members are optional, filled before backward runs:
+//   Tensor so_far;            dense, the op's dtype: gradients that input 0 has from its other consumers. Backward adds
+//                             them before it rounds; undefined where there are none, or they are still to come. Nobody
+//                             else needs it: if its use_count() is 1 it may be overwritten.
+//   bool unit_grad = false;   true if `grad` is the 1 that backward() starts with by default.
 #pragma once
 
 #include <array>
@@ -43,9 +47,18 @@ class OpNode final : public Node {
  public:
   std::string_view name() const override { return Op::name; }
   std::vector<Tensor> backward(const Tensor& grad) override {
+    if constexpr (requires { op.unit_grad = true; }) op.unit_grad = unit_grad;
     auto grads = op.backward(grad, need);
     op = Op{};  // saved tensors go back to the allocator as soon as they were used
     return {std::make_move_iterator(grads.begin()), std::make_move_iterator(grads.end())};
+  }
+  bool take(Tensor& so_far) override {
+    if constexpr (requires { op.so_far = so_far; }) {
+      if (!need[0] || so_far.dtype() != dtype) return false;
+      op.so_far = std::exchange(so_far, Tensor()).contiguous();
+      return true;
+    }
+    return false;
   }
   Op op{};
   Needs<Op::arity> need{};

@@ -81,11 +81,15 @@ class Node {
   // One gradient per edge, in order; undefined where the edge is not wanted or the gradient is zero. Its shape is the
   // input's, or one the input broadcasts to: the engine sums it back. Frees what it saved.
   virtual std::vector<Tensor> backward(const Tensor& grad) = 0;
+  // Before backward(): the other gradients of input 0 are added up in `so_far` and none is to come after this node's. A
+  // node that can add them to its own takes them (true), and what it returns for input 0 is then the whole sum.
+  virtual bool take(Tensor& so_far) { return false; }
 
   std::vector<Edge> edges;
   Shape shape;                 // of the output
   DType dtype = DType::f32;    // of the output
   std::uint64_t sequence = 0;  // when it was recorded
+  bool unit_grad = false;      // the walk begins here and the gradient is 1: known without looking at device memory
 
  private:
   friend class Engine;  // what a running backward writes on the graph

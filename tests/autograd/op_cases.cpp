@@ -85,12 +85,43 @@ OpSample draw_linear(Draw& d) {
           {}};
 }
 
+// Where the inputs lie: ids are drawn on the CPU.
+Tensor beside(const Variable& x, const Tensor& ids) { return ids.to(x.value().stream()); }
+
+OpSample draw_linear_add(Draw& d) {
+  const std::int64_t I = d.width(), O = d.width();
+  const Tensor bias = d.chance(0.6) ? d.normal({O}) : Tensor(), x = rows_by(d, I);
+  Shape result = x.shape();
+  result.set(-1, O);
+  return {cat("I ", I, " O ", O),
+          {x, d.normal({O, I}, 0.5), bias, d.normal(result)},
+          [](const In& in) { return linear_add(in[0], in[1], in[2], in[3]); },
+          [](const In& in) { return add(linear(in[0], in[1], in[2]), in[3]); }};
+}
+
+OpSample draw_gelu_mlp(Draw& d) {
+  const std::int64_t C = d.width(), F = d.width(), O = d.width();
+  const Tensor b1 = d.chance(0.6) ? d.normal({F}) : Tensor(), b2 = d.chance(0.6) ? d.normal({O}) : Tensor();
+  const Tensor x = rows_by(d, C);
+  Shape result = x.shape();
+  result.set(-1, O);
+  const Tensor residual = d.chance(0.6) ? d.normal(result) : Tensor();
+  const bool keep = d.chance(0.5);
+  return {cat("C ", C, " F ", F, " O ", O, " keep ", keep),
+          {x, d.normal({F, C}, 0.3), b1, d.normal({O, F}, 0.3), b2, residual},
+          [=](const In& in) { return gelu_mlp(in[0], in[1], in[2], in[3], in[4], in[5], keep); },
+          [](const In& in) {
+            const Variable y = linear(gelu(linear(in[0], in[1], in[2]), Gelu::tanh), in[3], in[4]);
+            return in[5].defined() ? add(y, in[5]) : y;
+          }};
+}
+
 OpSample draw_embedding(Draw& d) {
   const std::int64_t V = d.extent(6, false), C = d.width();
   const Tensor ids = d.ids(d.shape(static_cast<int>(d.integer(0, 3)), 4), 0, V - 1);  // few rows: most ids repeat
   return {cat("w ", V, " x ", C, " ids ", ids.shape()),
           {d.normal({V, C})},
-          [=](const In& in) { return embedding(in[0], ids); },
+          [=](const In& in) { return embedding(in[0], beside(in[0], ids)); },
           {}};
 }
 
@@ -129,8 +160,10 @@ OpSample draw_swiglu(Draw& d) {
 OpSample draw_cross_entropy(Draw& d) {
   const std::int64_t N = d.extent(7), V = d.width(false);
   const Tensor targets = d.ids({N}, -1, V - 1);
-  return {
-      cat("N ", N, " V ", V), {d.normal({N, V}, 2)}, [=](const In& in) { return cross_entropy(in[0], targets); }, {}};
+  return {cat("N ", N, " V ", V),
+          {d.normal({N, V}, 2)},
+          [=](const In& in) { return cross_entropy(in[0], beside(in[0], targets)); },
+          {}};
 }
 
 OpSample draw_linear_cross_entropy(Draw& d) {
@@ -138,8 +171,8 @@ OpSample draw_linear_cross_entropy(Draw& d) {
   const Tensor targets = d.ids({N}, -1, V - 1);
   return {cat("N ", N, " C ", C, " V ", V, " chunk ", chunk),
           {d.normal({N, C}), d.normal({V, C})},
-          [=](const In& in) { return linear_cross_entropy(in[0], in[1], targets, nullptr, chunk); },
-          [=](const In& in) { return cross_entropy(linear(in[0], in[1], {}), targets); }};
+          [=](const In& in) { return linear_cross_entropy(in[0], in[1], beside(in[0], targets), nullptr, chunk); },
+          [=](const In& in) { return cross_entropy(linear(in[0], in[1], {}), beside(in[0], targets)); }};
 }
 
 OpSample draw_score(Draw& d) {
@@ -162,6 +195,8 @@ std::vector<OpCase> autograd_op_cases() {
       {"reshape", draw_reshape},
       {"slice", draw_slice},
       {"linear", draw_linear},
+      {"linear_add", draw_linear_add},
+      {"gelu_mlp", draw_gelu_mlp},
       {"embedding", draw_embedding},
       {"layer_norm", draw_layer_norm},
       {"rms_norm", draw_rms_norm},

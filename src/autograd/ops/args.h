@@ -46,14 +46,15 @@ inline void require_ids(const Tensor& ids, std::string_view subject, std::string
           ids.defined() ? name_of(ids.dtype()) : "none");
 }
 
-// c = op(a) op(b) (+ bias) of dense tensors with the extents, transpositions and beta given in args.
+// c = op(a) op(b) with the extents, transpositions, beta and what is fused given in args; leading dimensions that are
+// not given are those of dense tensors.
 inline void multiply(const Tensor& a, const Tensor& b, const Tensor& c, MatmulArgs args) {
   args.a = a.raw();
   args.b = b.raw();
   args.c = c.raw();
-  args.lda = args.transpose_a ? args.M : args.K;
-  args.ldb = args.transpose_b ? args.K : args.N;
-  args.ldc = args.N;
+  if (args.lda == 0) args.lda = args.transpose_a ? args.M : args.K;
+  if (args.ldb == 0) args.ldb = args.transpose_b ? args.K : args.N;
+  if (args.ldc == 0) args.ldc = args.N;
   args.dtype = a.dtype();
   args.c_dtype = c.dtype();
   launch(c.stream(), args);

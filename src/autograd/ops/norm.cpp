@@ -15,11 +15,17 @@ void check(const Tensor& x, const Tensor& w, std::string_view subject, std::stri
           x.shape(), " and ", w.shape());
 }
 
+// For dx: what is added to it may be overwritten where nobody else holds it.
+Tensor room_for(const Tensor& so_far, const Tensor& x) {
+  return so_far.defined() && so_far.use_count() == 1 ? so_far : empty(x.shape(), x.dtype(), x.stream());
+}
+
 struct LayerNorm {
   static constexpr std::string_view name = "layer_norm";
   static constexpr std::size_t arity = 3;
   Needs<3> need{};
   Tensor x, w, mean, rstd;
+  Tensor so_far;  // the gradient that came past the norm
   std::int64_t R = 0, D = 0;
 
   Tensor forward(const std::array<Tensor, 3>& in, double eps) {
@@ -47,7 +53,7 @@ struct LayerNorm {
   }
   std::array<Tensor, 3> backward(const Tensor& grad, Needs<3>) {
     std::array<Tensor, 3> out;
-    if (need[0]) out[0] = empty(x.shape(), x.dtype(), x.stream());
+    if (need[0]) out[0] = room_for(so_far, x);
     if (need[1]) out[1] = empty({D}, compute_dtype(x.dtype()), x.stream());
     if (need[2]) out[2] = empty({D}, compute_dtype(x.dtype()), x.stream());
     const auto at = [&](int i) {
@@ -63,7 +69,8 @@ struct LayerNorm {
                                                 .db_D = at(2),
                                                 .R = R,
                                                 .D = D,
-                                                .dtype = x.dtype()});
+                                                .dtype = x.dtype(),
+                                                .dx_add_RD = so_far.defined() ? so_far.raw() : nullptr});
     return out;
   }
 };
@@ -72,6 +79,7 @@ struct RmsNorm {
   static constexpr std::string_view name = "rms_norm";
   static constexpr std::size_t arity = 2;
   Tensor x, w, rstd;
+  Tensor so_far;  // the gradient that came past the norm
   std::int64_t R = 0, D = 0;
 
   Tensor forward(const std::array<Tensor, 2>& in, double eps) {
@@ -94,7 +102,7 @@ struct RmsNorm {
   }
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2> need) {
     std::array<Tensor, 2> out;
-    if (need[0]) out[0] = empty(x.shape(), x.dtype(), x.stream());
+    if (need[0]) out[0] = room_for(so_far, x);
     if (need[1]) out[1] = empty({D}, compute_dtype(x.dtype()), x.stream());
     launch(grad.stream(), RmsNormBackwardArgs{.dy_RD = grad.raw(),
                                               .x_RD = x.raw(),
@@ -104,7 +112,8 @@ struct RmsNorm {
                                               .dw_D = need[1] ? out[1].raw() : nullptr,
                                               .R = R,
                                               .D = D,
-                                              .dtype = x.dtype()});
+                                              .dtype = x.dtype(),
+                                              .dx_add_RD = so_far.defined() ? so_far.raw() : nullptr});
     return out;
   }
 };
