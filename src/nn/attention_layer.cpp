@@ -30,13 +30,16 @@ Variable AttentionLayer::scores(const Variable& x, const Tensor& document_starts
   return timestep_norm(s, score_gain_->value, document_starts);
 }
 
-Variable AttentionLayer::operator()(const Variable& x, const Tensor& document_starts, SelectionStats* stats) const {
+Variable AttentionLayer::operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+                                    SelectionStats* stats) const {
   const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = document_starts};
-  return out_(attention(qkv_(x), scores(x, document_starts, nullptr), inputs, has_scorer() ? stats : nullptr));
+  return out_(attention(qkv_(x), scores(x, document_starts, nullptr), inputs, has_scorer() ? stats : nullptr),
+              residual);
 }
 
-Variable AttentionLayer::extend(const Variable& x, AttentionCache& cache, RunningScore& running) const {
-  return out_(Variable(cache.step(qkv_(x).value(), scores(x, {}, &running).value())));
+Variable AttentionLayer::extend(const Variable& x, const Variable& residual, AttentionCache& cache,
+                                RunningScore& running) const {
+  return out_(Variable(cache.step(qkv_(x).value(), scores(x, {}, &running).value())), residual);
 }
 
 }  // namespace sieve

@@ -15,12 +15,13 @@ class AttentionLayer {
   AttentionLayer() = default;
   AttentionLayer(ParameterFactory& make, const std::string& name, const ModelConfig& config, std::int64_t layer);
 
-  // x (B, T, C), already normed -> (B, T, C). document_starts as in AttentionInputs. `stats` is filled for SparseK
-  // layers.
-  Variable operator()(const Variable& x, const Tensor& document_starts, SelectionStats* stats) const;
+  // x (B, T, C), already normed -> residual + attention, (B, T, C). document_starts as in AttentionInputs. `stats` is
+  // filled for SparseK layers.
+  Variable operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+                      SelectionStats* stats) const;
 
-  // Generation: appends x (B, T, C) to the caches and returns the layer's output for it. No gradient.
-  Variable extend(const Variable& x, AttentionCache& cache, RunningScore& running) const;
+  // Generation: appends x (B, T, C) to the caches and returns the same for it. No gradient.
+  Variable extend(const Variable& x, const Variable& residual, AttentionCache& cache, RunningScore& running) const;
 
   const AttentionSpec& spec() const { return spec_; }
   const RopeSpec& rope() const { return rope_; }

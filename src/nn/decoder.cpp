@@ -9,6 +9,10 @@ namespace sieve {
 void RecomputeConfig::fields(FieldVisitor& v) {
   v.boolean({"attention", "run every layer's attention again in backward instead of keeping its tensors"}, attention);
   v.boolean({"mlp", "run every layer's MLP again in backward instead of keeping its tensors"}, mlp);
+  v.boolean({"activation",
+             "gpt2: run GELU again in backward instead of keeping its output, d_ff numbers a token and "
+             "layer"},
+            activation);
   v.integers({"layers", "numbers of the layers that are run again whole"}, layers);
 }
 
@@ -28,9 +32,9 @@ Variable Block::operator()(const Variable& x, const Tensor& document_starts, con
   // A recomputed part runs once without recording and once more in backward, when `stats` may be gone: only the first
   // run fills them.
   const Part attend = [this, document_starts, stats, attention_again](const Variable& in) {
-    return add(in, attention_(norm1_(in), document_starts, attention_again && grad_enabled() ? nullptr : stats));
+    return attention_(norm1_(in), in, document_starts, attention_again && grad_enabled() ? nullptr : stats);
   };
-  const Part think = [this](const Variable& in) { return add(in, mlp_(norm2_(in))); };
+  const Part think = [this, keep = !again.activation](const Variable& in) { return mlp_(norm2_(in), in, keep); };
   const auto run = [](bool twice, const Part& part, const Variable& in) {
     return twice && grad_enabled() ? recompute(part, in) : part(in);
   };
@@ -41,8 +45,8 @@ Variable Block::operator()(const Variable& x, const Tensor& document_starts, con
 }
 
 Variable Block::extend(const Variable& x, AttentionCache& cache, RunningScore& running) const {
-  const Variable mid = add(x, attention_.extend(norm1_(x), cache, running));
-  return add(mid, mlp_(norm2_(mid)));
+  const Variable mid = attention_.extend(norm1_(x), x, cache, running);
+  return mlp_(norm2_(mid), mid, false);
 }
 
 Decoder::Decoder(const ModelConfig& resolved, const DecoderOptions& options) : config_(resolved), options_(options) {

@@ -11,7 +11,7 @@ namespace sieve {
 
 // Which parts are run again in backward instead of being kept (autograd/variable.h, recompute).
 struct RecomputeConfig {
-  bool attention = false, mlp = false;
+  bool attention = false, mlp = false, activation = false;
   std::vector<std::int64_t> layers;  // whole blocks
   void fields(FieldVisitor& v);
 };

@@ -14,8 +14,10 @@ Linear::Linear(ParameterFactory& make, const std::string& name, std::int64_t in,
     : weight_(make.make(name + ".weight", {out, in}, {.std = std})),
       bias_(bias ? make.make(name + ".bias", {out}, {}) : nullptr) {}
 
-Variable Linear::operator()(const Variable& x) const {
-  return linear(x, weight_->value, bias_ ? bias_->value : Variable());
+Variable Linear::operator()(const Variable& x) const { return linear(x, weight(), bias()); }
+
+Variable Linear::operator()(const Variable& x, const Variable& residual) const {
+  return linear_add(x, weight(), bias(), residual);
 }
 
 Norm::Norm(ParameterFactory& make, const std::string& name, const ModelConfig& config)
@@ -34,9 +36,10 @@ Mlp::Mlp(ParameterFactory& make, const std::string& name, const ModelConfig& con
   down_ = Linear(make, name + ".down", hidden, config.d_model, gpt2, residual_std(config));
 }
 
-Variable Mlp::operator()(const Variable& x) const {
-  const Variable hidden = up_(x);
-  return down_(arch_ == Arch::gpt2 ? gelu(hidden, Gelu::tanh) : swiglu(hidden));
+Variable Mlp::operator()(const Variable& x, const Variable& residual, bool keep_activation) const {
+  if (arch_ == Arch::gpt2)
+    return gelu_mlp(x, up_.weight(), up_.bias(), down_.weight(), down_.bias(), residual, keep_activation);
+  return down_(swiglu(up_(x)), residual);
 }
 
 }  // namespace sieve

@@ -14,7 +14,10 @@ class Linear {
  public:
   Linear() = default;
   Linear(ParameterFactory& make, const std::string& name, std::int64_t in, std::int64_t out, bool bias, double std);
-  Variable operator()(const Variable& x) const;  // (..., in) -> (..., out)
+  Variable operator()(const Variable& x) const;                            // (..., in) -> (..., out)
+  Variable operator()(const Variable& x, const Variable& residual) const;  // the same + residual, in one product
+  Variable weight() const { return weight_->value; }
+  Variable bias() const { return bias_ ? bias_->value : Variable(); }
 
  private:
   ParameterPtr weight_, bias_;
@@ -32,12 +35,13 @@ class Norm {
   double eps_ = 0;
 };
 
-// gpt2: GELU (tanh form) between two products. llama: SwiGLU, gate and up in one product.
+// gpt2: GELU (tanh form) between two products. llama: SwiGLU, gate and up in one product. The residual is added in the
+// last product. keep_activation: whether backward finds GELU's output or makes it again.
 class Mlp {
  public:
   Mlp() = default;
   Mlp(ParameterFactory& make, const std::string& name, const ModelConfig& config);
-  Variable operator()(const Variable& x) const;
+  Variable operator()(const Variable& x, const Variable& residual, bool keep_activation) const;
 
  private:
   Arch arch_ = Arch::llama;

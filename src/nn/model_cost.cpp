@@ -36,7 +36,8 @@ std::int64_t vector_parameters(const LayerShape& s) {
 double kept_elements(const LayerShape& s, const RecomputeConfig& r, std::int64_t layer) {
   if (std::find(r.layers.begin(), r.layers.end(), layer) != r.layers.end()) return static_cast<double>(s.C);
   const std::int64_t attention = r.attention ? s.C : 2 * s.C + (s.HD + 2 * s.kvD) + 2 * s.HD;
-  const std::int64_t mlp = r.mlp ? s.C : 2 * s.C + (s.gpt2 ? 2 : 3) * s.F;
+  const std::int64_t hidden = s.gpt2 ? (r.activation ? 1 : 2) : 3;
+  const std::int64_t mlp = r.mlp ? s.C : 2 * s.C + hidden * s.F;
   return static_cast<double>(attention + mlp);
 }
 
@@ -52,7 +53,7 @@ double mean_keys(const AttentionSpec& spec, std::int64_t T) {
 }
 
 ModelCost model_cost(const ModelConfig& config, std::int64_t B, std::int64_t T, DType compute,
-                     const RecomputeConfig& recompute) {
+                     const RecomputeConfig& recompute, Device device) {
   ModelCost cost;
   const std::int64_t C = config.d_model, embedding = *config.vocab_size * C;
   cost.parameters = embedding * (*config.tie_embeddings ? 1 : 2) + C * (config.arch == Arch::gpt2 ? 2 : 1);
@@ -77,11 +78,17 @@ ModelCost model_cost(const ModelConfig& config, std::int64_t B, std::int64_t T, 
   cost.flops_per_token = products + attention;
   cost.flops_per_token_full = products + attention_full;
   cost.activation_bytes_per_token += 3.0 * static_cast<double>(C) * static_cast<double>(size_of(compute));
-  // autograd/ops/loss.cpp: chunks of max(C, 256) rows; logits and gradients of weights are in the compute type's
-  // accumulator.
-  const std::int64_t rows = B * T, chunk = std::min(rows, std::max<std::int64_t>(C, 256)), V = *config.vocab_size;
-  const std::int64_t logits = chunk * V * (compute == DType::bf16 ? 6 : 4);
-  cost.loss_bytes = static_cast<double>(logits + V * C * 4 + rows * C * 4);
+  // autograd/ops/loss.cpp. The gradient of the last hidden state is bf16 at once on a GPU, fp32 until backward on a
+  // CPU.
+  const std::int64_t rows = B * T, V = *config.vocab_size;
+  const LossChunk chunk = loss_chunk(device, rows, C, V, compute);
+  const std::size_t gradient = chunk.logits == compute ? 0 : size_of(compute);
+  const auto bytes = [](std::int64_t elements, std::size_t each) {
+    return static_cast<double>(elements) * static_cast<double>(each);
+  };
+  const DType exact = compute_dtype(compute);
+  cost.loss_bytes = bytes(chunk.rows * chunk.ld, size_of(chunk.logits) + gradient) + bytes(V * C, size_of(exact)) +
+                    bytes(rows * C, size_of(device.is_cuda() ? compute : exact));
   return cost;
 }
 

@@ -14,14 +14,14 @@ struct ModelCost {
   double flops_per_token = 0;
   double flops_per_token_full = 0;        // the same model with full attention in every layer
   double activation_bytes_per_token = 0;  // kept for backward
-  // Held by the loss of one micro-batch: a chunk of logits (and, in bf16, of their gradient), the head's gradient, that
-  // of its input.
+  // Held by the loss of one micro-batch: a chunk of logits (and of their gradient where it has another dtype), the
+  // head's gradient, that of its input.
   double loss_bytes = 0;
 };
 
-// B sequences of T tokens in a micro-batch.
+// B sequences of T tokens in a micro-batch on `device`, whose kind the loss's chunks depend on.
 ModelCost model_cost(const ModelConfig& resolved, std::int64_t B, std::int64_t T, DType compute,
-                     const RecomputeConfig& recompute);
+                     const RecomputeConfig& recompute, Device device = {});
 double mean_keys(const AttentionSpec& spec, std::int64_t T);  // keys a query visits, mean over the positions 0..T-1
 
 }  // namespace sieve
