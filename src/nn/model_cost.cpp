@@ -35,7 +35,7 @@ std::int64_t vector_parameters(const LayerShape& s) {
 // output), activation input.
 double kept_elements(const LayerShape& s, const RecomputeConfig& r, std::int64_t layer) {
   if (std::find(r.layers.begin(), r.layers.end(), layer) != r.layers.end()) return static_cast<double>(s.C);
-  const std::int64_t attention = r.attention ? s.C : 2 * s.C + (s.HD + 2 * s.kvD) + 2 * s.HD;
+  const std::int64_t attention = r.attention ? s.C : 2 * s.C + (s.HD + 2 * s.kvD) + s.HD;
   const std::int64_t hidden = s.gpt2 ? (r.activation ? 1 : 2) : 3;
   const std::int64_t mlp = r.mlp ? s.C : 2 * s.C + hidden * s.F;
   return static_cast<double>(attention + mlp);
@@ -77,7 +77,7 @@ ModelCost model_cost(const ModelConfig& config, std::int64_t B, std::int64_t T, 
   const double products = 6.0 * static_cast<double>(cost.matmul_parameters);
   cost.flops_per_token = products + attention;
   cost.flops_per_token_full = products + attention_full;
-  cost.activation_bytes_per_token += 3.0 * static_cast<double>(C) * static_cast<double>(size_of(compute));
+  cost.activation_bytes_per_token += 2.0 * static_cast<double>(C) * static_cast<double>(size_of(compute));
   // autograd/ops/loss.cpp. The gradient of the last hidden state is bf16 at once on a GPU, fp32 until backward on a
   // CPU.
   const std::int64_t rows = B * T, V = *config.vocab_size;

@@ -127,6 +127,25 @@ TEST_CASE("decoder: recompute changes memory, not bits", "[nn]") {
   CHECK(gradients({.layers = {0, 1}}) == plain);
 }
 
+TEST_CASE("model cost: what a forward pass keeps is what was counted", "[nn]") {
+  const auto arch = GENERATE(Arch::gpt2, Arch::llama);
+  const RecomputeConfig again{.activation = GENERATE(false, true)};
+  const DType dtype = GENERATE(DType::f32, DType::bf16);
+  ModelConfig config;
+  config.arch = arch;
+  config.n_layers = 4, config.d_model = 64, config.n_heads = 4;
+  config.resolve(97, 256);
+  const Decoder model(config, {.compute = dtype, .seed = 5, .recompute = again});
+  const TokenBatch batch{random_tokens(8, 256, 97, 1), random_tokens(8, 256, 97, 2), {}};
+  const std::int64_t before = memory_stats({}).current_bytes;
+  const Variable loss = model.loss_sum(batch);
+  const double kept = static_cast<double>(memory_stats({}).current_bytes - before);
+  const double counted = model_cost(config, 8, 256, dtype, again).activation_bytes_per_token * 8 * 256 +
+                         (97.0 + 8 * 256) * 64 * 4;  // and the gradients that the loss holds
+  CAPTURE(arch == Arch::gpt2, again.activation, name_of(dtype), kept, counted, kept / counted);
+  CHECK(std::abs(kept / counted - 1) < 0.05);
+}
+
 TEST_CASE("decoder: documents packed in a row do not see each other", "[nn]") {
   const Decoder model(tiny(Arch::llama, sparsek(3, 2)), {.compute = DType::f64, .seed = 5});
   Tensor tokens = random_tokens(1, 16, 37, 4), starts = empty({1, 16}, DType::i32);
