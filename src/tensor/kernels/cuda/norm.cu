@@ -79,9 +79,9 @@ __global__ void __launch_bounds__(kThreads) norm_forward(Forward<T> a) {
   for (int p = 0; p < P; ++p) {
     const int i = (p * G + thread) * N;
     if (i >= D) continue;
-    const Pack<T, N> w = load_pack<N>(a.w + i);
+    const Pack<T, N> w = load_constant<N>(a.w + i);
     Pack<T, N> b{}, y;
-    if (a.b != nullptr) b = load_pack<N>(a.b + i);
+    if (a.b != nullptr) b = load_constant<N>(a.b + i);
 #pragma unroll
     for (int k = 0; k < N; ++k)
       y.at[k] = to_element<T>((to_compute(v[p].at[k]) - mean) * rstd * to_compute(w.at[k]) + to_compute(b.at[k]));
@@ -147,21 +147,20 @@ __device__ void store_partials(const compute_t<T> (&mine)[P][kPack<T>], compute_
 // With xhat = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xhat mean(g xhat)) + dx_add; RMS norm has no
 // mean(g). A thread reads all it needs of a row before it writes, so dx may be dy or dx_add.
 template <class T, int G, int P>
-__global__ void __launch_bounds__(kThreads) norm_backward(Backward<T> a) {
+__global__ void __launch_bounds__(kThreads, P* kPack<T> * sizeof(T) < 128 ? 2 : 1) norm_backward(Backward<T> a) {
   using C = compute_t<T>;
   constexpr int N = kPack<T>;
   const int thread = static_cast<int>(threadIdx.x) % G, D = static_cast<int>(a.D);
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * (kThreads / G);
   C dw[P][N] = {}, db[P][N] = {};
   for (std::int64_t r = blockIdx.x * static_cast<std::int64_t>(kThreads / G) + threadIdx.x / G; r < a.R; r += step) {
-    Pack<T, N> dy[P], x[P], add[P] = {};
+    Pack<T, N> dy[P], x[P];
 #pragma unroll
     for (int p = 0; p < P; ++p) {
       const int i = (p * G + thread) * N;
       if (i >= D) continue;
       dy[p] = load_pack<N>(a.dy + r * a.D + i);
       x[p] = load_pack<N>(a.x + r * a.D + i);
-      if (a.dx_add != nullptr) add[p] = load_pack<N>(a.dx_add + r * a.D + i);
     }
     const C mean = a.centred ? a.mean[r] : C(0), rstd = a.rstd[r];
     C sum_g = 0, sum_gx = 0;
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) norm_backward(Backward<T> a) {
     for (int p = 0; p < P; ++p) {
       const int i = (p * G + thread) * N;
       if (i >= D) continue;
-      const Pack<T, N> w = load_pack<N>(a.w + i);
+      const Pack<T, N> w = load_constant<N>(a.w + i);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const C d = to_compute(dy[p].at[k]), xhat = (to_compute(x[p].at[k]) - mean) * rstd;
@@ -181,13 +180,19 @@ __global__ void __launch_bounds__(kThreads) norm_backward(Backward<T> a) {
       }
     }
     if (a.dx == nullptr) continue;  // all threads or none
+    Pack<T, N> add[P] = {};         // on its way while the row is summed
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+      const int i = (p * G + thread) * N;
+      if (a.dx_add != nullptr && i < D) add[p] = load_pack<N>(a.dx_add + r * a.D + i);
+    }
     const C mean_g = a.centred ? row_sum<G>(sum_g) / static_cast<C>(D) : C(0);
     const C mean_gx = row_sum<G>(sum_gx) / static_cast<C>(D);
 #pragma unroll
     for (int p = 0; p < P; ++p) {
       const int i = (p * G + thread) * N;
       if (i >= D) continue;
-      const Pack<T, N> w = load_pack<N>(a.w + i);
+      const Pack<T, N> w = load_constant<N>(a.w + i);
       Pack<T, N> dx;
 #pragma unroll
       for (int k = 0; k < N; ++k) {

@@ -45,6 +45,20 @@ __device__ inline Pack<T, N> load_pack(const T* p) {
   return out;
 }
 
+// The same of memory that nothing writes while the kernel runs: such loads may pass stores.
+template <int N, class T>
+__device__ inline Pack<T, N> load_constant(const T* p) {
+  using Unit = AccessUnit<N, T>;
+  constexpr int kEach = static_cast<int>(sizeof(Unit) / sizeof(T));
+  Pack<T, N> out;
+#pragma unroll
+  for (int i = 0; i < N / kEach; ++i) {
+    const Unit unit = __ldg(reinterpret_cast<const Unit*>(p) + i);
+    memcpy(&out.at[i * kEach], &unit, sizeof(Unit));
+  }
+  return out;
+}
+
 template <int N, class T>
 __device__ inline void store_pack(T* p, const Pack<T, N>& value) {
   using Unit = AccessUnit<N, T>;
