@@ -74,6 +74,19 @@ void check_lists(const RunConfig& c, Problems& problems) {
                                             " sources have a weight; give all of them one, or none"));
 }
 
+// The length of a run is one choice in three spellings: a nearer source's takes the place of a farther one's, as with
+// any key. (train.steps=100 on the command line, where the file gives tokens.)
+void settle_length(RunConfig& c, const ConfigTree& tree) {
+  const auto order = [&](const char* path, bool set) { return set ? tree.origin_of(path).order : -1; };
+  const int tokens = order("train.tokens", c.train.tokens.has_value());
+  const int steps = order("train.steps", c.train.steps.has_value());
+  const int epochs = order("train.epochs", c.train.epochs.has_value());
+  const int nearest = std::max({tokens, steps, epochs});
+  if (tokens < nearest) c.train.tokens.reset();
+  if (steps < nearest) c.train.steps.reset();
+  if (epochs < nearest) c.train.epochs.reset();
+}
+
 }  // namespace
 
 void check_run_config(const RunConfig& config, const ConfigTree& tree, int world_size) {
@@ -100,6 +113,7 @@ LoadedConfig bind_run_config(const std::string& file, const std::vector<std::str
   loaded.tree.overlay_environment();
   loaded.tree.overlay(overrides);
   loaded.tree.bind(loaded.config);
+  settle_length(loaded.config, loaded.tree);
   return loaded;
 }
 

@@ -89,9 +89,11 @@ void NonfiniteConfig::fields(FieldVisitor& v) {
 }
 
 void TrainGroup::fields(FieldVisitor& v) {
-  v.integer(
-      {.name = "tokens", .doc = "length of the run in tokens (one of tokens, steps, epochs)", .min = 1, .none = "null"},
-      tokens);
+  v.integer({.name = "tokens",
+             .doc = "length of the run in tokens; of tokens, steps and epochs exactly one, the nearest source's",
+             .min = 1,
+             .none = "null"},
+            tokens);
   v.integer({.name = "steps", .doc = "length of the run in updates", .min = 1, .none = "null"}, steps);
   v.real({.name = "epochs", .doc = "length of the run in passes over the training data", .min = 1e-9, .none = "null"},
          epochs);

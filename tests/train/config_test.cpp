@@ -71,6 +71,22 @@ TEST_CASE("a good configuration loads, and lists take plain values") {
   CHECK(c.model.attention.kinds.at("sk").k == 8);
 }
 
+TEST_CASE("a nearer length replaces a farther one") {
+  const ConfigFile file;
+  const auto load = [&](const std::vector<std::string>& overrides) {
+    return load_run_config(file.path, overrides, 1).config.train;
+  };
+  CHECK(load({}).steps == 10);
+  const TrainGroup tokens = load({"train.tokens=10Ki"});
+  CHECK(tokens.tokens == 10240);
+  CHECK_FALSE(tokens.steps.has_value());
+  CHECK(load({"train.epochs=2"}).epochs == 2.0);
+  std::ofstream(file.scratch / "child.yaml") << "extends: c.yaml\ntrain: {tokens: 2Ki}\n";
+  const RunConfig child = load_run_config((file.scratch / "child.yaml").string(), {}, 1).config;
+  CHECK(child.train.tokens == 2048);
+  CHECK_FALSE(child.train.steps.has_value());
+}
+
 TEST_CASE("cross-field checks name place, key and remedy") {
   const ConfigFile file;
   const std::string c = file.path;
@@ -91,7 +107,8 @@ TEST_CASE("cross-field checks name place, key and remedy") {
       c + ":14:3: error: train.global_batch: 512 tokens do not divide into micro-batches of 2 x 64 tokens on 3 ranks; "
           "nearest valid values: 384 and 768");
   has(file.problem({"train.global_batch=100"}), "nearest valid values: 128");
-  has(file.problem({"train.tokens=1M"}), "train: give exactly one of tokens, steps and epochs (2 are given)");
+  has(file.problem({"train.tokens=1M", "train.epochs=1"}),
+      "train: give exactly one of tokens, steps and epochs (2 are given)");
   has(file.problem({"train.steps=null"}), "(0 are given)");
   has(file.problem({"train.schedule.warmup=10"}),
       "train.schedule.warmup: warm-up of 10 updates is not shorter than the run of 10");
