@@ -95,15 +95,26 @@ void throw_problems(std::vector<ConfigProblem> problems) {
   throw Error(Exit::config, text);
 }
 
+namespace {
+
+void set_order(ConfigNode& node, int order) {
+  node.origin.order = order;
+  for (ConfigNode& item : node.items) set_order(item, order);
+  for (auto& member : node.members) set_order(member.second, order);
+}
+
+}  // namespace
+
 void ConfigTree::load(const fs::path& file) {
   std::vector<fs::path> open;
   load_file(file, open);
 }
 
 void ConfigTree::load_file(const fs::path& file, std::vector<fs::path>& open) {
-  ConfigOrigin source{file.string(), 1, 1, sources_++};
+  ConfigOrigin source{file.string(), 1, 1, sources_};
   const std::string text = read_file(file, kMaxFileBytes, Exit::config);
-  ConfigNode root = parse_yaml(text, source, "", problems_);
+  std::vector<ConfigProblem> problems;
+  ConfigNode root = parse_yaml(text, source, "", problems);
   if (root.kind != ConfigNode::Kind::map && root.kind != ConfigNode::Kind::null) {
     throw Error(Exit::config,
                 problem_text({root.origin, "", cat("a configuration is a map of keys, not ", root.kind_name())}));
@@ -132,6 +143,10 @@ void ConfigTree::load_file(const fs::path& file, std::vector<fs::path>& open) {
     }
   }
   open.pop_back();
+  set_order(root, sources_);  // after its parents: what was read later is nearer
+  for (ConfigProblem& problem : problems) problem.origin.order = sources_;
+  problems_.insert(problems_.end(), problems.begin(), problems.end());
+  ++sources_;
   merge(root_, std::move(root));
   files_.push_back(file);
 }

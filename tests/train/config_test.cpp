@@ -118,7 +118,6 @@ TEST_CASE("cross-field checks name place, key and remedy") {
   has(file.problem({"train.optimizer.betas=[0.9]"}), "train.optimizer.betas: wants two numbers");
   has(file.problem({"train.optimizer.betas=[0.9, 1.0]"}), "train.optimizer.betas: 1 is outside [0, 1)");
   has(file.problem({"train.schedule.decay=1.5"}), "train.schedule.decay");
-  has(file.problem({"device.type=cuda"}), "device.type: this program trains on the CPU only; use cpu or auto");
   has(file.problem({"device.precision=fp16"}), "device.precision");
   has(file.problem({"log.sinks=[jsonl, wandb]"}), "log.sinks: unknown sink \"wandb\"");
   has(file.problem({"train.recompute.layers=[2]"}),
