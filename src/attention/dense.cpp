@@ -2,11 +2,13 @@
 #include "attention/dense.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
+#include <future>
+#include <iterator>
+#include <map>
 #include <mutex>
-#include <set>
-#include <string>
 #include <typeinfo>
 
 #include "attention/kernels/dense.h"
@@ -66,33 +68,41 @@ RotaryTable table_of(const RopeSpec& rope, const Tensor& qkv) {
 // A slice may begin anywhere; the kernels load 16 bytes at a time.
 Tensor aligned(const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0 ? t : t.clone(); }
 
-void say_once(const std::string& text) {
-  static std::mutex mutex;
-  static std::set<std::string>& said = *new std::set<std::string>;
-  const std::lock_guard lock(mutex);
-  if (said.insert(text).second) log_info(text);
-}
-
-// Makes forward's and backward's plans, so that no surprise is left for backward.
-bool prepared(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv, bool saves) {
+// Makes forward's and backward's plans, side by side, so that no surprise is left for backward.
+bool prepare(DenseAttentionBackwardArgs args, bool saves, const Tensor& qkv) {
   if constexpr (build::with_cudnn) {
-    DenseAttentionArgs args = args_of(spec, rope, qkv, {});
-    args.rotary.rotary_dims = rope.rotary_dims;
     float kept = 0;  // only whether statistics are kept is looked at
-    if (saves) args.statistics_BHT = &kept;
+    if (saves) args.forward.statistics_BHT = &kept;
     try {
-      std::size_t workspace = cuda::workspace_bytes(args, qkv.stream());
-      if (saves) {
-        const DenseAttentionBackwardArgs backward{
-            .forward = args, .dout_BTHD = nullptr, .dqkv_BTF = nullptr, .deterministic = cuda::deterministic()};
-        workspace = std::max(workspace, cuda::workspace_bytes(backward, qkv.stream()));
-      }
+      std::future<std::size_t> backward;
+      if (saves) backward = std::async(std::launch::async, [&] { return cuda::workspace_bytes(args, qkv.stream()); });
+      std::size_t workspace = cuda::workspace_bytes(args.forward, qkv.stream());
+      if (saves) workspace = std::max(workspace, backward.get());
       if (affordable(workspace, qkv)) return true;
-      say_once(cat("attention of T = ", args.T, " by the softmax engine: the fused one would take ", workspace >> 20,
-                   " MiB of working memory"));
-    } catch (const DenseUnsupported& e) { say_once(cat("attention by the softmax engine: ", e.what())); }
+      log_info("attention of T = ", args.forward.T, " by the softmax engine: the fused one would take ",
+               workspace >> 20, " MiB of working memory");
+    } catch (const DenseUnsupported& e) {
+      log_info("attention of T = ", args.forward.T, " by the softmax engine: ", e.what());
+    }
   }
   return false;
+}
+
+// The answer for a shape, found out once.
+bool prepared(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv, bool saves) {
+  DenseAttentionBackwardArgs args;
+  args.forward = args_of(spec, rope, qkv, {});
+  args.forward.rotary.rotary_dims = rope.rotary_dims;
+  args.deterministic = cuda::deterministic();
+  const DenseAttentionArgs& f = args.forward;
+  const std::array<std::int64_t, 10> shape = {
+      qkv.device().index, saves, args.deterministic, rope.rotary_dims > 0, f.B, f.T, f.H, f.Hkv, f.D, f.window};
+  static std::mutex mutex;
+  static auto& answers = *new std::map<std::array<std::int64_t, 10>, bool>;
+  const std::lock_guard lock(mutex);
+  const auto found = answers.find(shape);
+  if (found != answers.end()) return found->second;
+  return answers[shape] = prepare(args, saves, qkv);
 }
 
 }  // namespace

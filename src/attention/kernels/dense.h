@@ -46,7 +46,8 @@ struct DenseAttentionBackwardArgs : KernelArgs {
 
 namespace cuda {
 // Working memory of one call, taken and given back in stream order. Prepares the shape, which takes long the first time
-// (tens of milliseconds). No pointer is followed: only whether statistics are kept counts.
+// (half a second of compilation; several threads may prepare at once). No pointer is followed: only whether statistics
+// are kept counts.
 std::size_t workspace_bytes(const DenseAttentionArgs& a, Stream stream);
 std::size_t workspace_bytes(const DenseAttentionBackwardArgs& a, Stream stream);
 void run(const DenseAttentionArgs& a, Stream stream);

@@ -98,38 +98,44 @@ void describe_backward(fe::graph::Graph& graph, const DensePlanKey& key) {
 }
 
 struct Plan {
+  std::once_flag built;
   fe::graph::Graph graph;
   std::int64_t workspace = 0;
   std::string unsupported;  // why there is none
 };
 
-std::unique_ptr<Plan> build_plan(cudnnHandle_t handle, const DensePlanKey& key) {
-  auto plan = std::make_unique<Plan>();
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+// Half a second of compilation, mostly, by the library's heuristic A and the first kernel of its list that it can
+// build.
+void build(Plan& plan, const CudnnHandle& cudnn, const DensePlanKey& key) {
+  plan.unsupported = cudnn.missing;
+  if (cudnn.handle == nullptr) return;
   const auto succeeded = [&](fe::error_t status) {
-    if (status.is_bad() && plan->unsupported.empty()) plan->unsupported = "cuDNN: " + status.get_message();
+    if (status.is_bad()) plan.unsupported = "cuDNN: " + first_line(status.get_message());
     return status.is_good();
   };
   try {
-    plan->graph.set_io_data_type(fe::DataType_t::BFLOAT16)
+    plan.graph.set_io_data_type(fe::DataType_t::BFLOAT16)
         .set_intermediate_data_type(fe::DataType_t::FLOAT)
         .set_compute_data_type(fe::DataType_t::FLOAT);
-    if (key.backward) describe_backward(plan->graph, key);
-    else describe_forward(plan->graph, key);
-    if (succeeded(plan->graph.build(handle, {fe::HeurMode_t::A})))
-      succeeded(plan->graph.get_workspace_size(plan->workspace));
+    if (key.backward) describe_backward(plan.graph, key);
+    else describe_forward(plan.graph, key);
+    if (succeeded(plan.graph.build(cudnn.handle, {fe::HeurMode_t::A})))
+      succeeded(plan.graph.get_workspace_size(plan.workspace));
   } catch (const std::exception& e) {  // a function that this cuDNN or driver does not have
-    plan->unsupported = cat("cuDNN: ", e.what());
+    plan.unsupported = cat("cuDNN: ", e.what());
   }
   cudaGetLastError();  // a refusal may have left one; it is handled
-  return plan;
 }
 
-// A handle serves one thread at a time, and so does a device's set of plans.
+// A handle serves one thread at a time: `execution` under the mutex, every build one of `idle` or a new one, so that
+// several threads build at once.
 struct DevicePlans {
   std::mutex mutex;
-  CudnnHandle cudnn;
-  bool opened = false;
-  std::map<DensePlanKey, std::unique_ptr<Plan>> plans;
+  std::map<DensePlanKey, Plan> plans;
+  std::vector<CudnnHandle> idle;
+  CudnnHandle execution;
 };
 
 DevicePlans& plans_of(Device device) {
@@ -139,40 +145,52 @@ DevicePlans& plans_of(Device device) {
   return devices[device.index];
 }
 
+void build_with_own_handle(DevicePlans& device, Plan& plan, const DensePlanKey& key, Device where) {
+  check(cudaSetDevice(where.index), "cudaSetDevice");
+  CudnnHandle cudnn;
+  {
+    const std::lock_guard lock(device.mutex);
+    if (!device.idle.empty()) {
+      cudnn = device.idle.back();
+      device.idle.pop_back();
+    }
+  }
+  if (cudnn.handle == nullptr) cudnn = create_cudnn(where);
+  build(plan, cudnn, key);
+  if (cudnn.handle == nullptr) return;
+  const std::lock_guard lock(device.mutex);
+  device.idle.push_back(cudnn);
+}
+
 // Each plan holds memory of its own, on the host and on the device. Training needs a handful; whoever feeds ever new
 // lengths is better served by an engine that does not compile for each.
-constexpr std::size_t kMostPlans = 256;
+constexpr std::size_t kMostPlans = 1024;
 
-// With the device's mutex held.
-Plan& find_plan(DevicePlans& device, const DensePlanKey& key, const Stream& stream) {
-  if (!device.opened) {
-    device.cudnn = create_cudnn(stream.device);
-    device.opened = true;
+Plan& find_plan(DevicePlans& device, const DensePlanKey& key, Device where) {
+  Plan* plan = nullptr;
+  {
+    const std::lock_guard lock(device.mutex);
+    const auto found = device.plans.find(key);
+    if (found == device.plans.end() && device.plans.size() >= kMostPlans)
+      throw DenseUnsupported(cat("more than ", kMostPlans, " shapes"));
+    plan = found != device.plans.end() ? &found->second : &device.plans[key];
   }
-  if (device.cudnn.handle == nullptr) throw DenseUnsupported(device.cudnn.missing);
-  auto found = device.plans.find(key);
-  if (found == device.plans.end()) {
-    if (device.plans.size() >= kMostPlans) throw DenseUnsupported(cat("more than ", kMostPlans, " shapes"));
-    check(cudaSetDevice(stream.device.index), "cudaSetDevice");
-    found = device.plans.emplace(key, build_plan(device.cudnn.handle, key)).first;
-  }
-  if (!found->second->unsupported.empty()) throw DenseUnsupported(found->second->unsupported);
-  return *found->second;
+  std::call_once(plan->built, [&] { build_with_own_handle(device, *plan, key, where); });
+  if (!plan->unsupported.empty()) throw DenseUnsupported(plan->unsupported);
+  return *plan;
 }
 
 }  // namespace
 
 std::size_t plan_workspace_bytes(const DensePlanKey& key, Stream stream) {
-  DevicePlans& device = plans_of(stream.device);
-  const std::lock_guard lock(device.mutex);
-  return static_cast<std::size_t>(find_plan(device, key, stream).workspace);
+  return static_cast<std::size_t>(find_plan(plans_of(stream.device), key, stream.device).workspace);
 }
 
 void run_plan(const DensePlanKey& key, const DensePointers& p, void* workspace, Stream stream) {
   const auto plain = [](const void* pointer) { return const_cast<void*>(pointer); };  // cuDNN's maps know no const
   std::unordered_map<std::int64_t, void*> pointers = {
       {kQ, plain(p.q)}, {kK, plain(p.k)}, {kV, plain(p.v)}, {kOut, p.out}};
-  if (key.statistics || key.backward) pointers[kStatistics] = p.statistics;
+  if (key.statistics) pointers[kStatistics] = p.statistics;
   if (key.backward) {
     pointers[kDout] = plain(p.dout);
     pointers[kDq] = p.dq;
@@ -180,10 +198,12 @@ void run_plan(const DensePlanKey& key, const DensePointers& p, void* workspace, 
     pointers[kDv] = p.dv;
   }
   DevicePlans& device = plans_of(stream.device);
+  Plan& plan = find_plan(device, key, stream.device);
   const std::lock_guard lock(device.mutex);
-  Plan& plan = find_plan(device, key, stream);
-  set_cudnn_stream(device.cudnn.handle, stream);
-  fe::error_t status = plan.graph.execute(device.cudnn.handle, pointers, workspace);
+  if (device.execution.handle == nullptr) device.execution = create_cudnn(stream.device);
+  require(device.execution.handle != nullptr, "cudnn", device.execution.missing);
+  set_cudnn_stream(device.execution.handle, stream);
+  fe::error_t status = plan.graph.execute(device.execution.handle, pointers, workspace);
   require(status.is_good(), "cudnn", "attention: ", status.get_message());
 }
 
