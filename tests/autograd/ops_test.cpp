@@ -10,6 +10,7 @@
 #include "op_cases.h"
 #include "support/catch.h"
 #include "support/compare.h"
+#include "support/gpu.h"
 
 using namespace sieve;
 using namespace sieve::test;
@@ -46,5 +47,15 @@ TEST_CASE("bf16 and fp32 stay within twice the naive rounding error") {
       // eps: 32 roundings in fp32, for the fp32 runs, whose yardstick is one rounding, and for exact results in bf16.
       CHECK(report.worst <= 2 * report.yardstick + 32 * 0x1p-24);
     }
+  }
+}
+
+TEST_CASE("GPU: ops and their gradients are those of the CPU in fp32", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const OpCase& op : autograd_op_cases()) {
+    const OpReport report = check_case_on_device(op, gpu_stream(), 60);
+    INFO(report.where);
+    CAPTURE(op.name);
+    CHECK(report.worst <= 1e-5);  // the same short sums in another order
   }
 }

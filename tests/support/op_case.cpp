@@ -47,19 +47,22 @@ struct Outcome {
   std::vector<Tensor> grads;
 };
 
-// Output and gradients of f in `dtype`. The seed is rounded to the output's dtype.
-Outcome evaluate(const Build& f, const Drawn& drawn, DType dtype, const Tensor& seed) {
+// Output and gradients of f in `dtype`, computed on the device of `stream`, given on the CPU. The seed is rounded to
+// the output's dtype.
+Outcome evaluate(const Build& f, const Drawn& drawn, DType dtype, const Tensor& seed, const Stream& stream = {}) {
   std::vector<Variable> in;
   for (std::size_t i = 0; i < drawn.inputs.size(); ++i) {
     const Tensor& t = drawn.inputs[i];
-    in.push_back(!t.defined() ? Variable() : drawn.wants[i] ? Variable::leaf(t.to(dtype)) : Variable(t.to(dtype)));
+    const Tensor value = t.defined() ? t.to(dtype).to(stream) : Tensor();
+    in.push_back(!t.defined() ? Variable() : drawn.wants[i] ? Variable::leaf(value) : Variable(value));
   }
   Outcome out;
   const Variable y = f(in);
-  out.output = y.value();
-  backward(y, seed);
+  out.output = y.value().to(Stream{});
+  backward(y, seed.to(stream));
   for (std::size_t i = 0; i < in.size(); ++i) {
     Tensor g = drawn.wants[i] ? in[i].grad() : Tensor();
+    if (g.defined()) g = g.to(Stream{});
     if (drawn.wants[i] && !g.defined()) g = zeros(in[i].shape(), DType::f64);
     out.grads.push_back(g);
   }
@@ -146,6 +149,29 @@ OpReport check_case_precision(const OpCase& op, DType dtype, int samples) {
     for (std::size_t k = 0; k < reference.grads.size(); ++k)
       if (reference.grads[k].defined())
         compare(ours.grads[k], naive.grads[k], reference.grads[k], cat("gradient of input ", k));
+  }
+  return report;
+}
+
+OpReport check_case_on_device(const OpCase& op, const Stream& stream, int samples) {
+  OpReport report;
+  for (int i = 0; i < samples; ++i) {
+    const Drawn drawn = draw_sample(op, i, report);
+    std::vector<Variable> probe;
+    for (const Tensor& t : drawn.inputs) probe.push_back(t.defined() ? Variable(t.to(DType::f32)) : Variable());
+    Draw seeds(kSeed + 3, static_cast<std::uint64_t>(i));
+    const Tensor seed = seeds.normal(drawn.sample.build(probe).shape()).to(DType::f32);
+    const Outcome cpu = evaluate(drawn.sample.build, drawn, DType::f32, seed);
+    const Outcome device = evaluate(drawn.sample.build, drawn, DType::f32, seed, stream);
+    const auto compare = [&](const Tensor& got, const Tensor& wanted, const std::string& what) {
+      const double e = error_of(got, wanted);
+      if (e < report.worst) return;
+      report.worst = e;
+      report.where = cat(op.name, " sample ", i, " (", drawn.sample.text, "): ", what, " ", worst_of(got, wanted));
+    };
+    compare(device.output, cpu.output, "output");
+    for (std::size_t k = 0; k < cpu.grads.size(); ++k)
+      if (cpu.grads[k].defined()) compare(device.grads[k], cpu.grads[k], cat("gradient of input ", k));
   }
   return report;
 }

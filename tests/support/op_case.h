@@ -45,6 +45,9 @@ OpReport check_case_gradients(const OpCase& op, int samples);
 // largest errors over all samples, each divided by max(1, max |fp64 result|).
 OpReport check_case_precision(const OpCase& op, DType dtype, int samples);
 
+// fp32 on the device of `stream` against fp32 on the CPU, output and gradients. worst as above.
+OpReport check_case_on_device(const OpCase& op, const Stream& stream, int samples);
+
 // A strided view with the same values: padded, transposed or stepped storage with NaN in the gaps.
 Tensor as_view(const Tensor& t, Draw& draw);
 
