@@ -113,7 +113,7 @@ struct Matrix {
   std::int64_t R, D;
 };
 inline Matrix matrix(Draw& draw, bool large, std::int64_t widest = 4096) {
-  if (large) return {700, 96};
+  if (large) return {300, 64};
   const double u = draw.uniform();
   if (u < 0.1) return {draw.integer(1000, 5000), draw.integer(1, 6) * 8};
   if (u < 0.3) return {draw.integer(1, 24), std::min<std::int64_t>(widest, 128 * draw.integer(1, widest / 128))};

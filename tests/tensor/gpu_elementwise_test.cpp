@@ -28,7 +28,7 @@ Tensor operand(Draw& draw, Place& place, const Shape& shape, DType dtype) {
 }
 
 Shape any_shape(Draw& draw, bool large) {
-  if (large) return {30, 17, 200};
+  if (large) return {12, 11, 120};
   Shape shape = draw.shape(static_cast<int>(draw.integer(0, 5)), 7);
   if (shape.rank() > 0 && draw.chance(0.4)) shape.set(-1, 8 * draw.integer(1, 40));
   return shape;
@@ -64,7 +64,7 @@ TEST_CASE("GPU: axpby equals its CPU twin for every pair of dtypes", "[gpu]") {
   for (DType to : kFloats) {
     check_twin(
         [to](Draw& draw, DType from, Place& place, bool large) {
-          const std::int64_t n = large ? 100003 : draw.integer(0, draw.chance(0.2) ? 20000 : 90);
+          const std::int64_t n = large ? 20011 : draw.integer(0, draw.chance(0.2) ? 20000 : 90);
           const double beta = draw.chance(0.4) ? 0 : draw.chance(0.5) ? 1 : -2;
           const bool in_place = from == to && draw.chance(0.3);
           const Tensor y = beta == 0 && !in_place ? place.out({n}, to) : place.inout(input(draw, {n}, to));
@@ -125,7 +125,7 @@ TEST_CASE("GPU: copies into integers equal their CPU twins", "[gpu]") {
   for (DType to : {DType::i32, DType::i64, DType::u8}) {
     check_twin(
         [to](Draw& draw, DType from, Place& place, bool large) {
-          const std::int64_t n = large ? 100003 : draw.integer(0, 300);
+          const std::int64_t n = large ? 20011 : draw.integer(0, 300);
           const Tensor src = place.in(draw.uniform({n}, 0, 100).to(from).clone());
           const Tensor dst = place.in(zeros({n}, to)), wide = place.in(zeros({n}, to));
           launch(place.stream(), CopyArgs{.src = src.raw(),
@@ -147,7 +147,7 @@ TEST_CASE("GPU: fills equal their CPU twins", "[gpu]") {
   SIEVE_NEEDS_GPU();
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
-        const std::int64_t n = large ? 100003 : draw.integer(0, 300);
+        const std::int64_t n = large ? 20011 : draw.integer(0, 300);
         const Tensor dst = place.out({n}, t);
         launch(place.stream(),
                FillArgs{.dst = dst.raw(), .n = n, .value = draw.chance(0.3) ? 0 : draw.uniform(), .dtype = t});
@@ -162,7 +162,7 @@ TEST_CASE("GPU: random numbers are those of the CPU", "[gpu]") {
   for (Random kind : {Random::uniform, Random::normal}) {
     check_twin(
         [kind](Draw& draw, DType t, Place& place, bool large) {
-          const std::int64_t n = large ? 100003 : draw.integer(0, 300);
+          const std::int64_t n = large ? 20011 : draw.integer(0, 300);
           const Tensor dst = place.out({n}, t);
           launch(place.stream(), RandomArgs{.dst = dst.raw(),
                                             .n = n,
@@ -214,7 +214,7 @@ TEST_CASE("GPU: sums equal their CPU twins", "[gpu]") {
   SIEVE_NEEDS_GPU();
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
-        const std::int64_t n = large ? 200003 : draw.integer(0, draw.chance(0.2) ? 100000 : 600);
+        const std::int64_t n = large ? 100003 : draw.integer(0, draw.chance(0.2) ? 100000 : 600);
         const Tensor x = place.in(input(draw, {n}, t)), sum = place.out({}, DType::f64),
                      square = place.out({}, DType::f64);
         launch(place.stream(), SumArgs{.x = x.raw(), .sum = sum.data<double>(), .n = n, .dtype = t});
