@@ -1,0 +1,406 @@
+// Dense attention on a GPU against the softmax engine in fp64 on the same inputs (rounded to bf16 first). The error may
+// be twice that of a naive bf16 attention: rotated q and k, the weights, their gradients and the results rounded to
+// bf16, all sums in fp32. Letters: B batch, T time, H query heads, Hkv key-value heads, D head size, F features, W
+// window.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "attention/attention.h"
+#include "attention/dense.h"
+#include "attention/kernels/dense.h"
+#include "attention/rotary.h"
+#include "autograd/variable.h"
+#include "core/parallel_for.h"
+#include "support/catch.h"
+#include "support/compare.h"
+#include "support/draw.h"
+#include "support/gpu.h"
+
+using namespace sieve;
+using namespace sieve::test;
+
+namespace {
+
+struct Problem {
+  AttentionSpec spec;
+  RopeSpec rope;
+  std::int64_t B = 0, T = 0;
+  bool deterministic = false;
+  Tensor qkv, dout;  // bf16, on the CPU
+
+  std::string str() const {
+    return cat("B", B, " T", T, " H", spec.n_heads, "/", spec.n_kv_heads, " D", spec.head_dim, " W", window(),
+               " rotary ", rope.rotary_dims, deterministic ? " deterministic" : "");
+  }
+  std::int64_t window() const {
+    return spec.kind == AttentionKind::sliding_window && spec.window < T ? spec.window : 0;
+  }
+};
+
+void fill(Problem& p, Draw& d) {
+  p.qkv = d.normal({p.B, p.T, p.spec.qkv_features()}).to(DType::bf16);
+  p.dout = d.normal({p.B, p.T, p.spec.n_heads * p.spec.head_dim}).to(DType::bf16);
+}
+
+Problem draw_problem(Draw& d) {
+  constexpr std::int64_t kLengths[] = {2, 3, 17, 63, 64, 65, 127, 128, 129, 200, 255, 320, 512, 1000, 2048};
+  constexpr std::int64_t kHeads[] = {64, 128, 64, 128, 32, 80, 256};
+  Problem p;
+  p.T = kLengths[d.integer(0, d.chance(0.15) ? 14 : 11)];
+  const bool large = p.T > 320;
+  p.B = large ? 1 : d.integer(1, 3);
+  p.spec.n_kv_heads = large ? 1 : d.integer(1, 3);
+  p.spec.n_heads = p.spec.n_kv_heads * (d.chance(0.5) ? 1 : d.integer(2, large ? 2 : 4));
+  p.spec.head_dim = kHeads[d.integer(0, 6)];
+  if (d.chance(0.5)) {
+    p.spec.kind = AttentionKind::sliding_window;
+    p.spec.window = d.chance(0.2) ? 1 : (d.chance(0.5) ? d.integer(2, 40) : d.integer(1, p.T + 2));
+  }
+  if (d.chance(0.5)) p.rope.rotary_dims = d.chance(0.7) ? p.spec.head_dim : 2 * d.integer(1, p.spec.head_dim / 2);
+  p.deterministic = d.chance(0.2);
+  fill(p, d);
+  return p;
+}
+
+struct Results {
+  Tensor out, dqkv;
+};
+
+// What the kernels get and give, on the GPU.
+struct OnGpu {
+  RotaryTable rotary;
+  Tensor qkv, dout, out, statistics, dqkv;
+  DenseAttentionBackwardArgs args;
+};
+
+OnGpu on_gpu(const Problem& p) {
+  OnGpu g;
+  const Stream stream = gpu_stream();
+  const auto poison = [&](const Shape& shape, DType dtype) { return full(shape, std::nan(""), dtype).to(stream); };
+  g.qkv = p.qkv.to(stream);
+  g.dout = p.dout.to(stream);
+  g.out = poison(p.dout.shape(), DType::bf16);
+  g.dqkv = poison(p.qkv.shape(), DType::bf16);
+  g.statistics = poison({p.B, p.spec.n_heads, p.T}, DType::f32);
+  DenseAttentionArgs& f = g.args.forward;
+  if (p.rope.rotary_dims > 0) {
+    const RotaryTable table = rotary_table(p.rope, p.T, DType::f32, Stream{});
+    g.rotary = {table.cos.to(stream), table.sin.to(stream)};
+    f.rotary = {g.rotary.cos.raw(), g.rotary.sin.raw(), p.rope.rotary_dims, -1};
+  }
+  f.qkv_BTF = g.qkv.raw();
+  f.out_BTHD = g.out.raw();
+  f.statistics_BHT = g.statistics.data<float>();
+  f.B = p.B;
+  f.T = p.T;
+  f.H = p.spec.n_heads;
+  f.Hkv = p.spec.n_kv_heads;
+  f.D = p.spec.head_dim;
+  f.window = p.window();
+  f.scale = 1 / std::sqrt(static_cast<double>(f.D));
+  g.args.dout_BTHD = g.dout.raw();
+  g.args.dqkv_BTF = g.dqkv.raw();
+  g.args.deterministic = p.deterministic;
+  return g;
+}
+
+void run_on_gpu(const OnGpu& g) {
+  if constexpr (build::with_cudnn) {
+    cuda::run(g.args.forward, gpu_stream());
+    cuda::run(g.args, gpu_stream());
+  }
+}
+
+// Plans of all problems by many threads: compiling them is most of this file's time. Why a problem has none.
+std::vector<std::string> prepare_all(const std::vector<Problem>& problems) {
+  std::vector<std::string> refused(problems.size());
+  if constexpr (build::with_cudnn) {
+    std::vector<OnGpu> arguments;
+    for (const Problem& p : problems) arguments.push_back(on_gpu(p));
+    std::atomic<std::size_t> next{0};
+    std::vector<std::thread> threads;
+    for (unsigned n = 0; n < std::clamp(std::thread::hardware_concurrency(), 1u, 32u); ++n) {
+      threads.emplace_back([&] {
+        for (std::size_t i = next++; i < problems.size(); i = next++) {
+          try {
+            cuda::workspace_bytes(arguments[i].args.forward, arguments[i].qkv.stream());
+            cuda::workspace_bytes(arguments[i].args, arguments[i].qkv.stream());
+          } catch (const std::exception& e) { refused[i] = e.what(); }
+        }
+      });
+    }
+    for (std::thread& t : threads) t.join();
+  }
+  return refused;
+}
+
+Results reference(const Problem& p) {
+  const Variable qkv = Variable::leaf(p.qkv.to(DType::f64));
+  const Variable out = attention(qkv, {}, {p.spec, p.rope, {}});
+  backward(out, p.dout.to(DType::f64));
+  return {out.value(), qkv.grad()};
+}
+
+// ---- The naive bf16 attention
+
+float rounded_to_bf16(float x) { return static_cast<float>(bf16(x)); }
+
+float dot(const float* a, const float* b, std::int64_t n) {  // n a multiple of 8; eight sums, so that it vectorises
+  float sums[8] = {};
+  for (std::int64_t i = 0; i < n; i += 8) {
+    for (int l = 0; l < 8; ++l) sums[l] += a[i + l] * b[i + l];
+  }
+  float sum = 0;
+  for (float x : sums) sum += x;
+  return sum;
+}
+
+void add(float* y, float alpha, const float* x, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] += alpha * x[i];
+}
+
+struct Naive {
+  const Problem& p;
+  std::int64_t T, D, F, H, Hkv, R, W;
+  std::vector<float> qkv, dout, out, dqkv;
+  RotaryTable table;
+
+  explicit Naive(const Problem& problem) : p(problem) {
+    T = p.T;
+    D = p.spec.head_dim;
+    F = p.spec.qkv_features();
+    H = p.spec.n_heads;
+    Hkv = p.spec.n_kv_heads;
+    R = p.rope.rotary_dims / 2;
+    W = p.window() > 0 ? p.window() : T;
+    const auto floats = [](const Tensor& t) {
+      const Tensor f = t.to(DType::f32);
+      return std::vector<float>(f.data<float>(), f.data<float>() + f.numel());
+    };
+    qkv = floats(p.qkv);
+    dout = floats(p.dout);
+    out.assign(dout.size(), 0);
+    dqkv.assign(qkv.size(), 0);
+    table = rotary_table(p.rope, T, DType::f32, Stream{});
+    turn(qkv, 1);
+  }
+
+  void turn(std::vector<float>& x, float sign) const {
+    for (std::int64_t row = 0; R > 0 && row < p.B * T; ++row) {
+      const float* cos = table.cos.data<float>() + row % T * R;
+      const float* sin = table.sin.data<float>() + row % T * R;
+      for (std::int64_t h = 0; h < H + Hkv; ++h) {
+        float* v = x.data() + row * F + h * D;
+        for (std::int64_t r = 0; r < R; ++r) {
+          const float a = v[r], b = v[R + r], s = sin[r] * sign;
+          v[r] = rounded_to_bf16(a * cos[r] - b * s);
+          v[R + r] = rounded_to_bf16(b * cos[r] + a * s);
+        }
+      }
+    }
+  }
+
+  void head(std::int64_t b, std::int64_t h) {
+    const std::int64_t G = H / Hkv, key = (H + h / G) * D, value = (H + Hkv + h / G) * D;
+    const auto row = [&](std::vector<float>& x, std::int64_t t, std::int64_t at) {
+      return x.data() + (b * T + t) * F + at;
+    };
+    const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(D)));
+    std::vector<float> s(static_cast<std::size_t>(T)), dk(static_cast<std::size_t>(T * D)), dv(dk), o(D), dq(D);
+    for (std::int64_t i = 0; i < T; ++i) {
+      const std::int64_t first = std::max<std::int64_t>(0, i - W + 1);
+      float* y = out.data() + (b * T + i) * H * D + h * D;
+      const float* dy = dout.data() + (b * T + i) * H * D + h * D;
+      float most = -INFINITY, sum = 0;
+      for (std::int64_t j = first; j <= i; ++j)
+        most = std::max(most, s[j] = scale * dot(row(qkv, i, h * D), row(qkv, j, key), D));
+      std::fill(o.begin(), o.end(), 0.0f);
+      for (std::int64_t j = first; j <= i; ++j) {
+        s[j] = std::exp(s[j] - most);
+        sum += s[j];
+        add(o.data(), rounded_to_bf16(s[j]), row(qkv, j, value), D);
+      }
+      for (std::int64_t d = 0; d < D; ++d) y[d] = rounded_to_bf16(o[d] / sum);
+      const float delta = dot(y, dy, D);
+      std::fill(dq.begin(), dq.end(), 0.0f);
+      for (std::int64_t j = first; j <= i; ++j) {
+        const float weight = s[j] / sum;
+        const float ds = rounded_to_bf16(weight * (dot(dy, row(qkv, j, value), D) - delta));
+        add(dv.data() + j * D, rounded_to_bf16(weight), dy, D);
+        add(dk.data() + j * D, ds * scale, row(qkv, i, h * D), D);
+        add(dq.data(), ds * scale, row(qkv, j, key), D);
+      }
+      for (std::int64_t d = 0; d < D; ++d) row(dqkv, i, h * D)[d] = rounded_to_bf16(dq[d]);
+    }
+    for (std::int64_t t = 0; t < T; ++t) {  // heads of a group: rounded each, then summed
+      for (std::int64_t d = 0; d < D; ++d) {
+        row(dqkv, t, key)[d] += rounded_to_bf16(dk[t * D + d]);
+        row(dqkv, t, value)[d] += rounded_to_bf16(dv[t * D + d]);
+      }
+    }
+  }
+
+  Results run() {
+    for (std::int64_t b = 0; b < p.B; ++b) {
+      for (std::int64_t h = 0; h < H; ++h) head(b, h);
+    }
+    for (float& x : dqkv) x = rounded_to_bf16(x);
+    turn(dqkv, -1);
+    return {from_values<float>(out, p.dout.shape()), from_values<float>(dqkv, p.qkv.shape())};
+  }
+};
+
+// ---- Comparison
+
+// 2e-5 of the largest value beside the naive error: sums in fp32 where the naive result happens to be exact.
+void check_part(const char* part, const Tensor& got, const Tensor& naive, const Tensor& wanted) {
+  const double allowed = 2 * max_difference(naive, wanted) + 2e-5 * std::max(1.0, max_abs(wanted));
+  const double error = max_difference(got, wanted);
+  INFO(part << ": " << worst_of(got, wanted) << "; naive error " << max_difference(naive, wanted));
+  CHECK(error <= allowed);
+}
+
+void check_results(const Problem& p, const Results& got, const Results& naive) {
+  const Results wanted = reference(p);
+  const std::int64_t D = p.spec.head_dim, q = p.spec.n_heads * D, kv = p.spec.n_kv_heads * D;
+  check_part("out", got.out, naive.out, wanted.out);
+  const auto part = [&](const char* name, std::int64_t begin, std::int64_t end) {
+    check_part(name, got.dqkv.slice(2, begin, end), naive.dqkv.slice(2, begin, end), wanted.dqkv.slice(2, begin, end));
+  };
+  part("dq", 0, q);
+  part("dk", q, q + kv);
+  part("dv", q + kv, q + 2 * kv);
+}
+
+std::vector<Results> naive_of(const std::vector<Problem>& problems) {
+  std::vector<Results> naive(problems.size());
+  for (const Problem& p : problems) rotary_table(p.rope, p.T, DType::f32, Stream{});
+  parallel_for(static_cast<std::int64_t>(problems.size()), 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      const auto n = static_cast<std::size_t>(i);
+      naive[n] = Naive(problems[n]).run();
+    }
+  });
+  return naive;
+}
+
+Results to_host(const Tensor& out, const Tensor& dqkv) { return {out.to(Stream{}), dqkv.to(Stream{})}; }
+
+}  // namespace
+
+TEST_CASE("the naive bf16 attention is close to the engine") {
+  for (std::uint64_t c = 0; c < 6; ++c) {
+    Draw d(81, c);
+    Problem p = draw_problem(d);
+    if (p.T > 130) continue;
+    CAPTURE(c, p.str());
+    const Results naive = Naive(p).run(), wanted = reference(p);
+    CHECK(max_difference(naive.out, wanted.out) <= 0.03);
+    CHECK(relative_difference(naive.dqkv, wanted.dqkv) <= 0.03);
+  }
+}
+
+TEST_CASE("dense attention on the GPU is as exact as naive bf16 attention twice over", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  if constexpr (!build::with_cudnn) return;
+  std::vector<Problem> problems;
+  for (std::uint64_t c = 0; c < 200; ++c) {
+    Draw d(83, c);
+    problems.push_back(draw_problem(d));
+  }
+  const auto refused = prepare_all(problems);
+  const auto naive = naive_of(problems);
+  for (std::size_t c = 0; c < problems.size(); ++c) {
+    const Problem& p = problems[c];
+    CAPTURE(c, p.str());
+    if (!refused[c].empty()) {
+      INFO(refused[c]);
+      CHECK((p.spec.head_dim != 64 && p.spec.head_dim != 128));  // these it must have
+      continue;
+    }
+    const OnGpu g = on_gpu(p);
+    run_on_gpu(g);
+    check_results(p, to_host(g.out, g.dqkv), naive[c]);
+  }
+}
+
+TEST_CASE("the deterministic backward of dense attention gives the same bits 100 times", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  if constexpr (!build::with_cudnn) return;
+  for (const std::int64_t window : {0, 100}) {
+    Problem p;
+    p.B = 2;
+    p.T = 1000;
+    p.spec.kind = window > 0 ? AttentionKind::sliding_window : AttentionKind::full;
+    p.spec.window = window;
+    p.spec.n_heads = 8;
+    p.spec.n_kv_heads = 2;
+    p.spec.head_dim = 64;
+    p.rope.rotary_dims = 64;
+    p.deterministic = true;
+    Draw d(85, static_cast<std::uint64_t>(window));
+    fill(p, d);
+    const OnGpu g = on_gpu(p);
+    CAPTURE(p.str());
+    run_on_gpu(g);
+    const Results first = to_host(g.out, g.dqkv);
+    int different = 0;
+    for (int run = 1; run < 100; ++run) {
+      run_on_gpu(g);
+      const Results again = to_host(g.out, g.dqkv);
+      different += !same_bits(again.out, first.out) || !same_bits(again.dqkv, first.dqkv);
+    }
+    CHECK(different == 0);
+    CHECK(max_abs(first.dqkv) > 0);
+  }
+}
+
+TEST_CASE("the attention op takes dense attention where it serves, forward and backward", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  std::vector<Problem> problems;
+  for (std::uint64_t c = 0; c < 8; ++c) {
+    Draw d(87, c);
+    Problem p = draw_problem(d);
+    p.T = 100 + 30 * static_cast<std::int64_t>(c);
+    p.deterministic = false;
+    p.spec.head_dim = c % 2 == 0 ? 64 : 128;
+    p.rope.rotary_dims = c % 4 < 2 ? p.spec.head_dim : 0;
+    fill(p, d);
+    problems.push_back(p);
+  }
+  const auto naive = naive_of(problems);
+  for (std::size_t c = 0; c < problems.size(); ++c) {
+    const Problem& p = problems[c];
+    CAPTURE(c, p.str());
+    const Variable qkv = Variable::leaf(p.qkv.to(gpu_stream()));
+    CHECK(dense_path(p.spec, p.rope, qkv.value(), false, true) == build::with_cudnn);
+    const Variable out = attention(qkv, {}, {p.spec, p.rope, {}});
+    backward(out, p.dout.to(gpu_stream()));
+    check_results(p, to_host(out.value(), qkv.grad()), naive[c]);
+  }
+}
+
+TEST_CASE("what dense attention does not serve") {
+  AttentionSpec spec;
+  spec.n_heads = spec.n_kv_heads = 2;
+  spec.head_dim = 64;
+  const Tensor on_cpu = zeros({1, 8, spec.qkv_features()}, DType::bf16);
+  CHECK_FALSE(dense_path(spec, {}, on_cpu, false, true));
+  if (cuda_device_count() == 0) return;
+  const Tensor qkv = on_cpu.to(gpu_stream());
+  CHECK_FALSE(dense_path(spec, {}, qkv, true, true));                               // documents
+  CHECK_FALSE(dense_path(spec, {}, qkv.to(DType::f32), false, true));               // fp32
+  CHECK_FALSE(dense_path(spec, {}, qkv.slice(1, 0, 1).contiguous(), false, true));  // one token
+  allow_dense_attention(false);
+  CHECK_FALSE(dense_path(spec, {}, qkv, false, true));
+  allow_dense_attention(true);
+  CHECK(dense_path(spec, {}, qkv, false, true) == build::with_cudnn);
+  spec.kind = AttentionKind::sliding_window;
+  spec.window = 4;
+  spec.sinks = 1;
+  CHECK_FALSE(dense_path(spec, {}, qkv, false, true));
+}
