@@ -8,6 +8,7 @@
 #include "core/parallel_for.h"
 #include "support/catch.h"
 #include "support/compare.h"
+#include "tensor/profile.h"
 #include "trace.h"
 
 using namespace sieve;
@@ -293,4 +294,48 @@ TEST_CASE("a backward that threw leaves leaves usable") {
   backward(sum(scale(x, 2)));
   CHECK(hooks == 1);
   CHECK(grads_of(x) == Values{2, 2});
+}
+
+namespace {
+
+std::int64_t calls_of(const std::string& kernel, const std::vector<KernelProfile::Entry>& entries) {
+  for (const auto& e : entries)
+    if (e.kernel == kernel) return e.calls;
+  return 0;
+}
+
+}  // namespace
+
+TEST_CASE("a norm beside a residual adds the gradient that came past it, before the one rounding") {
+  const Tensor x0 = random_normal({5, 16}, 0, 1, 3, 1, DType::bf16),
+               w0 = random_normal({16}, 1, 0.1, 3, 2, DType::bf16);
+  const Tensor b0 = random_normal({16}, 0, 1, 3, 4, DType::bf16),
+               seed = random_normal({5, 16}, 0, 1, 3, 3, DType::bf16);
+  const auto gradient = [&](DType dtype, bool layer) {
+    const Variable leaf = Variable::leaf(x0.to(dtype)), x = scale(leaf, 1);
+    const Variable w(w0.to(dtype)), b(b0.to(dtype));
+    const Variable y = add(x, layer ? layer_norm(x, w, b, 1e-2) : rms_norm(x, w, 1e-2));
+    KernelProfile::start();
+    backward(y, seed.to(dtype));
+    CHECK(calls_of("Axpby", KernelProfile::stop()) <= 1);  // scale's own
+    return leaf.grad();
+  };
+  for (const bool layer : {false, true}) {
+    const Tensor exact = gradient(DType::f64, layer), low = gradient(DType::bf16, layer);
+    CHECK(max_difference(low, exact) <= max_difference(rounded(exact, DType::bf16), exact) * 1.01);
+  }
+  // Two norms beside a residual: the first finds its input still in use, the second adds all.
+  const Variable leaf = Variable::leaf(x0.to(DType::f64)), x = scale(leaf, 1), w(w0.to(DType::f64));
+  backward(add(add(x, rms_norm(x, w, 1e-2)), rms_norm(x, w, 1e-2)), seed.to(DType::f64));
+  const Variable other = Variable::leaf(x0.to(DType::f64));
+  backward(add(other, scale(rms_norm(other, w, 1e-2), 2)), seed.to(DType::f64));
+  CHECK(relative_difference(leaf.grad(), other.grad()) <= 1e-14);
+}
+
+TEST_CASE("what a gradient is added to may be held by others: it stays as it was") {
+  const Tensor seed = full({2, 4}, 1, DType::f32), before = seed.clone();
+  const Variable x = Variable::leaf(random_normal({2, 4}, 0, 1, 1, 1)), w(full({4}, 1, DType::f32));
+  const Variable y = scale(x, 1);
+  backward(add(y, rms_norm(y, w, 1e-2)), seed);
+  CHECK(same_bits(seed, before));
 }

@@ -6,6 +6,7 @@
 #include "core/parallel_for.h"
 #include "support/catch.h"
 #include "support/compare.h"
+#include "tensor/profile.h"
 #include "trace.h"
 
 using namespace sieve;
@@ -96,6 +97,28 @@ TEST_CASE("linear_cross_entropy never holds all logits, and no gradients where n
   CHECK(trained < logits / 8 + 2 * gradients);
   CHECK(evaluated < logits / 8);
   CHECK(trained > evaluated);
+}
+
+TEST_CASE("linear_cross_entropy multiplies by no 1, and takes its factor from memory") {
+  const Problem p(9, 4, 5, DType::f32);
+  const auto backward_kernels = [&](const Tensor& seed) {
+    const Variable x = Variable::leaf(p.x), w = Variable::leaf(p.w);
+    const Variable l = linear_cross_entropy(x, w, p.targets);
+    KernelProfile::start();
+    backward(l, seed);
+    std::string names;
+    for (const auto& entry : KernelProfile::stop()) names += entry.kernel;
+    return names;
+  };
+  CHECK(backward_kernels({}) == "Fill");  // the 1 itself
+  CHECK(backward_kernels(full({}, 3, DType::f32)) == "Axpby");
+}
+
+TEST_CASE("chunks of logits: as many rows as channels on a CPU, 8,192 aligned rows in the model's dtype on a GPU") {
+  const LossChunk cpu = loss_chunk({}, 65536, 768, 50257, DType::bf16);
+  CHECK((cpu.rows == 768 && cpu.ld == 50257 && cpu.logits == DType::f32));
+  const LossChunk gpu = loss_chunk({Device::Kind::cuda, 0}, 65536, 768, 50257, DType::bf16);
+  CHECK((gpu.rows == 8192 && gpu.ld == 50304 && gpu.logits == DType::bf16));
 }
 
 TEST_CASE("linear_cross_entropy does not depend on the number of threads") {

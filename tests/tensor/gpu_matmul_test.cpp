@@ -77,7 +77,7 @@ std::vector<Tensor> cross_entropy(Draw& draw, DType t, Place& place, bool large)
                          : u < 0.3 ? draw.integer(1000, 60000)
                          : u < 0.6 ? 8 * draw.integer(1, 100)
                                    : draw.extent(200, false);
-  const std::int64_t R = large ? 40 : u < 0.3 ? draw.integer(1, 4) : draw.extent(40);
+  const std::int64_t R = large ? 12 : u < 0.3 ? draw.integer(1, 3) : draw.extent(40);
   const std::int64_t pad = draw.chance(0.5) ? 0 : draw.chance(0.5) ? 8 : draw.integer(1, 5), ld = V + pad;
   const bool in_place = draw.chance(0.4), narrow = !in_place && t == DType::f32 && draw.chance(0.5);
   const DType to = narrow ? DType::bf16 : t;
