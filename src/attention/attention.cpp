@@ -2,9 +2,9 @@
 #include "attention/attention.h"
 
 #include <cmath>
-#include <limits>
 
 #include "attention/dense.h"
+#include "attention/device_plan.h"
 #include "attention/document_starts.h"
 #include "attention/kernels/select.h"
 #include "attention/kernels/softmax.h"
@@ -29,13 +29,24 @@ struct Selection {
   Tensor from, to;                  // i32
   Tensor z, tau;                    // f64
   Tensor band, band_from, band_to;  // i32
-  std::int64_t nan_scores = 0;
+  Tensor nan_scores;                // i64, one: how many; on the scores' device
 
   bool thresholds() const { return z.defined(); }
 };
 
 const std::int32_t* starts_of(const Tensor& document_starts) {
   return document_starts.defined() ? document_starts.data<std::int32_t>() : nullptr;
+}
+
+// Statistics are computed on the host; a GPU's selection is copied there, which waits for it.
+SelectionStats statistics_of(SelectArgs args, const Tensor& scores, const Tensor& starts, const Selection& selection) {
+  const Stream host;
+  const Tensor s = scores.to(host), d = starts.defined() ? starts.to(host) : Tensor(), from = selection.from.to(host),
+               to = selection.to.to(host), band = selection.band.to(host), band_from = selection.band_from.to(host);
+  args.scores_BHT = s.raw(), args.document_starts_BT = starts_of(d);
+  args.from_BHT = from.data<std::int32_t>(), args.to_BHT = to.data<std::int32_t>();
+  args.band_BHT = band.data<std::int32_t>(), args.band_from_BHT = band_from.data<std::int32_t>();
+  return selection_stats(args);
 }
 
 Selection select_keys(const AttentionSpec& spec, const Tensor& scores, const Tensor& starts, bool thresholds,
@@ -50,6 +61,7 @@ Selection select_keys(const AttentionSpec& spec, const Tensor& scores, const Ten
     out.tau = make(DType::f64);
     for (Tensor* t : {&out.band, &out.band_from, &out.band_to}) *t = make(DType::i32);
   }
+  out.nan_scores = empty({1}, DType::i64, scores.stream());
   auto ints = [](const Tensor& t) { return t.defined() ? t.data<std::int32_t>() : nullptr; };
   auto reals = [](const Tensor& t) { return t.defined() ? t.data<double>() : nullptr; };
   const SelectArgs args{.scores_BHT = scores.raw(),
@@ -71,14 +83,22 @@ Selection select_keys(const AttentionSpec& spec, const Tensor& scores, const Ten
                         .band_BHT = ints(out.band),
                         .band_from_BHT = ints(out.band_from),
                         .band_to_BHT = ints(out.band_to),
-                        .nan_count = &out.nan_scores};
+                        .nan_count = out.nan_scores.data<std::int64_t>()};
   launch(scores.stream(), args);
-  if (stats != nullptr) *stats = selection_stats(args);
+  if (stats != nullptr) *stats = statistics_of(args, scores, starts, out);
   return out;
 }
 
-TilePlan plan_of(const AttentionSpec& spec, std::int64_t B, std::int64_t T, const Tensor& starts,
-                 const Selection& selection) {
+// What a pass visits, on the host or on a GPU.
+struct Plan {
+  TilePlan host;
+  PlanOnDevice device;
+};
+
+Plan plan_of(const AttentionSpec& spec, const Tensor& qkv, const Tensor& starts, const Selection& selection) {
+  const std::int64_t B = qkv.size(0), T = qkv.size(1);
+  if (qkv.device().is_cuda())
+    return {{}, make_device_plan(spec, B, T, starts, selection.from, selection.to, qkv.stream())};
   SelectedKeys keys;
   if (selection.from.defined()) {
     keys.from = selection.from.data<std::int32_t>();
@@ -89,7 +109,7 @@ TilePlan plan_of(const AttentionSpec& spec, std::int64_t B, std::int64_t T, cons
     keys.band_from = selection.band_from.data<std::int32_t>();
     keys.band_to = selection.band_to.data<std::int32_t>();
   }
-  return make_plan(spec, B, T, starts_of(starts), keys);
+  return {make_plan(spec, B, T, starts_of(starts), keys), {}};
 }
 
 GateView gate_of(const AttentionSpec& spec, const Selection& selection) {
@@ -116,7 +136,7 @@ std::int64_t far_distance(const AttentionSpec& spec, const RopeSpec& rope, std::
 }
 
 // Everything of the engine's arguments but the results. The tables and the plan must outlive it.
-SoftmaxForwardArgs engine_args(const AttentionInputs& in, const Tensor& qkv, const TilePlan& plan,
+SoftmaxForwardArgs engine_args(const AttentionInputs& in, const Tensor& qkv, const Plan& plan,
                                const Selection& selection, const RotaryTable& rotary) {
   SoftmaxForwardArgs args;
   args.qkv_BTF = qkv.raw();
@@ -127,7 +147,8 @@ SoftmaxForwardArgs engine_args(const AttentionInputs& in, const Tensor& qkv, con
   args.D = in.spec.head_dim;
   args.scale = 1 / std::sqrt(static_cast<double>(in.spec.head_dim));
   args.dtype = qkv.dtype();
-  args.plan = plan.view();
+  args.plan = plan.host.view();
+  args.device_plan = plan.device.view;
   args.gate = gate_of(in.spec, selection);
   if (rotary.cos.defined()) {
     args.rotary = {rotary.cos.raw(), rotary.sin.raw(), in.rope.rotary_dims, far_distance(in.spec, in.rope, args.T)};
@@ -191,12 +212,9 @@ struct Attention {
       score_dtype = inputs[1].dtype();
       const bool thresholds = in.spec.sparsek.gate != GateMode::hard || need[1] || stats != nullptr;
       selection = select_keys(in.spec, inputs[1].contiguous(), in.document_starts, thresholds, stats);
-      if (selection.nan_scores > 0 && !saves) {
-        fail(Exit::nonfinite, name, selection.nan_scores, " of ", inputs[1].numel(),
-             " scores are NaN: the scorer's weights or its inputs are not finite");
-      }
+      if (!saves) check_scores(inputs[1].numel());
     }
-    const TilePlan plan = plan_of(in.spec, B, T, in.document_starts, selection);
+    const Plan plan = plan_of(in.spec, qkv, in.document_starts, selection);
     const RotaryTable rotary = tables();
     SoftmaxForwardArgs args = engine_args(in, qkv, plan, selection, rotary);
     args.out_BTHD = out.raw();
@@ -207,15 +225,26 @@ struct Attention {
     const Tensor workspace = workspace_for(qkv.stream(), args);
     args.workspace = workspace.raw();
     launch(qkv.stream(), args);
-    // A selection ranks NaN last and would hide it: the loss must show it, so that the step can be skipped.
-    if (selection.nan_scores > 0) out.fill(std::numeric_limits<double>::quiet_NaN());
+    if (selection.nan_scores.defined()) {  // the loss must show it, so that the step can be skipped
+      launch(qkv.stream(), PoisonArgs{.nan_count = selection.nan_scores.data<std::int64_t>(),
+                                      .out = out.raw(),
+                                      .n = out.numel(),
+                                      .dtype = out.dtype()});
+    }
     return out;
+  }
+
+  // Where nothing is recorded (evaluation, generation) a GPU is waited for.
+  void check_scores(std::int64_t scores) const {
+    const auto nan = static_cast<std::int64_t>(selection.nan_scores.item());
+    if (nan == 0) return;
+    fail(Exit::nonfinite, name, nan, " of ", scores,
+         " scores are NaN: the scorer's weights or its inputs are not finite");
   }
 
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2>) {
     if (dense) return {dense_backward(in.spec, in.rope, qkv, out, statistics, grad), Tensor()};
-    const std::int64_t B = qkv.size(0), T = qkv.size(1);
-    const TilePlan plan = plan_of(in.spec, B, T, in.document_starts, selection);
+    const Plan plan = plan_of(in.spec, qkv, in.document_starts, selection);
     const RotaryTable rotary = tables();
     Tensor dqkv = empty_like(qkv);
     SoftmaxBackwardArgs args;

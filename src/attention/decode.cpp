@@ -24,9 +24,9 @@ struct AttentionCache::State {
   bool rotate_keys;                 // before storing; else keys turn when they are read (far ones differently)
   std::int64_t far_distance = 0;    // of keys that are not rotated
   Tensor keys, values;              // (B, Hkv, capacity, D)
-  RotaryTable distances;            // by distance, for keys that are not rotated
+  RotaryTable distances;            // by distance, for keys that are not rotated; made by the first step
   std::vector<double> frequencies;  // (R) angle per position
-  std::vector<double> cos, sin;     // (R) of the position that was stored last
+  Tensor cos, sin;                  // (n, R) of the positions of this step, compute dtype
   std::vector<double> ring_scores;  // (B, Hs, W): scores of rows that still compete when they leave
   std::vector<StreamingSelection> selection;  // (B, Hs)
   std::vector<CachedSlot> slots;              // (B, Hs, k), what the query at hand sees
@@ -34,28 +34,25 @@ struct AttentionCache::State {
 
   State(const AttentionSpec& s, const RopeSpec& r, std::int64_t batch, DType type, std::int64_t most,
         std::int64_t score_heads);
-  void reserve(std::int64_t tokens);
+  void reserve(std::int64_t tokens, const Stream& stream);
   void check(const Tensor& qkv, const Tensor& scores) const;
+  void turn(std::int64_t n, const Stream& stream);
   void append(const Tensor& qkv, const Tensor& scores, std::int64_t t);
   void attend(const Tensor& qkv, std::int64_t t, Tensor& out);
-  Tensor prefill(const Tensor& qkv, const Tensor& scores);
+  // Scores on the device of qkv, and on the host.
+  Tensor prefill(const Tensor& qkv, const Tensor& scores_there, const Tensor& scores);
 
   bool sparse() const { return spec.kind == AttentionKind::sparsek; }
   std::int64_t plain_rows() const {
     return spec.kind == AttentionKind::full ? length : std::min(length, spec.sinks + spec.window);
   }
-  std::size_t row_bytes() const { return static_cast<std::size_t>(spec.head_dim) * size_of(dtype); }
-  std::byte* row(const Tensor& t, std::int64_t b, std::int64_t kv, std::int64_t r) const {
-    return static_cast<std::byte*>(t.raw()) +
-           static_cast<std::size_t>((b * spec.n_kv_heads + kv) * capacity + r) * row_bytes();
-  }
 
  private:
   std::int64_t row_of(std::int64_t position) const;
-  void admit(std::int64_t b, std::int64_t hs, double score, std::int64_t position, const Tensor* qkv, std::int64_t t);
-  void store_token(const Tensor& qkv, std::int64_t b, std::int64_t t, std::int64_t kv, std::int64_t r);
-  template <class T>
-  void rotate(std::byte* key) const;
+  std::int64_t admit(std::int64_t b, std::int64_t hs, double score);
+  template <class F>
+  void for_each_head(std::int64_t hs, F f) const;
+  void store(const Tensor& qkv, const std::vector<CacheMove>& moves);
   void list_slots();
 };
 
@@ -64,6 +61,14 @@ namespace {
 double score_at(const Tensor& scores, std::int64_t b, std::int64_t hs, std::int64_t t) {
   const std::int64_t at = (b * scores.size(1) + hs) * scores.size(2) + t;
   return scores.dtype() == DType::f64 ? scores.data<double>()[at] : static_cast<double>(scores.data<float>()[at]);
+}
+
+// An array of the host on the stream's device, as bytes.
+template <class T>
+Tensor uploaded(const std::vector<T>& values, const Stream& stream) {
+  Tensor host = empty({static_cast<std::int64_t>(values.size() * sizeof(T))}, DType::u8);
+  std::memcpy(host.raw(), values.data(), values.size() * sizeof(T));
+  return host.to(stream);
 }
 
 }  // namespace
@@ -82,7 +87,6 @@ AttentionCache::State::State(const AttentionSpec& s, const RopeSpec& r, std::int
   for (std::int64_t x = 0; x < rope.rotary_dims / 2; ++x) {
     frequencies.push_back(std::pow(rope.theta, -2.0 * static_cast<double>(x) / static_cast<double>(rope.rotary_dims)));
   }
-  cos = sin = frequencies;
   if (!rotate_keys && rope.rotary_dims > 0) {
     far_distance = rule == PositionRule::none ? 0 : spec.sparsek.clamp_distance;
     if (max_tokens > 0) far_distance = std::min(far_distance, max_tokens);  // no key is farther
@@ -90,7 +94,6 @@ AttentionCache::State::State(const AttentionSpec& s, const RopeSpec& r, std::int
       fail(Exit::config, "cache", "clamp_distance ", far_distance,
            " needs a table of that many rotations: bound the cache's tokens");
     }
-    distances = rotary_table(rope, std::max(spec.window, far_distance + 1), compute_dtype(dtype), {});
   }
   if (sparse()) {
     const SparsekSpec& k = spec.sparsek;
@@ -100,20 +103,27 @@ AttentionCache::State::State(const AttentionSpec& s, const RopeSpec& r, std::int
     slots.resize(heads * static_cast<std::size_t>(k.k));
     if (k.candidates == Candidates::on_exit) ring_scores.resize(heads * static_cast<std::size_t>(spec.window));
   }
-  reserve(spec.kind == AttentionKind::full ? 64 : 1);
+  reserve(1, {});
 }
 
-// The sparse kinds have all their rows from the start; the full one doubles.
-void AttentionCache::State::reserve(std::int64_t tokens) {
+// The sparse kinds have all their rows from the start; the full one doubles. The first step says which device holds
+// them.
+void AttentionCache::State::reserve(std::int64_t tokens, const Stream& stream) {
+  if (capacity > 0 && keys.device() != stream.device) {
+    require(length == 0, "cache", "holds rows on ", keys.device().str(), ", the step is on ", stream.device.str());
+    capacity = 0;
+  }
+  if (!rotate_keys && rope.rotary_dims > 0)
+    distances = rotary_table(rope, std::max(spec.window, far_distance + 1), compute_dtype(dtype), stream);
   std::int64_t wanted = spec.sinks + spec.window + (sparse() ? spec.sparsek.k : 0);
   if (spec.kind == AttentionKind::full) {
-    wanted = std::max<std::int64_t>(capacity, 1);
+    wanted = std::max<std::int64_t>(capacity, 64);
     while (wanted < tokens) wanted *= 2;
     if (max_tokens > 0) wanted = std::min(wanted, max_tokens);
   }
   if (wanted <= capacity) return;
   for (Tensor* t : {&keys, &values}) {
-    Tensor grown = zeros({B, spec.n_kv_heads, wanted, spec.head_dim}, dtype);
+    Tensor grown = zeros({B, spec.n_kv_heads, wanted, spec.head_dim}, dtype, stream);
     if (length > 0) grown.slice(2, 0, length).copy_from(t->slice(2, 0, length));
     *t = grown;
   }
@@ -152,67 +162,69 @@ std::int64_t AttentionCache::State::row_of(std::int64_t position) const {
   return spec.sinks + (position - spec.sinks) % spec.window;
 }
 
-template <class T>
-void AttentionCache::State::rotate(std::byte* key) const {
-  using C = compute_t<T>;
-  auto* x = reinterpret_cast<T*>(key);
-  const std::size_t R = frequencies.size();
-  for (std::size_t r = 0; r < R; ++r) {
-    const C c = static_cast<C>(cos[r]), s = static_cast<C>(sin[r]), a = static_cast<C>(x[r]),
-            b = static_cast<C>(x[R + r]);
-    x[r] = static_cast<T>(a * c - b * s);
-    x[R + r] = static_cast<T>(b * c + a * s);
+// A candidate of position `length` (at once) or the one that leaves the window competes: its slot's row, or -1.
+std::int64_t AttentionCache::State::admit(std::int64_t b, std::int64_t hs, double score) {
+  StreamingSelection& s = selection[static_cast<std::size_t>(b * Hs + hs)];
+  if (spec.sparsek.candidates == Candidates::on_exit) {
+    double& place = ring_scores[static_cast<std::size_t>((b * Hs + hs) * spec.window + length % spec.window)];
+    std::swap(score, place);
+    if (length < spec.window) return -1;
   }
+  const std::int64_t left = spec.sparsek.candidates == Candidates::on_exit ? spec.window : 0;
+  const std::int64_t slot = s.offer(score, length - left).slot;
+  return slot < 0 ? -1 : spec.window + slot;
 }
 
-// Key and value of token t (position `length`) into row r.
-void AttentionCache::State::store_token(const Tensor& qkv, std::int64_t b, std::int64_t t, std::int64_t kv,
-                                        std::int64_t r) {
-  const auto* token = static_cast<const std::byte*>(qkv.raw()) +
-                      static_cast<std::size_t>((b * qkv.size(1) + t) * spec.qkv_features()) * size_of(dtype);
-  std::byte* key = row(keys, b, kv, r);
-  std::memcpy(key, token + static_cast<std::size_t>(spec.n_heads + kv) * row_bytes(), row_bytes());
-  std::memcpy(row(values, b, kv, r),
-              token + static_cast<std::size_t>(spec.n_heads + spec.n_kv_heads + kv) * row_bytes(), row_bytes());
-  if (rotate_keys && !frequencies.empty()) dispatch_float(dtype, "cache", [&]<class T>() { rotate<T>(key); });
+// The key-value heads that a selection serves.
+template <class F>
+void AttentionCache::State::for_each_head(std::int64_t hs, F f) const {
+  const std::int64_t last = Hs == 1 ? spec.n_kv_heads : hs + 1;
+  for (std::int64_t kv = Hs == 1 ? 0 : hs; kv < last; ++kv) f(static_cast<std::int32_t>(kv));
 }
 
-// A candidate competes; if it wins, its row takes the loser's slot: from token t of qkv, or from the ring where qkv is
-// null.
-void AttentionCache::State::admit(std::int64_t b, std::int64_t hs, double score, std::int64_t position,
-                                  const Tensor* qkv, std::int64_t t) {
-  const std::int64_t slot = selection[static_cast<std::size_t>(b * Hs + hs)].offer(score, position).slot;
-  if (slot < 0) return;
-  const std::int64_t first = Hs == 1 ? 0 : hs, last = Hs == 1 ? spec.n_kv_heads : hs + 1, to = spec.window + slot;
-  for (std::int64_t kv = first; kv < last; ++kv) {
-    if (qkv != nullptr) {
-      store_token(*qkv, b, t, kv, to);
-      continue;
-    }
-    for (const Tensor* x : {&keys, &values})
-      std::memcpy(row(*x, b, kv, to), row(*x, b, kv, row_of(position)), row_bytes());
+// Rotations of the next n positions. Angles in fp64, where a table would have to grow with the length.
+void AttentionCache::State::turn(std::int64_t n, const Stream& stream) {
+  if (!rotate_keys || frequencies.empty()) return;
+  const auto R = static_cast<std::int64_t>(frequencies.size());
+  std::vector<double> c, s;
+  for (std::int64_t x = 0; x < n * R; ++x) {
+    const double angle = static_cast<double>(length + x / R) * frequencies[static_cast<std::size_t>(x % R)];
+    c.push_back(std::cos(angle)), s.push_back(std::sin(angle));
   }
+  cos = from_values<double>(c, {n, R}).to(compute_dtype(dtype)).to(stream);
+  sin = from_values<double>(s, {n, R}).to(compute_dtype(dtype)).to(stream);
 }
 
-// Token t becomes position `length`. The row that leaves the window competes before its place is overwritten.
+void AttentionCache::State::store(const Tensor& qkv, const std::vector<CacheMove>& moves) {
+  if (moves.empty()) return;
+  const Tensor list = uploaded(moves, qkv.stream());
+  CacheStoreArgs args;
+  args.qkv_BNF = qkv.raw(), args.keys_BKCD = keys.raw(), args.values_BKCD = values.raw();
+  args.moves = static_cast<const CacheMove*>(list.raw()), args.count = static_cast<std::int64_t>(moves.size());
+  args.N = qkv.size(1), args.H = spec.n_heads, args.Hkv = spec.n_kv_heads, args.D = spec.head_dim;
+  args.capacity = capacity, args.dtype = dtype;
+  if (cos.defined()) args.rotary_dims = rope.rotary_dims, args.cos_NR = cos.raw(), args.sin_NR = sin.raw();
+  launch(qkv.stream(), args);
+}
+
+// Token t becomes position `length`. The row that leaves the window moves to its slot before its place is overwritten.
 void AttentionCache::State::append(const Tensor& qkv, const Tensor& scores, std::int64_t t) {
-  for (std::size_t r = 0; r < frequencies.size(); ++r) {
-    const double angle = static_cast<double>(length) * frequencies[r];
-    cos[r] = std::cos(angle), sin[r] = std::sin(angle);
-  }
+  std::vector<CacheMove> leave, enter;
+  const auto token = static_cast<std::int32_t>(t), place = static_cast<std::int32_t>(row_of(length));
   for (std::int64_t b = 0; b < B; ++b) {
+    const auto row = static_cast<std::int32_t>(b);
     for (std::int64_t hs = 0; sparse() && hs < Hs; ++hs) {
-      const double score = score_at(scores, b, hs, t);
-      if (spec.sparsek.candidates == Candidates::at_once) {
-        admit(b, hs, score, length, &qkv, t);
-        continue;
-      }
-      double& place = ring_scores[static_cast<std::size_t>((b * Hs + hs) * spec.window + length % spec.window)];
-      if (length >= spec.window) admit(b, hs, place, length - spec.window, nullptr, 0);
-      place = score;
+      const std::int64_t slot = admit(b, hs, score_at(scores, b, hs, t));
+      if (slot < 0) continue;
+      const bool at_once = spec.sparsek.candidates == Candidates::at_once;
+      for_each_head(hs, [&](std::int32_t kv) {
+        (at_once ? enter : leave).push_back({row, kv, at_once ? token : -1 - place, static_cast<std::int32_t>(slot)});
+      });
     }
-    for (std::int64_t kv = 0; kv < spec.n_kv_heads; ++kv) store_token(qkv, b, t, kv, row_of(length));
+    for (std::int32_t kv = 0; kv < spec.n_kv_heads; ++kv) enter.push_back({row, kv, token, place});
   }
+  store(qkv, leave);
+  store(qkv, enter);
   ++length;
 }
 
@@ -236,6 +248,7 @@ void AttentionCache::State::list_slots() {
 // out (B, n, H D)[t] from token t of qkv, which append() has stored.
 void AttentionCache::State::attend(const Tensor& qkv, std::int64_t t, Tensor& out) {
   const std::int64_t n = qkv.size(1), HD = spec.n_heads * spec.head_dim;
+  Tensor seen, counts;
   DecodeArgs args;
   args.qkv_BF =
       static_cast<const std::byte*>(qkv.raw()) + static_cast<std::size_t>(t * spec.qkv_features()) * size_of(dtype);
@@ -250,13 +263,13 @@ void AttentionCache::State::attend(const Tensor& qkv, std::int64_t t, Tensor& ou
   args.rotary_dims = rope.rotary_dims;
   if (sparse()) {
     list_slots();
-    args.slots = slots.data(), args.slot_count = slot_count.data();
+    seen = uploaded(slots, out.stream()), counts = uploaded(slot_count, out.stream());
+    args.slots = static_cast<const CachedSlot*>(seen.raw());
+    args.slot_count = static_cast<const std::int64_t*>(counts.raw());
     args.slot_stride = spec.sparsek.k, args.Hs = Hs, args.gate = spec.sparsek.gate;
   }
-  const std::vector<float> cos32(cos.begin(), cos.end()), sin32(sin.begin(), sin.end());
-  if (rotate_keys) {
-    args.query_cos = dtype == DType::f64 ? static_cast<const void*>(cos.data()) : cos32.data();
-    args.query_sin = dtype == DType::f64 ? static_cast<const void*>(sin.data()) : sin32.data();
+  if (cos.defined()) {
+    args.query_cos = cos.slice(0, t, t + 1).raw(), args.query_sin = sin.slice(0, t, t + 1).raw();
   } else if (rope.rotary_dims > 0) {
     args.distance_cos = distances.cos.raw(), args.distance_sin = distances.sin.raw();
     args.position = length - 1, args.ring = spec.window, args.far_distance = far_distance;
@@ -265,11 +278,33 @@ void AttentionCache::State::attend(const Tensor& qkv, std::int64_t t, Tensor& ou
 }
 
 // A whole prompt: the tiled engine computes, the cache only takes notes.
-Tensor AttentionCache::State::prefill(const Tensor& qkv, const Tensor& scores) {
+Tensor AttentionCache::State::prefill(const Tensor& qkv, const Tensor& scores_there, const Tensor& scores) {
   const NoGrad no_grad;
-  const Tensor out =
-      attention(Variable(qkv), scores.defined() ? Variable(scores) : Variable(), {spec, rope, {}}).value();
-  for (std::int64_t t = 0; t < qkv.size(1); ++t) append(qkv, scores, t);
+  const Tensor out = attention(Variable(qkv), sparse() ? Variable(scores_there) : Variable(), {spec, rope, {}}).value();
+  // Which position every row ends up with: (B, Hs, capacity), -1 for none. Rows of the ring are the same for all heads.
+  std::vector<std::int32_t> held(static_cast<std::size_t>(B * Hs * capacity), -1);
+  for (; length < qkv.size(1); ++length) {
+    for (std::int64_t x = 0; x < B * Hs; ++x) {
+      std::int32_t* rows = held.data() + x * capacity;
+      if (sparse()) {
+        const std::int64_t slot = admit(x / Hs, x % Hs, score_at(scores, x / Hs, x % Hs, length));
+        const bool at_once = spec.sparsek.candidates == Candidates::at_once;
+        if (slot >= 0) rows[slot] = at_once ? static_cast<std::int32_t>(length) : rows[row_of(length)];
+      }
+      rows[row_of(length)] = static_cast<std::int32_t>(length);
+    }
+  }
+  std::vector<CacheMove> moves;
+  for (std::int64_t x = 0; x < B * Hs; ++x) {
+    for (std::int64_t r = 0; r < capacity; ++r) {
+      const std::int32_t from = held[static_cast<std::size_t>(x * capacity + r)];
+      if (from < 0) continue;
+      for_each_head(x % Hs, [&](std::int32_t kv) {
+        moves.push_back({static_cast<std::int32_t>(x / Hs), kv, from, static_cast<std::int32_t>(r)});
+      });
+    }
+  }
+  store(qkv, moves);
   return out;
 }
 
@@ -283,12 +318,13 @@ AttentionCache& AttentionCache::operator=(AttentionCache&&) noexcept = default;
 Tensor AttentionCache::step(const Tensor& qkv_in, const Tensor& scores_in) {
   State& s = *state_;
   const Tensor qkv = qkv_in.defined() ? qkv_in.contiguous() : Tensor(),
-               scores = scores_in.defined() ? scores_in.contiguous() : Tensor();
+               scores = scores_in.defined() ? scores_in.to(Stream{}).contiguous() : Tensor();
   s.check(qkv, scores);  // before anything changes
   const std::int64_t n = qkv.size(1);
-  s.reserve(s.length + n);
-  if (s.length == 0 && n > 1) return s.prefill(qkv, scores);
-  Tensor out = empty({s.B, n, s.spec.n_heads * s.spec.head_dim}, s.dtype);
+  s.reserve(s.length + n, qkv.stream());
+  s.turn(n, qkv.stream());
+  if (s.length == 0 && n > 1) return s.prefill(qkv, scores_in, scores);
+  Tensor out = empty({s.B, n, s.spec.n_heads * s.spec.head_dim}, s.dtype, qkv.stream());
   for (std::int64_t t = 0; t < n; ++t) {
     s.append(qkv, scores, t);
     s.attend(qkv, t, out);

@@ -10,6 +10,7 @@ Tensor checked_starts(const Tensor& document_starts, std::int64_t B, std::int64_
           "wants document_starts i32 ", Shape{B, T}, ", got ", name_of(document_starts.dtype()), " ",
           document_starts.shape());
   const Tensor starts = document_starts.contiguous();
+  if (starts.device().is_cuda()) return starts;
   const std::int32_t* d = starts.data<std::int32_t>();
   for (std::int64_t x = 0; x < B * T; ++x) {
     const std::int64_t t = x % T, row = x - t;

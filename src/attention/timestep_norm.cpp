@@ -60,20 +60,20 @@ Variable timestep_norm(const Variable& s, const Variable& gain, const Tensor& do
 
 Tensor timestep_norm_extend(const Tensor& s, const Tensor& gain, RunningScore& running) {
   const Tensor in = s.contiguous();
-  const auto rows = static_cast<std::size_t>(s.size(0) * s.size(1));
-  if (running.count.empty()) {
-    running.count.assign(rows, kTimestepPriorCount);
-    running.sum.assign(rows, 0.0);
-    running.squares.assign(rows, kTimestepPriorCount);
+  const std::int64_t rows = s.size(0) * s.size(1);
+  if (!running.count.defined()) {
+    running.count = full({rows}, kTimestepPriorCount, DType::f64, s.stream());
+    running.sum = zeros({rows}, DType::f64, s.stream());
+    running.squares = full({rows}, kTimestepPriorCount, DType::f64, s.stream());
   }
-  require(running.count.size() == rows, "timestep_norm", "running statistics of ", running.count.size(),
+  require(running.count.numel() == rows, "timestep_norm", "running statistics of ", running.count.numel(),
           " rows, scores of ", rows);
   Tensor out = empty_like(in);
   TimestepNormArgs args = arguments(in, gain.contiguous(), {});
   args.out_BHT = out.raw();
-  args.count_BH = running.count.data();
-  args.sum_BH = running.sum.data();
-  args.squares_BH = running.squares.data();
+  args.count_BH = running.count.data<double>();
+  args.sum_BH = running.sum.data<double>();
+  args.squares_BH = running.squares.data<double>();
   launch(s.stream(), args);
   return out;
 }

@@ -7,8 +7,6 @@
 // statistics.
 #pragma once
 
-#include <vector>
-
 #include "autograd/variable.h"
 
 namespace sieve {
@@ -22,7 +20,7 @@ Variable timestep_norm(const Variable& s, const Variable& gain, const Tensor& do
 // The same, one block of scores after another, for generation. `running` holds (count, sum, sum of squares) per (b,
 // head).
 struct RunningScore {
-  std::vector<double> count, sum, squares;  // (B * Hs); empty before the first block
+  Tensor count, sum, squares;  // f64 (B * Hs), beside the scores; undefined before the first block
 };
 Tensor timestep_norm_extend(const Tensor& s, const Tensor& gain, RunningScore& running);
 

@@ -1,4 +1,5 @@
-// The compute ABI of one generation step: one query per head against the rows of a cache (attention/decode.h).
+// The compute ABI of one generation step: one query per head against the rows of a cache (attention/decode.h), and how
+// rows get there.
 // Letters: B batch, H query heads, Hkv key-value heads, Hs score heads (Hkv or 1), D head size, F = (H + 2 Hkv) D,
 // R = rotary_dims / 2.
 #pragma once
@@ -46,11 +47,30 @@ struct DecodeArgs : KernelArgs {
   std::int64_t position = 0, ring = 0, far_distance = 0;
 };
 
+// Row `to` of (b, kv) becomes key and value of token `from` of qkv, or, where from < 0, row -1 - from. The moves of one
+// launch may run in any order: none reads what another writes, and no row is written twice.
+struct CacheMove {
+  std::int32_t b, kv, from, to;
+};
+struct CacheStoreArgs : KernelArgs {
+  const void* qkv_BNF = nullptr;  // N new tokens, not rotated
+  void* keys_BKCD = nullptr;
+  void* values_BKCD = nullptr;
+  const CacheMove* moves = nullptr;
+  std::int64_t count = 0, N = 0, H = 0, Hkv = 0, D = 0, capacity = 0;
+  DType dtype = DType::f32;
+  std::int64_t rotary_dims = 0;  // of keys that are stored rotated; 0: as they come
+  const void* cos_NR = nullptr;  // of the tokens, in the compute dtype
+  const void* sin_NR = nullptr;
+};
+
 namespace cpu {
 void run(const DecodeArgs& a);
+void run(const CacheStoreArgs& a);
 }  // namespace cpu
 namespace cuda {
 void run(const DecodeArgs& a, Stream stream);
+void run(const CacheStoreArgs& a, Stream stream);
 }  // namespace cuda
 
 }  // namespace sieve

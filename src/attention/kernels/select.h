@@ -65,7 +65,16 @@ struct SelectArgs : KernelArgs {
       band_from_BHT;  // key j lies in the soft band, tau_i < z_j and z_j - 1 < tau_i and j in the pool of i, for
   std::int32_t*
       band_to_BHT;  // band_from <= i < band_to. It is saturated (m = 1, in the pool) from j + delay to band_from.
-  std::int64_t* nan_count;  // number of NaN scores; may be null
+  std::int64_t* nan_count;  // number of NaN scores, on the scores' device; may be null
+};
+
+// out[0 .. n) becomes NaN unless *nan_count is 0: a selection ranks NaN last and would hide it, but the loss must show
+// it.
+struct PoisonArgs : KernelArgs {
+  const std::int64_t* nan_count = nullptr;
+  void* out = nullptr;
+  std::int64_t n = 0;
+  DType dtype = DType::f32;
 };
 
 // Backward through all prefixes. g_ij = dL/dm_ij for members j of i that lie in i's band, 0 elsewhere
@@ -90,10 +99,12 @@ void select(const SelectArgs& a);
 void score_backward(const SelectBackwardArgs& a);
 inline void run(const SelectArgs& a) { select(a); }  // what launch() looks for
 inline void run(const SelectBackwardArgs& a) { score_backward(a); }
+void run(const PoisonArgs& a);
 }  // namespace cpu
 namespace cuda {
 void run(const SelectArgs& a, Stream stream);
 void run(const SelectBackwardArgs& a, Stream stream);
+void run(const PoisonArgs& a, Stream stream);
 }  // namespace cuda
 
 }  // namespace sieve

@@ -51,6 +51,37 @@ struct PlanView {
   const void* predicate_context = nullptr;
 };
 
+// What a GPU visits instead of a PlanView: it computes the spans from `window` and `sinks` as spans.h does, and gathers
+// the rows of lists that kernels fill, so that no array crosses to the host.
+//
+// The rows of a list: keys that some query of [list * queries, (list + 1) * queries) sees as selected, ascending.
+struct RowLists {
+  std::int32_t* keys = nullptr;    // (B, Hs, lists, capacity)
+  std::int32_t* counts = nullptr;  // (B, Hs, lists)
+  std::int64_t queries = 0, lists = 0, capacity = 0;
+};
+inline constexpr std::int64_t kRowListQueries = 512;  // of the lists that dK and dV are summed over
+// At most k members at the first query and one newcomer at each later one.
+constexpr std::int64_t row_list_capacity(std::int64_t T, std::int64_t k, std::int64_t queries) {
+  return k >= T || k + queries - 1 > T ? T : k + queries - 1;
+}
+struct DevicePlan {
+  const std::int32_t* document_starts_BT = nullptr;  // null: one document a row
+  std::int64_t window = 0;                           // 0: every earlier key of the document
+  std::int64_t sinks = 0;
+  // Gathered rows: key j is seen by the queries from <= i < to with i >= j + window, (B, Hs, T). Null: none.
+  const std::int32_t* from_BHT = nullptr;
+  const std::int32_t* to_BHT = nullptr;
+  std::int64_t heads = 0;  // Hs
+  RowLists tiles;          // of kQueryTile queries
+  RowLists chunks;         // of kRowListQueries queries; backward only
+};
+// Fills plan.tiles by way of plan.chunks.
+struct RowListArgs : KernelArgs {
+  DevicePlan plan;
+  std::int64_t B = 0, T = 0;
+};
+
 // Soft weights of gathered keys: m_ij = 1 while i < band_from_j, else clip(z_j - tau_i, 0, 1); z null: m = 1
 // everywhere. Keys of spans have m = 1. Pointers are (B, Hs, T), see kernels/select.h.
 struct GateView {
@@ -83,7 +114,8 @@ struct SoftmaxForwardArgs : KernelArgs {
   std::int64_t B = 0, T = 0, H = 0, Hkv = 0, D = 0;
   double scale = 1;
   DType dtype = DType::f32;
-  PlanView plan;
+  PlanView plan;           // CPU
+  DevicePlan device_plan;  // GPU
   GateView gate;
   RotaryView rotary;
   void* workspace = nullptr;  // scratch of workspace_bytes() of this pass, 64-byte aligned
@@ -120,6 +152,7 @@ void run(const RotaryTableArgs& a);
 namespace cuda {
 std::size_t workspace_bytes(const SoftmaxForwardArgs& a, Stream stream);
 std::size_t workspace_bytes(const SoftmaxBackwardArgs& a, Stream stream);
+void run(const RowListArgs& a, Stream stream);
 void run(const SoftmaxForwardArgs& a, Stream stream);
 void run(const SoftmaxBackwardArgs& a, Stream stream);
 void run(const RotaryTableArgs& a, Stream stream);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "attention/kernels/cpu/rows.h"
@@ -138,6 +139,36 @@ void decode(const DecodeArgs& a) {
 void run(const DecodeArgs& a) {
   if (a.dtype == DType::f64) decode<double>(a);
   else decode<float>(a);
+}
+
+void run(const CacheStoreArgs& a) {
+  dispatch_float(a.dtype, "cache", [&]<class T>() {
+    using C = compute_t<T>;
+    const std::int64_t R = a.rotary_dims / 2, features = (a.H + 2 * a.Hkv) * a.D;
+    const auto bytes = static_cast<std::size_t>(a.D) * sizeof(T);
+    for (std::int64_t x = 0; x < a.count; ++x) {
+      const CacheMove& m = a.moves[x];
+      const std::int64_t rows = (m.b * a.Hkv + m.kv) * a.capacity;
+      T* const keys = static_cast<T*>(a.keys_BKCD) + rows * a.D;
+      T* const values = static_cast<T*>(a.values_BKCD) + rows * a.D;
+      T* const key = keys + m.to * a.D;
+      if (m.from < 0) {
+        std::memcpy(key, keys + (-1 - m.from) * a.D, bytes);
+        std::memcpy(values + m.to * a.D, values + (-1 - m.from) * a.D, bytes);
+        continue;
+      }
+      const T* token = static_cast<const T*>(a.qkv_BNF) + (m.b * a.N + m.from) * features;
+      std::memcpy(key, token + (a.H + m.kv) * a.D, bytes);
+      std::memcpy(values + m.to * a.D, token + (a.H + a.Hkv + m.kv) * a.D, bytes);
+      for (std::int64_t r = 0; r < R; ++r) {
+        const C c = static_cast<const C*>(a.cos_NR)[m.from * R + r],
+                s = static_cast<const C*>(a.sin_NR)[m.from * R + r], p = static_cast<C>(key[r]),
+                q = static_cast<C>(key[R + r]);
+        key[r] = static_cast<T>(p * c - q * s);
+        key[R + r] = static_cast<T>(q * c + p * s);
+      }
+    }
+  });
 }
 
 }  // namespace sieve::cpu

@@ -1,6 +1,8 @@
 // From gate gradients back to the scores through every prefix: two look-ups per key in a prefix sum (docs/attention.md,
 // "The way back").
+#include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 #include "attention/kernels/cpu/documents.h"
@@ -43,6 +45,13 @@ void score_backward(const SelectBackwardArgs& a) {
       if (a.dtype == DType::f32) score_backward_row<float>(a, r);
       else score_backward_row<double>(a, r);
     }
+  });
+}
+
+void run(const PoisonArgs& a) {
+  if (*a.nan_count == 0) return;
+  dispatch_float(a.dtype, "sparsek", [&]<class T>() {
+    std::fill_n(static_cast<T*>(a.out), a.n, static_cast<T>(std::numeric_limits<float>::quiet_NaN()));
   });
 }
 

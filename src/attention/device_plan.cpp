@@ -1,0 +1,43 @@
+#include "attention/device_plan.h"
+
+#include "core/build.h"
+
+namespace sieve {
+namespace {
+
+RowLists make_lists(std::int64_t rows, std::int64_t T, std::int64_t k, std::int64_t queries, const Stream& stream,
+                    Tensor& keys, Tensor& counts) {
+  RowLists lists;
+  lists.queries = queries;
+  lists.lists = (T + queries - 1) / queries;
+  lists.capacity = row_list_capacity(T, k, queries);
+  keys = empty({rows, lists.lists, lists.capacity}, DType::i32, stream);
+  counts = empty({rows, lists.lists}, DType::i32, stream);
+  lists.keys = keys.data<std::int32_t>();
+  lists.counts = counts.data<std::int32_t>();
+  return lists;
+}
+
+}  // namespace
+
+PlanOnDevice make_device_plan(const AttentionSpec& spec, std::int64_t B, std::int64_t T, const Tensor& document_starts,
+                              const Tensor& from, const Tensor& to, const Stream& stream) {
+  PlanOnDevice plan;
+  DevicePlan& view = plan.view;
+  if (document_starts.defined()) view.document_starts_BT = document_starts.data<std::int32_t>();
+  view.window = spec.kind == AttentionKind::full ? 0 : spec.window;
+  view.sinks = spec.kind == AttentionKind::sliding_window ? spec.sinks : 0;
+  if (!from.defined()) return plan;
+  view.heads = from.size(1);
+  view.from_BHT = from.data<std::int32_t>();
+  view.to_BHT = to.data<std::int32_t>();
+  const std::int64_t rows = B * view.heads;
+  view.tiles = make_lists(rows, T, spec.sparsek.k, kQueryTile, stream, plan.tile_keys, plan.tile_counts);
+  view.chunks = make_lists(rows, T, spec.sparsek.k, kRowListQueries, stream, plan.chunk_keys, plan.chunk_counts);
+  RowListArgs args;
+  args.plan = view, args.B = B, args.T = T;
+  if constexpr (build::with_cuda) cuda::run(args, stream);
+  return plan;
+}
+
+}  // namespace sieve

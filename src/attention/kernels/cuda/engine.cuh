@@ -1,0 +1,149 @@
+// What the passes of the softmax engine share: their arguments on the device, which pairs count, and the weight of a
+// pair. Letters as in kernels/softmax.h.
+#pragma once
+
+#include "attention/kernels/cuda/launch.cuh"
+#include "attention/kernels/cuda/tile.cuh"
+#include "attention/spans.h"
+
+namespace sieve::cuda {
+
+inline constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+inline constexpr double kNothing = -1e30;  // where the running maximum starts: inf - inf must not arise
+
+// The order in which a pass visits keys. Pairs beyond rotary.far_distance turn differently, hence visits of their own.
+enum Visit { kFarRows = 0, kNearSpan = 1, kSinkSpan = 2, kNearRows = 3, kVisits = 4 };
+
+struct Engine {
+  Rows q, far_q, k, far_k, v, dout;
+  std::int64_t B = 0, T = 0, H = 0, Hkv = 0, D = 0, tiles = 0;
+  double scale = 1;
+  DType dtype = DType::f32;
+  DevicePlan plan;
+  GateView gate;
+  RotaryView rotary;
+  bool far = false;
+  void* out = nullptr;         // (B, T, H, D)
+  void* statistics = nullptr;  // (B, H, T)
+  // Backward.
+  const void* delta = nullptr;  // (B, H, T) dO . o, compute dtype
+  void* dqkv = nullptr;         // (B, T, F)
+  void* partial = nullptr;      // (B, Hkv, chunks, capacity, 2 D): dK and dV of the rows of chunk lists, compute dtype
+  double* column_part = nullptr;   // (B, Hkv, chunks, capacity)
+  double* column_heads = nullptr;  // (B, Hkv, T)
+  double* row_heads = nullptr;     // (B, H, T)
+
+  SIEVE_HD std::int64_t features() const { return (H + 2 * Hkv) * D; }
+  SIEVE_HD std::int64_t group() const { return H / Hkv; }
+  SIEVE_HD std::int64_t list_row(std::int64_t b, std::int64_t kv) const {
+    return b * plan.heads + (plan.heads == 1 ? 0 : kv);
+  }
+};
+
+__device__ inline std::int32_t document_of(const Engine& e, std::int64_t b, std::int64_t i) {
+  return e.plan.document_starts_BT != nullptr ? e.plan.document_starts_BT[b * e.T + i] : 0;
+}
+// Keys that query i sees in a span visit; none beyond the end of the row.
+__device__ inline Interval span_of(const Engine& e, Visit visit, std::int64_t b, std::int64_t i) {
+  if (i >= e.T) return {0, 0};
+  const auto at = static_cast<std::int32_t>(i);
+  const std::int32_t d = document_of(e, b, i);
+  if (visit == kSinkSpan) return spans::sink_keys(at, e.plan.window, e.plan.sinks, d);
+  return e.plan.window == 0 ? spans::causal_keys(at, d) : spans::window_keys(at, e.plan.window, d);
+}
+
+// What is known of 64 keys. Threads 0 .. 63 fill it, one key each.
+struct KeyBlock {
+  int key[kSide];                       // -1: none
+  std::int32_t from[kSide], to[kSide];  // queries that see a gathered key
+  std::int32_t band_from[kSide], band_to[kSide];
+  double z[kSide];
+
+  __device__ void span(const Engine& e, int r, std::int64_t first) {
+    key[r] = first + r < e.T ? static_cast<int>(first + r) : -1;
+  }
+  // Entry `at` of a list that has `count`.
+  __device__ void gather(const Engine& e, int r, std::int64_t list_row, const std::int32_t* list, std::int64_t at,
+                         std::int64_t count) {
+    key[r] = at < count ? list[at] : -1;
+    from[r] = to[r] = band_from[r] = band_to[r] = 0;
+    if (key[r] < 0) return;
+    const std::int64_t j = list_row * e.T + key[r];
+    const Interval seen = spans::selected_queries(key[r], {e.plan.from_BHT[j], e.plan.to_BHT[j]}, e.plan.window);
+    from[r] = seen.begin, to[r] = seen.end;
+    if (e.gate.z == nullptr) return;
+    z[r] = e.gate.z[j];
+    band_from[r] = e.gate.band_from[j], band_to[r] = e.gate.band_to[j];
+  }
+  // Whether some query of [q0, q1) sees row r in a visit of rows.
+  __device__ bool row_is_seen(const Engine& e, int r, Visit visit, std::int64_t q0, std::int64_t q1) const {
+    const std::int64_t low = from[r] > q0 ? from[r] : q0, high = to[r] < q1 ? to[r] : q1;
+    if (low >= high) return false;
+    if (!e.far) return true;
+    return visit == kFarRows ? high - 1 - key[r] > e.rotary.far_distance : low - key[r] <= e.rotary.far_distance;
+  }
+  __device__ bool sees_row(const Engine& e, int r, Visit visit, std::int64_t i) const {
+    const bool alive = i >= from[r] && i < to[r];
+    return alive && (!e.far || (i - key[r] > e.rotary.far_distance) == (visit == kFarRows));
+  }
+  // m of a gathered key. Subtracted in fp64: z and tau may share a large slope.
+  __device__ double gate(int r, std::int64_t i, double tau) const {
+    const double m = z[r] - tau;
+    return i < band_from[r] || m > 1 ? 1 : (m < 0 ? 0 : m);
+  }
+  __device__ bool in_band(int r, std::int64_t i) const { return i >= band_from[r] && i < band_to[r]; }
+};
+
+__device__ inline double tau_of(const Engine& e, std::int64_t list_row, std::int64_t i) {
+  return e.gate.z != nullptr && i < e.T ? e.gate.tau[list_row * e.T + i] : 0;
+}
+
+// Weight of the value, dL/dlogit towards q . k, and dL/dm of a pair that counts (docs/attention.md, "Gates"; the
+// formulas stand in kernels/cpu/softmax_backward.cpp). s0 in units of log 2, dv = dO . v; gated: a gathered key that
+// has a threshold.
+template <class C>
+struct PairGradient {
+  C weight, ds, g;
+};
+template <class C>
+__device__ inline PairGradient<C> differentiate(GateMode mode, bool gated, C m, C s0, C dv, C statistics, C delta) {
+  const bool kv = gated && mode == GateMode::kv;
+  const C e = power_of_2((kv ? s0 * m : s0) - statistics);
+  if (!gated) return {e, e * (dv - delta), C(0)};
+  if (kv || mode == GateMode::value) {
+    const C ds = e * (m * dv - delta);
+    return {e * m, kv ? ds * m : ds, kv ? e * dv + ds * s0 * static_cast<C>(kLn2) : e * dv};
+  }
+  const C g = e * (dv - delta);
+  return mode == GateMode::prob ? PairGradient<C>{e * m, g * m, g} : PairGradient<C>{e, g, g};
+}
+
+// ---- Host side
+// Where the passes keep what they hand over. Offsets in bytes, multiples of 256.
+struct Workspace {
+  std::size_t pack = 0, far_pack = 0, delta = 0, partial = 0, column_part = 0, column_heads = 0, row_heads = 0,
+              bytes = 0;
+};
+Workspace workspace_of(const SoftmaxForwardArgs& a, bool backward, bool scores);
+// Fills in the packed (rotated) rows and everything else of the engine; launches the packing.
+Engine prepare(const SoftmaxForwardArgs& a, const Workspace& space, Stream stream);
+bool fits_tensor_cores(const Engine& e);
+
+// f.template operator()<Math, kPieces>() for the engine's dtype and head size.
+template <class F>
+void dispatch_tiles(const Engine& e, F&& f) {
+  const auto pieces = [&]<class Math>() {
+    if (e.D <= kSide) return f.template operator()<Math, 1>();
+    if (e.D <= 2 * kSide) return f.template operator()<Math, 2>();
+    if (e.D <= 4 * kSide) return f.template operator()<Math, 4>();
+    fail(Exit::config, "attention", "head_dim ", e.D, " exceeds the ", 4 * kSide, " that the GPU's kernels hold");
+  };
+  if (fits_tensor_cores(e)) {
+    if (e.D == kSide) return f.template operator()<TensorCore, 1>();
+    return f.template operator()<TensorCore, 2>();
+  }
+  if (e.dtype == DType::f64) return pieces.template operator()<Simt<double>>();
+  pieces.template operator()<Simt<float>>();
+}
+
+}  // namespace sieve::cuda

@@ -1,0 +1,172 @@
+// Forward of the softmax engine: one block per (row, query head, tile of 64 queries). The online softmax is that of
+// Milakov & Gimelshein 2018 (arXiv 1805.02867) in the tiling of Dao et al. 2022 (arXiv 2205.14135), in units of log 2.
+#include "attention/kernels/cuda/engine.cuh"
+
+namespace sieve::cuda {
+namespace {
+
+template <class Math, int kPieces>
+constexpr std::size_t shared_bytes() {
+  using Part = Operand<Math, kPieces>;
+  const std::size_t operands = (Math::kResident ? 3 : 2) * Part::kElements + Part::kPiece;
+  const std::size_t stage = kSide * kStageStride<kPieces> * sizeof(typename Math::Compute);
+  return operands * sizeof(typename Math::Element) > stage ? operands * sizeof(typename Math::Element) : stage;
+}
+
+// Logits become the weights of the values; maximum and denominator of the thread's two rows move on, and what was
+// summed shrinks.
+template <class C, int kPieces, class Sees, class Gate>
+__device__ inline void advance(C* s, C (&top)[2], C (&denominator)[2], C (*sums)[kHeld], C factor, GateMode mode,
+                               bool gated, const Sees& sees, const Gate& gate) {
+  const bool kv = gated && mode == GateMode::kv, prob = gated && mode == GateMode::prob,
+             weighs = gated && (mode == GateMode::kv || mode == GateMode::value);
+  C high[2] = {top[0], top[1]};
+  unsigned seen = 0;
+#pragma unroll
+  for (int x = 0; x < kHeld; ++x) {
+    if (!sees(x)) continue;
+    seen |= 1u << x;
+    s[x] *= factor;
+    if (kv) s[x] *= gate(x);
+    C& h = high[x / 2 % 2];
+    h = s[x] > h || s[x] != s[x] ? s[x] : h;  // NaN wins: it must reach the output
+  }
+  C shrink[2], sum[2] = {0, 0};
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    high[r] = row_max(high[r]);
+    shrink[r] = power_of_2(top[r] - high[r]);
+    top[r] = high[r];
+  }
+#pragma unroll
+  for (int x = 0; x < kHeld; ++x) {
+    const int r = x / 2 % 2;
+    C p = 0;
+    if ((seen >> x & 1u) != 0) {
+      p = power_of_2(s[x] - top[r]);
+      if (prob) p *= gate(x);
+      sum[r] += p;
+      if (weighs) p *= gate(x);
+    }
+    s[x] = p;
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) denominator[r] = denominator[r] * shrink[r] + row_sum(sum[r]);
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+    for (int x = 0; x < kHeld; ++x) sums[p][x] *= shrink[x / 2 % 2];
+  }
+}
+
+template <class Math, int kPieces>
+__global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
+  using C = typename Math::Compute;
+  using Part = Operand<Math, kPieces>;
+  __shared__ KeyBlock block;
+  __shared__ int queries[kSide];
+  const auto thread = static_cast<int>(threadIdx.x);
+  const std::int64_t tile = e.tiles - 1 - blockIdx.x % e.tiles, h = blockIdx.x / e.tiles % e.H,  // longest first
+      b = blockIdx.x / e.tiles / e.H, kv = h / e.group(), q0 = tile * kSide, q1 = q0 + kSide < e.T ? q0 + kSide : e.T,
+                     list_row = e.list_row(b, kv);
+  auto* memory = reinterpret_cast<typename Math::Element*>(dynamic_shared());
+  Part q{memory, queries, e.q, b, e.T, h, e.D}, k{memory + Part::kElements, block.key, e.k, b, e.T, kv, e.D},
+      v{memory + (Math::kResident ? 2 : 1) * Part::kElements, block.key, e.v, b, e.T, kv, e.D};
+  auto* weights = memory + (Math::kResident ? 3 : 2) * Part::kElements;
+  if (thread < kSide) queries[thread] = q0 + thread < e.T ? static_cast<int>(q0 + thread) : -1;
+
+  const bool gathers = e.plan.from_BHT != nullptr, gates = e.gate.z != nullptr && e.gate.mode != GateMode::hard;
+  const std::int64_t list = list_row * e.plan.tiles.lists + tile;
+  const std::int64_t i[2] = {q0 + warp_row(), q0 + warp_row() + 8};
+  double tau[2] = {0, 0};
+  if (gates) tau[0] = tau_of(e, list_row, i[0]), tau[1] = tau_of(e, list_row, i[1]);
+  const C factor = static_cast<C>(e.scale * kLog2E);
+  C top[2] = {C(kNothing), C(kNothing)}, denominator[2] = {0, 0}, s[kHeld], sums[kPieces][kHeld];
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+    for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
+  }
+
+  for (int step = e.far ? kFarRows : kNearSpan; step < kVisits; ++step) {
+    const auto visit = static_cast<Visit>(step);
+    const bool rows = visit == kFarRows || visit == kNearRows;
+    if ((rows && !gathers) || (visit == kSinkSpan && e.plan.sinks == 0)) continue;
+    std::int64_t begin = 0, end = 0;
+    Interval own[2];
+    if (rows) {
+      end = e.plan.tiles.counts[list];
+    } else {
+      const Interval any = spans::any_of(span_of(e, visit, b, q0), span_of(e, visit, b, q1 - 1));
+      begin = spans::align_down(any.begin, kSide), end = any.end;
+      own[0] = span_of(e, visit, b, i[0]), own[1] = span_of(e, visit, b, i[1]);
+    }
+    if (visit == kFarRows || visit == kNearSpan) {
+      __syncthreads();
+      q.rows = visit == kFarRows ? e.far_q : e.q;
+      q.load_resident();
+    }
+    k.rows = visit == kFarRows ? e.far_k : e.k;
+    for (std::int64_t at = begin; at < end; at += kSide) {
+      __syncthreads();
+      bool seen = false;
+      if (thread < kSide && rows) {
+        block.gather(e, thread, list_row, e.plan.tiles.keys + list * e.plan.tiles.capacity, at + thread, end);
+        seen = block.row_is_seen(e, thread, visit, q0, q1);
+      } else if (thread < kSide) {
+        block.span(e, thread, at);
+        const auto first = static_cast<std::int32_t>(at);
+        seen = !spans::intersect(span_of(e, visit, b, q0 + thread), {first, first + kSide}).empty();
+      }
+      if (!__syncthreads_or(seen)) continue;
+      if constexpr (Math::kResident) {
+        k.load_resident();
+        v.load_resident();
+        __syncthreads();
+      }
+      product_transposed<Math, kPieces>(s, q, k);
+      const auto sees = [&](int x) {
+        const int column = column_of(x), r = x / 2 % 2;
+        return rows ? block.sees_row(e, column, visit, i[r]) : own[r].contains(block.key[column]);
+      };
+      const auto gate = [&](int x) { return static_cast<C>(block.gate(column_of(x), i[x / 2 % 2], tau[x / 2 % 2])); };
+      advance<C, kPieces>(s, top, denominator, sums, factor, e.gate.mode, rows && gates, sees, gate);
+      keep_weights<Math>(weights, s);
+      add_product<Math, kPieces>(sums, weights, v);
+    }
+  }
+
+  C inverse[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    inverse[r] = denominator[r] == 0 ? C(0) : 1 / denominator[r];
+    if (e.statistics == nullptr || i[r] >= e.T || thread % 4 != 0) continue;
+    static_cast<C*>(e.statistics)[(b * e.H + h) * e.T + i[r]] =
+        denominator[r] == 0 ? C(-kNothing) : top[r] + logarithm_2(denominator[r]);
+  }
+  __syncthreads();
+  C* stage = reinterpret_cast<C*>(dynamic_shared());
+  to_stage<C, kPieces>(stage, sums, inverse);
+  __syncthreads();
+  for (std::int64_t x = thread; x < kSide * e.D; x += kTileThreads) {
+    const std::int64_t r = x / e.D, d = x % e.D;
+    if (q0 + r < e.T) {
+      store_as(e.out, ((b * e.T + q0 + r) * e.H + h) * e.D + d, e.dtype, stage[r * kStageStride<kPieces> + d]);
+    }
+  }
+}
+
+}  // namespace
+
+std::size_t workspace_bytes(const SoftmaxForwardArgs& a, Stream) { return workspace_of(a, false, false).bytes; }
+
+void run(const SoftmaxForwardArgs& a, Stream stream) {
+  if (a.B * a.T == 0) return;
+  const Engine e = prepare(a, workspace_of(a, false, false), stream);
+  dispatch_tiles(e, [&]<class Math, int kPieces>() {
+    start("attention forward", forward<Math, kPieces>, e.B * e.H * e.tiles, kTileThreads, shared_bytes<Math, kPieces>(),
+          stream, e);
+  });
+}
+
+}  // namespace sieve::cuda
