@@ -15,25 +15,46 @@ struct Reduction {
   std::int64_t outputs = 1, terms = 1, pieces = 1, piece = 1;  // piece: terms in one
 };
 
-template <class T>
-__device__ double term(const T* base, const Reduction& r, std::int64_t i) {
+// Where the i-th term lies behind an output's first one.
+__device__ std::int64_t term_at(const Reduction& r, std::int64_t i) {
   std::int64_t at[1];
   r.summed.offsets(static_cast<std::uint64_t>(i), at);
-  return static_cast<double>(to_compute(base[at[0]]));
+  return at[0];
 }
 
-// A thread an output and piece: where neighbouring outputs are neighbours in x.
-template <class T>
+// A thread N neighbouring outputs and a piece: where neighbours are neighbours in x. r.kept counts packs of N.
+template <int N, class T>
 __global__ void __launch_bounds__(kThreads) reduce_threads(const T* __restrict__ x, Reduction r, double* partial) {
-  SIEVE_GRID_STRIDE(index, r.outputs * r.pieces) {
+  const std::int64_t packs = r.outputs / N;
+  SIEVE_GRID_STRIDE(index, packs * r.pieces) {
+    const std::int64_t pack = index % packs, piece = index / packs;
     std::int64_t at[1];
-    r.kept.offsets(static_cast<std::uint64_t>(index % r.outputs), at);
-    const std::int64_t begin = index / r.outputs * r.piece, end = min(r.terms, begin + r.piece);
-    double sum = 0;
+    r.kept.offsets(static_cast<std::uint64_t>(pack), at);
+    const std::int64_t begin = piece * r.piece, end = min(r.terms, begin + r.piece);
+    double sum[N] = {};
 #pragma unroll 4
-    for (std::int64_t i = begin; i < end; ++i) sum += term(x + at[0], r, i);
-    partial[index] = sum;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const Pack<T, N> v = load_pack<N>(x + at[0] + term_at(r, i));
+#pragma unroll
+      for (int k = 0; k < N; ++k) sum[k] += static_cast<double>(to_compute(v.at[k]));
+    }
+#pragma unroll
+    for (int k = 0; k < N; ++k) partial[piece * r.outputs + pack * N + k] = sum[k];
   }
+}
+
+// Whether all outputs can be read in aligned packs of N; then r.kept counts packs.
+template <int N, class T>
+bool to_packs(Reduction& r, const T* x) {
+  const int last = r.kept.rank - 1;
+  if (last < 0 || r.kept.strides[0][last] != 1 || r.kept.extents[last] % N != 0 || !aligned<N>(x)) return false;
+  for (int axis = 0; axis < last; ++axis)
+    if (r.kept.strides[0][axis] % N != 0) return false;
+  for (int axis = 0; axis < r.summed.rank; ++axis)
+    if (r.summed.strides[0][axis] % N != 0) return false;
+  r.kept.extents[last] /= N;
+  r.kept.strides[0][last] *= N;
+  return true;
 }
 
 // A warp an output and piece: where the terms of an output are neighbours.
@@ -48,7 +69,8 @@ __global__ void __launch_bounds__(kThreads) reduce_warps(const T* __restrict__ x
     const std::int64_t begin = index / r.outputs * r.piece, end = min(r.terms, begin + r.piece);
     double sum = 0;
 #pragma unroll 4
-    for (std::int64_t i = begin + lane; i < end; i += 32) sum += term(x + at[0], r, i);
+    for (std::int64_t i = begin + lane; i < end; i += 32)
+      sum += static_cast<double>(to_compute(x[at[0] + term_at(r, i)]));
     sum = warp_sum(sum);
     if (lane == 0) partial[index] = sum;
   }
@@ -181,8 +203,11 @@ void run(const ReduceArgs& args, Stream stream) {
   double* sums = partial.as<double>();
   dispatch_float(args.dtype, "reduce", [&]<class T>() {
     const T* x = static_cast<const T*>(args.x);
-    if (by_threads) {
-      reduce_threads<T><<<blocks_for(tasks), kThreads, 0, handle_of(stream)>>>(x, r, sums);
+    constexpr int N = kPack<T>;
+    if (by_threads && to_packs<N>(r, x)) {
+      reduce_threads<N, T><<<blocks_for(tasks / N), kThreads, 0, handle_of(stream)>>>(x, r, sums);
+    } else if (by_threads) {
+      reduce_threads<1, T><<<blocks_for(tasks), kThreads, 0, handle_of(stream)>>>(x, r, sums);
     } else {
       reduce_warps<T><<<blocks_for(tasks * 32), kThreads, 0, handle_of(stream)>>>(x, r, sums);
     }
