@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "tensor/cuda/check.h"
-#include "tensor/cuda/determinism.h"
 #include "tensor/kernels/cuda/matmul_tuning.h"
 #include "tensor/kernels/cuda/scratch.h"
 
@@ -95,7 +94,7 @@ Key key_of(const MatmulArgs& a, Device device) {
   key.lda = a.lda, key.ldb = a.ldb, key.ldc = a.ldc;
   key.transpose_a = a.transpose_a, key.transpose_b = a.transpose_b;
   key.reads_c = a.add_MN != nullptr || a.beta != 0;
-  key.timed = timed_choice.load(std::memory_order_relaxed) && !deterministic();
+  key.timed = timed_choice.load(std::memory_order_relaxed);
   key.dtype = a.dtype, key.c_dtype = a.c_dtype;
   key.epilogue = epilogue_of(a);
   key.alignment = {alignment_of(a.a), alignment_of(a.b),          alignment_of(matrix_c(a)),

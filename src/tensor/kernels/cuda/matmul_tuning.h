@@ -5,7 +5,7 @@ namespace sieve::cuda {
 
 // Off (the default): the library's first proposal, the same in every run. On: large products time the first eight
 // proposals once, at their first call, which waits for the GPU; the winner, and with it the last bits, may then differ
-// from run to run. Deterministic mode (tensor/cuda/determinism.h) overrules it.
+// from run to run: not for deterministic mode.
 void set_matmul_tuning(bool timed);
 
 // Whether the sums of A (a bias gradient beside dW) may come out of the product itself. Off: a kernel of their own.
