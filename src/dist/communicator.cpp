@@ -7,6 +7,7 @@
 #include "core/build.h"
 #include "dist/launch.h"
 #include "dist/mpi_communicator.h"
+#include "dist/nccl_communicator.h"
 
 namespace sieve {
 
@@ -32,6 +33,8 @@ class Communicator::Call {
 
 namespace {
 
+constexpr double kMeetingSeconds = 300;  // that ranks of one job may start apart
+
 void check(const Tensor& t, std::string_view operation, std::string_view what) {
   require(t.defined(), "communicator", operation, "(", what, ") of an undefined tensor");
   require(t.is_contiguous(), "communicator", operation, "(", what, ") of a strided view ", t.shape());
@@ -51,7 +54,8 @@ Communicator::Communicator(int rank, int size) : rank_(rank), size_(size) {
   require(size >= 1 && rank >= 0 && rank < size, "communicator", "rank ", rank, " of ", size);
 }
 
-Communicator::~Communicator() = default;
+// First of all: it speaks to Progress and asks whether this was abandoned.
+Communicator::~Communicator() { devices_.reset(); }
 
 void Communicator::connect(std::unique_ptr<DeviceCollectives> devices) {
   entered_ = std::make_unique<Event>(devices->stream().device);
@@ -216,6 +220,10 @@ void SelfCommunicator::do_exchange(const void*, std::size_t, void*, std::size_t,
 
 std::unique_ptr<Communicator> make_communicator() {
   const Launch launch = detect_launch();
+  if (!launch.meeting_folder.empty() && launch.size > 1) {
+    if constexpr (build::with_nccl) return make_nccl_communicator(launch, launch.meeting_folder, kMeetingSeconds);
+    fail(Exit::peer, "communicator", "SIEVE_NCCL_INIT is set, but this program was built without NCCL");
+  }
   // mpirun -n 1 goes through MPI as well: the same path as n ranks. One task of srun does not: Open MPI without Slurm's
   // PMI refuses to start there, and a single process needs no MPI.
   if (launch.launcher == Launcher::mpirun || launch.size > 1) {

@@ -47,10 +47,11 @@ class Communicator {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  virtual std::string_view backend() const = 0;  // "self", "mpi"
+  virtual std::string_view backend() const = 0;  // "self", "mpi", "nccl"
   virtual int local_rank() const { return 0; }   // among the ranks of this machine
   // From now on tensors of the GPU of `devices` are reduced there. A world of one needs none.
   void connect(std::unique_ptr<DeviceCollectives> devices);
+  bool connected() const { return devices_ != nullptr; }
   Progress& progress() { return progress_; }  // marked around every collective; the watchdog reads it
 
   // In place; f32, f64, i32, i64. The order of the additions is the backend's: for sums that must not depend on the
@@ -136,8 +137,9 @@ class SelfCommunicator final : public Communicator {
 };
 
 // The communicator of this process: MPI where mpirun (any size) or srun (more than one task) started it, a world of one
-// otherwise. A distributed run that cannot start throws Error(Exit::peer): it never becomes a world of one. Keep it
-// alive beside main()'s catch, so that an error reaches die() before MPI would be finalised:
+// otherwise; NCCL alone where SIEVE_NCCL_INIT=file:<folder> says so (dist/launch.h). A distributed run that cannot
+// start throws Error(Exit::peer): it never becomes a world of one. Keep it alive beside main()'s catch, so that an
+// error reaches die() before MPI would be finalised:
 //   auto comm = make_communicator();
 //   try { return int(run(*comm)); } catch (const Error& e) { die(e.code(), e.what()); }
 std::unique_ptr<Communicator> make_communicator();

@@ -29,9 +29,7 @@ Launch read(const Environment& environment, Launcher launcher, const char* size,
   return launch;
 }
 
-}  // namespace
-
-Launch detect_launch(const Environment& environment) {
+Launch launcher_of(const Environment& environment) {
   const char* slurm = environment("SLURM_STEP_NUM_TASKS");
   const char* pmi = environment("PMI_SIZE");
   if (environment("OMPI_COMM_WORLD_SIZE"))
@@ -42,6 +40,26 @@ Launch detect_launch(const Environment& environment) {
     return read(environment, Launcher::mpirun, "PMI_SIZE", "PMI_RANK");
   if (slurm) return read(environment, Launcher::srun, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID");
   return {};
+}
+
+}  // namespace
+
+Launch detect_launch(const Environment& environment) {
+  const char* init = environment("SIEVE_NCCL_INIT");
+  if (init == nullptr) return launcher_of(environment);
+  constexpr std::string_view kFile = "file:";
+  const std::string_view where = init;
+  if (where.substr(0, kFile.size()) != kFile || where.size() == kFile.size())
+    fail(Exit::peer, "launch", "SIEVE_NCCL_INIT=\"", where, "\" is no file:<folder>");
+  Launch launch = environment("SIEVE_RANK") ? read(environment, Launcher::none, "SIEVE_WORLD_SIZE", "SIEVE_RANK")
+                                            : launcher_of(environment);
+  launch.meeting_folder = where.substr(kFile.size());
+  for (const char* name : {"SIEVE_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"}) {
+    if (environment(name) == nullptr) continue;
+    launch.local_rank = number(environment, name, 0);
+    break;
+  }
+  return launch;
 }
 
 Launch detect_launch() {

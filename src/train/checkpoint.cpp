@@ -128,6 +128,16 @@ std::string model_json(const ModelConfig& resolved) {
   return json_text(json) + "\n";
 }
 
+namespace {
+
+TensorMap on_host(const TensorMap& tensors) {
+  TensorMap out;
+  for (const auto& [name, tensor] : tensors) out[name] = tensor.to(Stream{});
+  return out;
+}
+
+}  // namespace
+
 ArchiveReport write_checkpoint(const std::filesystem::path& folder, const CheckpointContent& c) {
   const std::uint64_t bytes =
       safetensors_bytes(c.model) + safetensors_bytes(c.scorers) + safetensors_bytes(c.optimizer);
@@ -136,9 +146,9 @@ ArchiveReport write_checkpoint(const std::filesystem::path& folder, const Checkp
   archive.write("config.json", c.config_json);
   archive.write("state.json", state_text(c.state));
   c.tokenizer->save(archive.add_file("tokenizer.json").string());
-  write_safetensors(archive.add_file("model.safetensors"), c.model);
-  if (!c.scorers.empty()) write_safetensors(archive.add_file("sparsek.safetensors"), c.scorers);
-  write_safetensors(archive.add_file("optimizer.safetensors"), c.optimizer);
+  write_safetensors(archive.add_file("model.safetensors"), on_host(c.model));
+  if (!c.scorers.empty()) write_safetensors(archive.add_file("sparsek.safetensors"), on_host(c.scorers));
+  write_safetensors(archive.add_file("optimizer.safetensors"), on_host(c.optimizer));
   return archive.commit();
 }
 

@@ -44,7 +44,8 @@ TrainState parse_state(const std::string& text, const std::string& name);
 std::string checkpoint_name(std::int64_t step);  // "step_00001000"
 std::optional<std::int64_t> step_of_checkpoint(const std::string& name);
 
-// Copies (or views) of what one checkpoint holds, ready to be written by any thread.
+// Copies (or views) of what one checkpoint holds, ready to be written by any thread. Tensors may be on any device: the
+// files are the same.
 struct CheckpointContent {
   TrainState state;
   TensorMap model, scorers, optimizer;

@@ -1,21 +1,51 @@
 #include "train/checkpoint_writer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "core/error.h"
+#include "tensor/flat_layout.h"
+#include "tensor/runtime.h"
 #include "train/format.h"
 
 namespace sieve {
 namespace {
 
+bool on_gpu(const TensorMap& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const auto& t) { return t.second.device().is_cuda(); });
+}
+
+// Room for copies on the host. What comes from a GPU gets one page-locked piece, so that all of it is copied by one
+// device without a wait in between.
+TensorMap host_places(const TensorMap& tensors) {
+  TensorMap out;
+  std::vector<Shape> shapes;
+  for (const auto& [name, tensor] : tensors) shapes.push_back(tensor.shape());
+  const bool pinned = on_gpu(tensors);
+  const FlatLayout layout(shapes);
+  const Tensor piece = pinned ? empty_pinned({layout.numel}, DType::f32) : Tensor();
+  std::size_t i = 0;
+  for (const auto& [name, tensor] : tensors) {
+    require(!pinned || tensor.dtype() == DType::f32, "checkpoint", name, " is no master or moment in fp32");
+    const std::int64_t begin = layout.begins[i], end = begin + layout.numels[i];
+    out[name] = pinned ? piece.slice(0, begin, end).reshape(tensor.shape()) : empty_like(tensor);
+    ++i;
+  }
+  return out;
+}
+
 // The copies of the previous checkpoint are written over: no allocation once the first one was made.
 void copy_tensors(const TensorMap& from, TensorMap& to) {
-  for (const auto& [name, tensor] : from) {
-    Tensor& copy = to[name];
-    if (!copy.defined() || copy.shape() != tensor.shape()) copy = empty_like(tensor);
-    copy.copy_from(tensor);
-  }
+  const bool fits = std::equal(from.begin(), from.end(), to.begin(), to.end(), [](const auto& a, const auto& b) {
+    return a.first == b.first && a.second.shape() == b.second.shape();
+  });
+  if (!fits) to = host_places(from);
+  for (const auto& [name, tensor] : from) to[name].copy_from(tensor);
+}
+
+void wait_for_copies(const TensorMap& from) {
+  if (on_gpu(from)) synchronize(from.begin()->second.stream());
 }
 
 }  // namespace
@@ -88,6 +118,7 @@ void CheckpointWriter::take_snapshot(const CheckpointContent& content) {
   copy_tensors(content.model, snapshot_.model);
   copy_tensors(content.scorers, snapshot_.scorers);
   copy_tensors(content.optimizer, snapshot_.optimizer);
+  for (const TensorMap* part : {&content.model, &content.scorers, &content.optimizer}) wait_for_copies(*part);
 }
 
 void CheckpointWriter::write() {

@@ -114,6 +114,14 @@ void ParallelGroup::fields(FieldVisitor& v) {
   v.duration(
       {.name = "timeout", .doc = "a rank without progress for this long ends the run (seconds, or 10m)", .min = 1},
       timeout);
+  v.boolean({"overlap", "gradients travel while backward still runs; false is for measuring: the bits are the same"},
+            overlap);
+  v.integer({.name = "zero",
+             .doc = "1: each rank keeps the optimizer's moments of its part of the weights (ZeRO stage 1, arXiv "
+                    "1910.02054), 8 bytes a parameter shared by all ranks; 0: every rank keeps all",
+             .min = 0,
+             .max = 1},
+            zero);
 }
 
 void CheckpointGroup::fields(FieldVisitor& v) {

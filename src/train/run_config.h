@@ -109,6 +109,8 @@ struct TrainGroup {
 struct ParallelGroup {
   std::int64_t bucket = 25 << 20;  // bytes
   double timeout = 600;            // seconds
+  bool overlap = true;
+  std::int64_t zero = 0;  // stage of ZeRO: 0 or 1
   void fields(FieldVisitor& v);
 };
 

@@ -1,5 +1,3 @@
-#include "train/trainer.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,6 +9,7 @@
 #include "train/compute.h"
 #include "train/peak.h"
 #include "train/sample_text.h"
+#include "train/trainer.h"
 #include "train/validate.h"
 
 namespace sieve {
@@ -23,16 +22,16 @@ constexpr double kSavePatience = 2;  // seconds that a save waits for the one be
 constexpr std::uint64_t kSampleStream =
     0x73616d706c65;  // keeps the samples' random numbers apart from the initial weights'
 
-ReporterSetup reporter_setup(const TrainerSetup& setup, Communicator& comm, const std::optional<ValidationSet>& val) {
+ReporterSetup reporter_setup(const TrainerSetup& setup, const Stream& stream, Communicator& comm,
+                             const std::optional<ValidationSet>& val) {
   ReporterSetup r;
   r.speaks = comm.rank() == 0;
   r.progress = setup.progress;
   r.total_steps = setup.scale.steps;
   if (r.speaks && val) r.val_bytes_per_target = bytes_per_target(*val, *setup.data.tokenizer);
   r.world_size = comm.size();
-  r.peak_tflops = setup.config.log.peak_tflops
-                      ? *setup.config.log.peak_tflops
-                      : measure_peak_tflops(compute_dtype(setup.config), setup.model->stream());
+  r.peak_tflops = setup.config.log.peak_tflops ? *setup.config.log.peak_tflops
+                                               : measure_peak_tflops(compute_dtype(setup.config), stream);
   r.cost = model_cost(setup.config.model, setup.config.train.micro_batch, setup.config.data.seq_len,
                       compute_dtype(setup.config), setup.config.train.recompute);
   return r;
@@ -55,14 +54,18 @@ Trainer::Trainer(TrainerSetup setup, Communicator& comm)
       folder_(setup.folder),
       model_(std::move(setup.model)),
       state_(setup.state),
-      gradient_(*model_, comm, {.bucket_bytes = config_.parallel.bucket, .deterministic = *config_.run.deterministic},
+      gradient_(*model_, comm,
+                {.bucket_bytes = config_.parallel.bucket,
+                 .deterministic = *config_.run.deterministic,
+                 .overlap = config_.parallel.overlap,
+                 .shard = config_.parallel.zero > 0},
                 scale_.accumulation),
-      optimizer_(config_.train.optimizer, gradient_.parameters()),
+      optimizer_(config_.train.optimizer, gradient_.parameters(), config_.parallel.zero > 0 ? &comm : nullptr),
       loader_(data_.train, config_.train.micro_batch,
               MicroBatchRange{.per_step = scale_.micro_batches, .rank = comm.rank(), .world = comm.size()}, state_.step,
               static_cast<int>(config_.data.prefetch)),
       validation_(open_validation(config_, data_)),
-      reporter_(config_, folder_, reporter_setup(setup, comm, validation_), state_),
+      reporter_(config_, folder_, reporter_setup(setup, model_->stream(), comm, validation_), state_),
       start_(std::chrono::steady_clock::now()),
       last_save_(start_),
       seconds_before_(state_.seconds),
@@ -100,7 +103,11 @@ Trainer::Outcome Trainer::update() {
   StepReport report;
   const bool wants_stats = speaks() && config_.log.per_layer && reporter_.row_due(state_.step + 1);
   report.lr = lr();
-  const StepSummary summary = gradient_.run(loader_, requests(), wants_stats ? &report.stats : nullptr);
+  const auto apply = [&](const Tensor& gradient, const Tensor& control) {
+    optimizer_.step(gradient, report.lr, 1.0, control);
+  };
+  const StepSummary summary =
+      gradient_.run(loader_, requests(), wants_stats ? &report.stats : nullptr, config_.train.grad_clip, apply);
 
   ++state_.step;
   state_.tokens += summary.tokens;
@@ -113,10 +120,9 @@ Trainer::Outcome Trainer::update() {
   report.tokens = summary.tokens;
   Outcome outcome = Outcome::going_on;
   if (summary.flags.nonfinite) {
+    optimizer_.forget_update();
     outcome = skip(summary);
   } else {
-    optimizer_.step(gradient_.gradients(), report.lr,
-                    per_token * clip_factor(report.grad_norm, config_.train.grad_clip));
     state_.updates = optimizer_.updates();
     state_.consecutive_skipped = 0;
   }
@@ -214,24 +220,30 @@ bool Trainer::save_due() const {
   if (state_.step == saved_step_) return false;
   const auto& c = config_.checkpoint;
   const std::chrono::duration<double, std::ratio<60>> minutes = std::chrono::steady_clock::now() - last_save_;
-  return save_postponed_ || (c.every > 0 && state_.step % c.every == 0) ||
-         (c.every_minutes && minutes.count() >= *c.every_minutes) || (best_ && c.keep_best > 0);
+  return agreed(speaks() && (save_postponed_ || (c.every > 0 && state_.step % c.every == 0) ||
+                             (c.every_minutes && minutes.count() >= *c.every_minutes) || (best_ && c.keep_best > 0)));
 }
 
-// All ranks hold the same state, so only rank 0 saves, and when is its own decision: no collective depends on it.
+// All ranks hold the same state, so only rank 0 saves, and when is its own decision: no collective depends on it. Where
+// the moments are shared (parallel.zero) every rank has a part of them: then rank 0 decides for all.
+bool Trainer::agreed(bool decision) const {
+  return optimizer_.shared() ? comm_.any(decision, "when to save") : decision;
+}
+
 // While the previous one is still being written this one is postponed: the other ranks must not wait for a slow disk.
 void Trainer::save() {
-  if (!writer_ || state_.step == saved_step_) return;
+  if (!(writer_ || optimizer_.shared()) || state_.step == saved_step_) return;
   const Progress::Scope scope(comm_.progress(), "saving a checkpoint");
   const double patience = save_postponed_ ? 0 : std::min(kSavePatience, config_.parallel.timeout / 4);
-  if (!writer_->wait_for(patience)) {
+  if (agreed(writer_ && !writer_->wait_for(patience))) {
     if (!save_postponed_)
       reporter_.warn(
           cat("step ", state_.step, ": the previous checkpoint is still being written; this one is postponed"));
     save_postponed_ = true;
     return;
   }
-  writer_->save(checkpoint_content());
+  const CheckpointContent content = checkpoint_content();
+  if (writer_) writer_->save(content);
   save_postponed_ = false;
   saved_step_ = state_.step;
   last_save_ = std::chrono::steady_clock::now();

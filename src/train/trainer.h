@@ -51,6 +51,7 @@ class Trainer {
   bool validation_due() const;
   bool sample_due() const;
   bool save_due() const;
+  bool agreed(bool decision) const;
   bool speaks() const { return comm_.rank() == 0; }
   double lr() const;
   bool out_of_time() const;
