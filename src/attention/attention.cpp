@@ -12,6 +12,7 @@
 #include "attention/registry.h"
 #include "attention/rotary.h"
 #include "attention/sparsek.h"
+#include "autograd/mode.h"
 #include "autograd/record.h"
 #include "tensor/dispatch.h"
 
@@ -212,7 +213,8 @@ struct Attention {
       score_dtype = inputs[1].dtype();
       const bool thresholds = in.spec.sparsek.gate != GateMode::hard || need[1] || stats != nullptr;
       selection = select_keys(in.spec, inputs[1].contiguous(), in.document_starts, thresholds, stats);
-      if (!saves) check_scores(inputs[1].numel());
+      const bool runs_again = grad_mode().kind == GradMode::Kind::note;  // recorded then: a step that may be skipped
+      if (!saves && !runs_again) check_scores(inputs[1].numel());
     }
     const Plan plan = plan_of(in.spec, qkv, in.document_starts, selection);
     const RotaryTable rotary = tables();

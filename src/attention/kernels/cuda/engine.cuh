@@ -94,6 +94,47 @@ struct KeyBlock {
   __device__ bool in_band(int r, std::int64_t i) const { return i >= band_from[r] && i < band_to[r]; }
 };
 
+// The tile of 64 queries of one head that a block works on, and how it walks the keys.
+struct QueryTile {
+  std::int64_t tile, h, b, kv, q0, q1, list_row;
+  std::int64_t i[2];  // the thread's two queries
+
+  __device__ explicit QueryTile(const Engine& e)
+      : tile(e.tiles - 1 - blockIdx.x % e.tiles),  // longest first
+        h(blockIdx.x / e.tiles % e.H),
+        b(blockIdx.x / e.tiles / e.H),
+        kv(h / e.group()),
+        q0(tile * kSide),
+        q1(q0 + kSide < e.T ? q0 + kSide : e.T),
+        list_row(e.list_row(b, kv)),
+        i{q0 + warp_row(), q0 + warp_row() + 8} {}
+
+  __device__ static bool is_rows(Visit visit) { return visit == kFarRows || visit == kNearRows; }
+  __device__ std::int64_t list(const Engine& e) const { return list_row * e.plan.tiles.lists + tile; }
+  // Keys (of a span) or list entries [begin, end) of a visit; begin is aligned. Empty where the plan has no such visit.
+  __device__ Interval range(const Engine& e, Visit visit) const {
+    if (is_rows(visit)) return {0, e.plan.from_BHT != nullptr ? e.plan.tiles.counts[list(e)] : 0};
+    if (visit == kSinkSpan && e.plan.sinks == 0) return {0, 0};
+    const Interval any = spans::any_of(span_of(e, visit, b, q0), span_of(e, visit, b, q1 - 1));
+    return {spans::align_down(any.begin, kSide), any.end};
+  }
+  // Fills `block` with the 64 keys from `at` on; false if no query sees any. The whole block of threads calls it;
+  // begins and ends with a barrier.
+  __device__ bool open(const Engine& e, Visit visit, std::int32_t at, std::int32_t end, KeyBlock& block) const {
+    __syncthreads();
+    const auto thread = static_cast<int>(threadIdx.x);
+    bool seen = false;
+    if (thread < kSide && is_rows(visit)) {
+      block.gather(e, thread, list_row, e.plan.tiles.keys + list(e) * e.plan.tiles.capacity, at + thread, end);
+      seen = block.row_is_seen(e, thread, visit, q0, q1);
+    } else if (thread < kSide) {
+      block.span(e, thread, at);
+      seen = !spans::intersect(span_of(e, visit, b, q0 + thread), {at, at + kSide}).empty();
+    }
+    return __syncthreads_or(seen) != 0;
+  }
+};
+
 __device__ inline double tau_of(const Engine& e, std::int64_t list_row, std::int64_t i) {
   return e.gate.z != nullptr && i < e.T ? e.gate.tau[list_row * e.T + i] : 0;
 }

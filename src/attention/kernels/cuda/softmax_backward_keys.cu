@@ -6,18 +6,10 @@
 namespace sieve::cuda {
 namespace {
 
-template <class Math, int kPieces>
-constexpr std::size_t shared_bytes() {
-  using Part = Operand<Math, kPieces>;
-  const std::size_t operands = (Math::kResident ? 4 : 2) * Part::kElements + Part::kPiece;
-  const std::size_t stage = kSide * kStageStride<kPieces> * sizeof(typename Math::Compute);
-  return operands * sizeof(typename Math::Element) > stage ? operands * sizeof(typename Math::Element) : stage;
-}
-
 template <class C>
 struct SpanQueries {
-  int query[kSide];  // -1: none
-  Interval keys[kSide];
+  int query[kSide];                       // -1: none
+  std::int32_t begin[kSide], end[kSide];  // keys that it sees
   C statistics[kSide], delta[kSide];
 };
 
@@ -112,8 +104,9 @@ __global__ void __launch_bounds__(kTileThreads) backward_keys(const Engine e) {
       bool seen = false;
       if (thread < kSide) {
         queries.query[thread] = q0 + thread < e.T ? static_cast<int>(q0 + thread) : -1;
-        queries.keys[thread] = span_of(e, visit, b, q0 + thread);
-        seen = !spans::intersect(queries.keys[thread], own).empty();
+        const Interval span = span_of(e, visit, b, q0 + thread);
+        queries.begin[thread] = span.begin, queries.end[thread] = span.end;
+        seen = !spans::intersect(span, own).empty();
       }
       if (!__syncthreads_or(seen)) continue;
       for (std::int64_t g = 0; g < e.group(); ++g) {
@@ -133,7 +126,8 @@ __global__ void __launch_bounds__(kTileThreads) backward_keys(const Engine e) {
 #pragma unroll
         for (int x = 0; x < kHeld; ++x) {
           const int column = column_of(x);
-          const bool counts = queries.keys[column].contains(mine[x / 2 % 2]);
+          const int key = mine[x / 2 % 2];
+          const bool counts = key >= queries.begin[column] && key < queries.end[column];
           const PairGradient<C> pair = differentiate(GateMode::hard, false, C(1), s[x] * factor, dp[x],
                                                      queries.statistics[column], queries.delta[column]);
           s[x] = counts ? pair.weight : C(0);
@@ -175,7 +169,7 @@ __global__ void __launch_bounds__(kTileThreads) backward_keys(const Engine e) {
 void backward_keys(const Engine& e, Stream stream) {
   dispatch_tiles(e, [&]<class Math, int kPieces>() {
     start("attention backward, keys", backward_keys<Math, kPieces>, e.B * e.Hkv * e.tiles, kTileThreads,
-          shared_bytes<Math, kPieces>(), stream, e);
+          shared_bytes<Math, kPieces>(4), stream, e);
   });
 }
 

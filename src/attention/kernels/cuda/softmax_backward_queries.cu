@@ -5,14 +5,6 @@
 namespace sieve::cuda {
 namespace {
 
-template <class Math, int kPieces>
-constexpr std::size_t shared_bytes() {
-  using Part = Operand<Math, kPieces>;
-  const std::size_t operands = (Math::kResident ? 4 : 2) * Part::kElements + Part::kPiece;
-  const std::size_t stage = kSide * kStageStride<kPieces> * sizeof(typename Math::Compute);
-  return operands * sizeof(typename Math::Element) > stage ? operands * sizeof(typename Math::Element) : stage;
-}
-
 // dQ against far keys is that of a query turned to far_distance: from there to the query's own position.
 template <class Math, int kPieces>
 __device__ inline void far_to_near(const Engine& e, typename Math::Compute (*sums)[kHeld], std::int64_t q0) {
@@ -48,29 +40,25 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
   __shared__ KeyBlock block;
   __shared__ int queries[kSide];
   const auto thread = static_cast<int>(threadIdx.x);
-  const std::int64_t tile = e.tiles - 1 - blockIdx.x % e.tiles, h = blockIdx.x / e.tiles % e.H,
-                     b = blockIdx.x / e.tiles / e.H, kv = h / e.group(), q0 = tile * kSide,
-                     q1 = q0 + kSide < e.T ? q0 + kSide : e.T, list_row = e.list_row(b, kv);
+  const QueryTile t(e);
   auto* memory = reinterpret_cast<typename Math::Element*>(dynamic_shared());
   constexpr bool kResident = Math::kResident;
-  Part q{memory, queries, e.q, b, e.T, h, e.D}, k{memory + Part::kElements, block.key, e.k, b, e.T, kv, e.D};
-  const Part dout{memory + (kResident ? 2 : 0) * Part::kElements, queries, e.dout, b, e.T, h, e.D},
-      v{memory + (kResident ? 3 : 1) * Part::kElements, block.key, e.v, b, e.T, kv, e.D};
+  Part q{memory, queries, e.q, t.b, e.T, t.h, e.D}, k{memory + Part::kElements, block.key, e.k, t.b, e.T, t.kv, e.D};
+  const Part dout{memory + (kResident ? 2 : 0) * Part::kElements, queries, e.dout, t.b, e.T, t.h, e.D},
+      v{memory + (kResident ? 3 : 1) * Part::kElements, block.key, e.v, t.b, e.T, t.kv, e.D};
   auto* weights = memory + (kResident ? 4 : 2) * Part::kElements;
-  if (thread < kSide) queries[thread] = q0 + thread < e.T ? static_cast<int>(q0 + thread) : -1;
+  if (thread < kSide) queries[thread] = t.q0 + thread < e.T ? static_cast<int>(t.q0 + thread) : -1;
 
-  const bool gathers = e.plan.from_BHT != nullptr, scores = e.row_heads != nullptr,
-             gates = e.gate.z != nullptr && (scores || e.gate.mode != GateMode::hard);
-  const std::int64_t list = list_row * e.plan.tiles.lists + tile, head_row = (b * e.H + h) * e.T;
-  const std::int64_t i[2] = {q0 + warp_row(), q0 + warp_row() + 8};
+  const bool scores = e.row_heads != nullptr, gates = e.gate.z != nullptr && (scores || e.gate.mode != GateMode::hard);
+  const std::int64_t head_row = (t.b * e.H + t.h) * e.T;
   double tau[2] = {0, 0}, row_sums[2] = {0, 0};
   C statistics[2] = {0, 0}, delta[2] = {0, 0};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    if (i[r] >= e.T) continue;
-    statistics[r] = static_cast<const C*>(e.statistics)[head_row + i[r]];
-    delta[r] = static_cast<const C*>(e.delta)[head_row + i[r]];
-    if (gates) tau[r] = tau_of(e, list_row, i[r]);
+    if (t.i[r] >= e.T) continue;
+    statistics[r] = static_cast<const C*>(e.statistics)[head_row + t.i[r]];
+    delta[r] = static_cast<const C*>(e.delta)[head_row + t.i[r]];
+    if (gates) tau[r] = tau_of(e, t.list_row, t.i[r]);
   }
   const C factor = static_cast<C>(e.scale * kLog2E);
   C s[kHeld], dp[kHeld], sums[kPieces][kHeld];
@@ -82,18 +70,11 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
 
   for (int step = e.far ? kFarRows : kNearSpan; step < kVisits; ++step) {
     const auto visit = static_cast<Visit>(step);
-    const bool rows = visit == kFarRows || visit == kNearRows;
-    if ((rows && !gathers) || (visit == kSinkSpan && e.plan.sinks == 0)) continue;
-    std::int64_t begin = 0, end = 0;
-    Interval own[2];
-    if (rows) {
-      end = e.plan.tiles.counts[list];
-    } else {
-      const Interval any = spans::any_of(span_of(e, visit, b, q0), span_of(e, visit, b, q1 - 1));
-      begin = spans::align_down(any.begin, kSide), end = any.end;
-      own[0] = span_of(e, visit, b, i[0]), own[1] = span_of(e, visit, b, i[1]);
-    }
-    if (visit == kNearSpan && e.far) far_to_near<Math, kPieces>(e, sums, q0);
+    const bool rows = QueryTile::is_rows(visit);
+    const Interval range = t.range(e, visit);
+    const Interval own[2] = {rows ? Interval{} : span_of(e, visit, t.b, t.i[0]),
+                             rows ? Interval{} : span_of(e, visit, t.b, t.i[1])};
+    if (visit == kNearSpan && e.far) far_to_near<Math, kPieces>(e, sums, t.q0);
     if (visit == kFarRows || visit == kNearSpan) {
       __syncthreads();
       q.rows = visit == kFarRows ? e.far_q : e.q;
@@ -101,18 +82,8 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
       dout.load_resident();
     }
     k.rows = visit == kFarRows ? e.far_k : e.k;
-    for (std::int64_t at = begin; at < end; at += kSide) {
-      __syncthreads();
-      bool seen = false;
-      if (thread < kSide && rows) {
-        block.gather(e, thread, list_row, e.plan.tiles.keys + list * e.plan.tiles.capacity, at + thread, end);
-        seen = block.row_is_seen(e, thread, visit, q0, q1);
-      } else if (thread < kSide) {
-        block.span(e, thread, at);
-        const auto first = static_cast<std::int32_t>(at);
-        seen = !spans::intersect(span_of(e, visit, b, q0 + thread), {first, first + kSide}).empty();
-      }
-      if (!__syncthreads_or(seen)) continue;
+    for (std::int32_t at = range.begin; at < range.end; at += kSide) {
+      if (!t.open(e, visit, at, range.end, block)) continue;
       if constexpr (kResident) {
         k.load_resident();
         v.load_resident();
@@ -123,12 +94,12 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
 #pragma unroll
       for (int x = 0; x < kHeld; ++x) {
         const int column = column_of(x), r = x / 2 % 2;
-        const bool counts = rows ? block.sees_row(e, column, visit, i[r]) : own[r].contains(block.key[column]);
+        const bool counts = rows ? block.sees_row(e, column, visit, t.i[r]) : own[r].contains(block.key[column]);
         const bool gated = rows && gates;
-        const C m = gated && counts ? static_cast<C>(block.gate(column, i[r], tau[r])) : C(1);
+        const C m = gated && counts ? static_cast<C>(block.gate(column, t.i[r], tau[r])) : C(1);
         const PairGradient<C> g = differentiate(e.gate.mode, gated, m, s[x] * factor, dp[x], statistics[r], delta[r]);
         s[x] = counts ? g.ds : C(0);
-        if (scores && gated && counts && block.in_band(column, i[r])) row_sums[r] += static_cast<double>(g.g);
+        if (scores && gated && counts && block.in_band(column, t.i[r])) row_sums[r] += static_cast<double>(g.g);
       }
       keep_weights<Math>(weights, s);
       add_product<Math, kPieces>(sums, weights, k);
@@ -138,7 +109,7 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     row_sums[r] = row_sum(row_sums[r]);
-    if (scores && i[r] < e.T && thread % 4 == 0) e.row_heads[head_row + i[r]] = row_sums[r];
+    if (scores && t.i[r] < e.T && thread % 4 == 0) e.row_heads[head_row + t.i[r]] = row_sums[r];
   }
   __syncthreads();
   C* stage = reinterpret_cast<C*>(dynamic_shared());
@@ -147,9 +118,9 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
   __syncthreads();
   for (std::int64_t x = thread; x < kSide * e.D; x += kTileThreads) {
     const std::int64_t r = x / e.D, d = x % e.D;
-    if (q0 + r >= e.T) continue;
-    const C dq = rotated(stage + r * kStageStride<kPieces>, static_cast<int>(d), e.rotary, q0 + r, C(-1));
-    store_as(e.dqkv, (b * e.T + q0 + r) * e.features() + h * e.D + d, e.dtype, dq);
+    if (t.q0 + r >= e.T) continue;
+    const C dq = rotated(stage + r * kStageStride<kPieces>, static_cast<int>(d), e.rotary, t.q0 + r, C(-1));
+    store_as(e.dqkv, (t.b * e.T + t.q0 + r) * e.features() + t.h * e.D + d, e.dtype, dq);
   }
 }
 
@@ -158,7 +129,7 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
 void backward_queries(const Engine& e, Stream stream) {
   dispatch_tiles(e, [&]<class Math, int kPieces>() {
     start("attention backward, queries", backward_queries<Math, kPieces>, e.B * e.H * e.tiles, kTileThreads,
-          shared_bytes<Math, kPieces>(), stream, e);
+          shared_bytes<Math, kPieces>(4), stream, e);
   });
 }
 

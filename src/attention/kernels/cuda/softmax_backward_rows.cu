@@ -6,14 +6,6 @@
 namespace sieve::cuda {
 namespace {
 
-template <class Math, int kPieces>
-constexpr std::size_t shared_bytes() {
-  using Part = Operand<Math, kPieces>;
-  const std::size_t operands = (Math::kResident ? 4 : 2) * Part::kElements + Part::kPiece;
-  const std::size_t stage = kSide * kStageStride<kPieces> * sizeof(typename Math::Compute);
-  return operands * sizeof(typename Math::Element) > stage ? operands * sizeof(typename Math::Element) : stage;
-}
-
 // What a key block needs of 64 queries of one head.
 template <class C>
 struct QueryBlock {
@@ -160,8 +152,8 @@ void backward_rows(const Engine& e, Stream stream) {
   const RowLists& lists = e.plan.chunks;
   const std::int64_t blocks = e.B * e.Hkv * lists.lists * ((lists.capacity + kSide - 1) / kSide);
   dispatch_tiles(e, [&]<class Math, int kPieces>() {
-    start("attention backward, rows", backward_rows<Math, kPieces>, blocks, kTileThreads, shared_bytes<Math, kPieces>(),
-          stream, e);
+    start("attention backward, rows", backward_rows<Math, kPieces>, blocks, kTileThreads,
+          shared_bytes<Math, kPieces>(4), stream, e);
   });
 }
 

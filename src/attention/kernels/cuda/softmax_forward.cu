@@ -5,14 +5,6 @@
 namespace sieve::cuda {
 namespace {
 
-template <class Math, int kPieces>
-constexpr std::size_t shared_bytes() {
-  using Part = Operand<Math, kPieces>;
-  const std::size_t operands = (Math::kResident ? 3 : 2) * Part::kElements + Part::kPiece;
-  const std::size_t stage = kSide * kStageStride<kPieces> * sizeof(typename Math::Compute);
-  return operands * sizeof(typename Math::Element) > stage ? operands * sizeof(typename Math::Element) : stage;
-}
-
 // Logits become the weights of the values; maximum and denominator of the thread's two rows move on, and what was
 // summed shrinks.
 template <class C, int kPieces, class Sees, class Gate>
@@ -66,20 +58,16 @@ __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
   __shared__ KeyBlock block;
   __shared__ int queries[kSide];
   const auto thread = static_cast<int>(threadIdx.x);
-  const std::int64_t tile = e.tiles - 1 - blockIdx.x % e.tiles, h = blockIdx.x / e.tiles % e.H,  // longest first
-      b = blockIdx.x / e.tiles / e.H, kv = h / e.group(), q0 = tile * kSide, q1 = q0 + kSide < e.T ? q0 + kSide : e.T,
-                     list_row = e.list_row(b, kv);
+  const QueryTile t(e);
   auto* memory = reinterpret_cast<typename Math::Element*>(dynamic_shared());
-  Part q{memory, queries, e.q, b, e.T, h, e.D}, k{memory + Part::kElements, block.key, e.k, b, e.T, kv, e.D},
-      v{memory + (Math::kResident ? 2 : 1) * Part::kElements, block.key, e.v, b, e.T, kv, e.D};
+  Part q{memory, queries, e.q, t.b, e.T, t.h, e.D}, k{memory + Part::kElements, block.key, e.k, t.b, e.T, t.kv, e.D},
+      v{memory + (Math::kResident ? 2 : 1) * Part::kElements, block.key, e.v, t.b, e.T, t.kv, e.D};
   auto* weights = memory + (Math::kResident ? 3 : 2) * Part::kElements;
-  if (thread < kSide) queries[thread] = q0 + thread < e.T ? static_cast<int>(q0 + thread) : -1;
+  if (thread < kSide) queries[thread] = t.q0 + thread < e.T ? static_cast<int>(t.q0 + thread) : -1;
 
-  const bool gathers = e.plan.from_BHT != nullptr, gates = e.gate.z != nullptr && e.gate.mode != GateMode::hard;
-  const std::int64_t list = list_row * e.plan.tiles.lists + tile;
-  const std::int64_t i[2] = {q0 + warp_row(), q0 + warp_row() + 8};
+  const bool gates = e.gate.z != nullptr && e.gate.mode != GateMode::hard;
   double tau[2] = {0, 0};
-  if (gates) tau[0] = tau_of(e, list_row, i[0]), tau[1] = tau_of(e, list_row, i[1]);
+  if (gates) tau[0] = tau_of(e, t.list_row, t.i[0]), tau[1] = tau_of(e, t.list_row, t.i[1]);
   const C factor = static_cast<C>(e.scale * kLog2E);
   C top[2] = {C(kNothing), C(kNothing)}, denominator[2] = {0, 0}, s[kHeld], sums[kPieces][kHeld];
 #pragma unroll
@@ -90,35 +78,18 @@ __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
 
   for (int step = e.far ? kFarRows : kNearSpan; step < kVisits; ++step) {
     const auto visit = static_cast<Visit>(step);
-    const bool rows = visit == kFarRows || visit == kNearRows;
-    if ((rows && !gathers) || (visit == kSinkSpan && e.plan.sinks == 0)) continue;
-    std::int64_t begin = 0, end = 0;
-    Interval own[2];
-    if (rows) {
-      end = e.plan.tiles.counts[list];
-    } else {
-      const Interval any = spans::any_of(span_of(e, visit, b, q0), span_of(e, visit, b, q1 - 1));
-      begin = spans::align_down(any.begin, kSide), end = any.end;
-      own[0] = span_of(e, visit, b, i[0]), own[1] = span_of(e, visit, b, i[1]);
-    }
+    const bool rows = QueryTile::is_rows(visit);
+    const Interval range = t.range(e, visit);
+    const Interval own[2] = {rows ? Interval{} : span_of(e, visit, t.b, t.i[0]),
+                             rows ? Interval{} : span_of(e, visit, t.b, t.i[1])};
     if (visit == kFarRows || visit == kNearSpan) {
       __syncthreads();
       q.rows = visit == kFarRows ? e.far_q : e.q;
       q.load_resident();
     }
     k.rows = visit == kFarRows ? e.far_k : e.k;
-    for (std::int64_t at = begin; at < end; at += kSide) {
-      __syncthreads();
-      bool seen = false;
-      if (thread < kSide && rows) {
-        block.gather(e, thread, list_row, e.plan.tiles.keys + list * e.plan.tiles.capacity, at + thread, end);
-        seen = block.row_is_seen(e, thread, visit, q0, q1);
-      } else if (thread < kSide) {
-        block.span(e, thread, at);
-        const auto first = static_cast<std::int32_t>(at);
-        seen = !spans::intersect(span_of(e, visit, b, q0 + thread), {first, first + kSide}).empty();
-      }
-      if (!__syncthreads_or(seen)) continue;
+    for (std::int32_t at = range.begin; at < range.end; at += kSide) {
+      if (!t.open(e, visit, at, range.end, block)) continue;
       if constexpr (Math::kResident) {
         k.load_resident();
         v.load_resident();
@@ -127,9 +98,9 @@ __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
       product_transposed<Math, kPieces>(s, q, k);
       const auto sees = [&](int x) {
         const int column = column_of(x), r = x / 2 % 2;
-        return rows ? block.sees_row(e, column, visit, i[r]) : own[r].contains(block.key[column]);
+        return rows ? block.sees_row(e, column, visit, t.i[r]) : own[r].contains(block.key[column]);
       };
-      const auto gate = [&](int x) { return static_cast<C>(block.gate(column_of(x), i[x / 2 % 2], tau[x / 2 % 2])); };
+      const auto gate = [&](int x) { return static_cast<C>(block.gate(column_of(x), t.i[x / 2 % 2], tau[x / 2 % 2])); };
       advance<C, kPieces>(s, top, denominator, sums, factor, e.gate.mode, rows && gates, sees, gate);
       keep_weights<Math>(weights, s);
       add_product<Math, kPieces>(sums, weights, v);
@@ -140,8 +111,8 @@ __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     inverse[r] = denominator[r] == 0 ? C(0) : 1 / denominator[r];
-    if (e.statistics == nullptr || i[r] >= e.T || thread % 4 != 0) continue;
-    static_cast<C*>(e.statistics)[(b * e.H + h) * e.T + i[r]] =
+    if (e.statistics == nullptr || t.i[r] >= e.T || thread % 4 != 0) continue;
+    static_cast<C*>(e.statistics)[(t.b * e.H + t.h) * e.T + t.i[r]] =
         denominator[r] == 0 ? C(-kNothing) : top[r] + logarithm_2(denominator[r]);
   }
   __syncthreads();
@@ -150,8 +121,8 @@ __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
   __syncthreads();
   for (std::int64_t x = thread; x < kSide * e.D; x += kTileThreads) {
     const std::int64_t r = x / e.D, d = x % e.D;
-    if (q0 + r < e.T) {
-      store_as(e.out, ((b * e.T + q0 + r) * e.H + h) * e.D + d, e.dtype, stage[r * kStageStride<kPieces> + d]);
+    if (t.q0 + r < e.T) {
+      store_as(e.out, ((t.b * e.T + t.q0 + r) * e.H + t.h) * e.D + d, e.dtype, stage[r * kStageStride<kPieces> + d]);
     }
   }
 }
@@ -164,8 +135,8 @@ void run(const SoftmaxForwardArgs& a, Stream stream) {
   if (a.B * a.T == 0) return;
   const Engine e = prepare(a, workspace_of(a, false, false), stream);
   dispatch_tiles(e, [&]<class Math, int kPieces>() {
-    start("attention forward", forward<Math, kPieces>, e.B * e.H * e.tiles, kTileThreads, shared_bytes<Math, kPieces>(),
-          stream, e);
+    start("attention forward", forward<Math, kPieces>, e.B * e.H * e.tiles, kTileThreads,
+          shared_bytes<Math, kPieces>(3), stream, e);
   });
 }
 

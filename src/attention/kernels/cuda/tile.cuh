@@ -233,6 +233,16 @@ __device__ inline void keep_weights(typename Math::Element* to, const typename M
 // Sums of whole rows in shared memory, (64, kPieces * 64 + 1), for what crosses lanes: rotation, coalesced stores.
 template <int kPieces>
 inline constexpr int kStageStride = kPieces* kSide + 1;
+// Dynamic shared memory of a kernel with so many operands (two share the place of all where they are not resident) and
+// one buffer of weights. The stage takes their place in the end.
+template <class Math, int kPieces>
+constexpr std::size_t shared_bytes(int operands) {
+  using Part = Operand<Math, kPieces>;
+  const std::size_t held = static_cast<std::size_t>((Math::kResident ? operands : 2) * Part::kElements + Part::kPiece) *
+                           sizeof(typename Math::Element),
+                    stage = kSide * kStageStride<kPieces> * sizeof(typename Math::Compute);
+  return held > stage ? held : stage;
+}
 template <class C, int kPieces>
 __device__ inline void to_stage(C* stage, const C (*sums)[kHeld], const C (&factor)[2]) {
 #pragma unroll
