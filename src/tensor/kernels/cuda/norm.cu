@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(kThreads) norm_forward_any(Forward<T> a) {
 // The blocks of backward: a number that the card has no say in, since the order of the sums depends on it.
 constexpr std::int64_t kWarpRowBlocks = 256, kBlockRowBlocks = 512;
 
-// A thread's columns of dw and db over the rows it has seen are added to the block's in the order of the warps.
+// A thread's columns of dw or db over the rows it has seen are added to the block's in the order of the warps. In
+// shared memory the columns lie so that neighbouring threads use neighbouring banks.
 template <class T, int G, int P>
 __device__ void store_partials(const compute_t<T> (&mine)[P][kPack<T>], compute_t<T>* out, std::int64_t D) {
   constexpr int N = kPack<T>;
@@ -129,19 +130,20 @@ __device__ void store_partials(const compute_t<T> (&mine)[P][kPack<T>], compute_
   auto* sums = reinterpret_cast<compute_t<T>*>(shared_memory);
   const int thread = static_cast<int>(threadIdx.x) % G;
   for (int turn = 0; turn < kThreads / G; ++turn) {
-    __syncthreads();
+    __syncthreads();  // also before this call writes what an earlier one still reads
     if (static_cast<int>(threadIdx.x) / G != turn) continue;
 #pragma unroll
     for (int p = 0; p < P; ++p) {
-      const int i = (p * G + thread) * N;
-      if (i >= D) continue;
 #pragma unroll
-      for (int k = 0; k < N; ++k) sums[i + k] = turn == 0 ? mine[p][k] : sums[i + k] + mine[p][k];
+      for (int k = 0; k < N; ++k) {
+        compute_t<T>& sum = sums[(p * N + k) * G + thread];
+        sum = turn == 0 ? mine[p][k] : sum + mine[p][k];
+      }
     }
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < D; i += kThreads) out[blockIdx.x * D + i] = sums[i];
-  __syncthreads();  // before the next call writes to `sums`
+  for (int i = static_cast<int>(threadIdx.x); i < D; i += kThreads)
+    out[blockIdx.x * D + i] = sums[(i / (N * G) * N + i % N) * G + i / N % G];
 }
 
 // With xhat = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xhat mean(g xhat)) + dx_add; RMS norm has no
@@ -310,7 +312,7 @@ std::int64_t launch_backward(Backward<T> a, bool want_dw, bool want_db, const Ge
     const auto launch_rows = [&]<int G, int P>() {
       constexpr std::int64_t each = kThreads / G;
       place(std::min((a.R + each - 1) / each, G == 32 ? kWarpRowBlocks : kBlockRowBlocks));
-      const auto bytes = static_cast<std::size_t>(a.D) * sizeof(compute_t<T>);
+      constexpr std::size_t bytes = sizeof(compute_t<T>) * P * N * G;
       norm_backward<T, G, P><<<static_cast<unsigned>(S), kThreads, bytes, handle_of(stream)>>>(a);
     };
     if (with_packs<32, 1, 2, 24 / N, 32 / N>(layout, launch_rows) || with_packs<kThreads, 1, 2, 4>(layout, launch_rows))
