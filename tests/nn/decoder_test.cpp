@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 
+#include "core/parallel_for.h"
 #include "core/rng.h"
 #include "nn/model_cost.h"
 #include "support/catch.h"
@@ -125,6 +126,34 @@ TEST_CASE("decoder: recompute changes memory, not bits", "[nn]") {
   CHECK(gradients({.attention = true}) == plain);
   CHECK(gradients({.mlp = true}) == plain);
   CHECK(gradients({.layers = {0, 1}}) == plain);
+}
+
+TEST_CASE("decoder: loss and gradients have the same bits on every number of threads", "[nn]") {
+  const auto arch = GENERATE(Arch::gpt2, Arch::llama);
+  const DType dtype = GENERATE(DType::f32, DType::bf16);
+  ModelConfig config;
+  config.arch = arch;
+  config.n_layers = 2, config.d_model = 192, config.n_heads = 4;  // products of several pieces
+  config.attention.kinds["a"] = sparsek(24, 16);
+  config.attention.pattern = {"a"};
+  config.resolve(257, 128);
+  const TokenBatch batch{random_tokens(4, 128, 257, 1), random_tokens(4, 128, 257, 2), {}};
+  const int before = num_threads();
+  std::vector<float> first;
+  for (const int threads : {1, 2, 3}) {
+    set_num_threads(threads);
+    const Decoder model(config, {.compute = dtype, .seed = 5});
+    const Variable loss = model.loss_sum(batch);
+    backward(loss);
+    std::vector<float> all{static_cast<float>(loss.value().item())};
+    for (const ParameterPtr& p : model.parameters()) {
+      const auto g = p->value.grad().span<float>();
+      all.insert(all.end(), g.begin(), g.end());
+    }
+    if (first.empty()) first = all;
+    CHECK(all == first);
+  }
+  set_num_threads(before);
 }
 
 TEST_CASE("model cost: what a forward pass keeps is what was counted", "[nn]") {

@@ -125,32 +125,35 @@ void product_widened(const MatmulArgs& p) {
   }
 }
 
-// What stands behind the product, over the rows of one piece: v (row stride ld, compute dtype; C itself if D is)
-// becomes C and, if it is kept, pre.
-template <class D>
-void finish(const MatmulArgs& p, const compute_t<D>* v, std::int64_t ld) {
-  using C = compute_t<D>;
-  constexpr std::true_type tanh_form{};
-  for (std::int64_t m = 0; m < p.M; ++m) {
-    const C* from = v + m * ld;
-    D* c = static_cast<D*>(p.c) + m * p.ldc;
-    D* pre = p.pre_MN == nullptr ? nullptr : static_cast<D*>(p.pre_MN) + m * p.ldc;
-    const D* add = p.add_MN == nullptr ? nullptr : static_cast<const D*>(p.add_MN) + m * p.ldc;
-    const auto sum = [from, add](std::int64_t n) { return add == nullptr ? from[n] : from[n] + load(add[n]); };
-    if (p.epilogue == Epilogue::gelu_backward) {
+// out[i] = D(f(i)), i < n. A function of its own: inside a larger one the compiler gives up on vectors.
+template <class D, class F>
+[[gnu::noinline]] void fill_row(D* out, std::int64_t n, F f) {
 #pragma GCC ivdep
-      for (std::int64_t n = 0; n < p.N; ++n) c[n] = D(sum(n) * gelu_slope(load(pre[n]), tanh_form));
+  for (std::int64_t i = 0; i < n; ++i) out[i] = D(f(i));
+}
+
+// What stands behind the product, over the rows of one piece: v (row stride ld, compute dtype; C itself if D is) is
+// added to and becomes C and, if it is kept, pre.
+template <class D>
+void finish(const MatmulArgs& p, compute_t<D>* v, std::int64_t ld) {
+  using TanhForm = std::true_type;
+  for (std::int64_t m = 0; m < p.M; ++m, v += ld) {
+    const auto row = [m, &p](const void* of) {
+      return of == nullptr ? nullptr : static_cast<D*>(const_cast<void*>(of)) + m * p.ldc;
+    };
+    const auto plain = [v](std::int64_t n) { return v[n]; };
+    D *c = row(p.c), *pre = row(p.pre_MN);
+    const D* add = row(p.add_MN);
+    if (add != nullptr) fill_row(v, p.N, [v, add](std::int64_t n) { return v[n] + load(add[n]); });
+    if (p.epilogue == Epilogue::gelu_backward) {
+      fill_row(c, p.N, [v, pre](std::int64_t n) { return v[n] * gelu_slope(load(pre[n]), TanhForm()); });
       continue;
     }
-    if (pre != nullptr) {
-      for (std::int64_t n = 0; n < p.N; ++n) pre[n] = D(sum(n));
-    }
+    if (pre != nullptr) fill_row(pre, p.N, plain);
     if (p.epilogue == Epilogue::gelu) {
-#pragma GCC ivdep
-      for (std::int64_t n = 0; n < p.N; ++n) c[n] = D(gelu(sum(n), tanh_form));
-    } else {
-#pragma GCC ivdep
-      for (std::int64_t n = 0; n < p.N; ++n) c[n] = D(sum(n));
+      fill_row(c, p.N, [v](std::int64_t n) { return gelu(v[n], TanhForm()); });
+    } else if constexpr (!std::is_same_v<D, compute_t<D>>) {
+      fill_row(c, p.N, plain);
     }
   }
 }
@@ -184,7 +187,7 @@ void product_with_epilogue(const MatmulArgs& p, bool direct) {
   if (p.c_dtype != DType::bf16) {
     plain_product(p, direct);
     return dispatch_float(p.c_dtype, "matmul", [&]<class D>() {
-      if constexpr (!std::is_same_v<D, bf16>) finish<D>(p, static_cast<const D*>(p.c), p.ldc);
+      if constexpr (!std::is_same_v<D, bf16>) finish<D>(p, static_cast<D*>(p.c), p.ldc);
     });
   }
   thread_local std::vector<float> sums;  // grows to the largest piece of this thread
