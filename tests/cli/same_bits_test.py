@@ -42,20 +42,30 @@ def test_bf16_ranks_and_threads():
 
 def test_killed_and_resumed():
     with Folder() as f:
+        begin = time.time()
         whole = train(f, "whole")
+        whole_seconds = time.time() - begin
         rng = random.Random(int(os.environ.get("SIEVE_TEST_SEED", "1")))
         command = [SIEVE, "pretrain", "tiny.yaml", f"train.steps={STEPS}", "run.dir=killed", "--threads", "1", "--resume", "auto", "checkpoint.every=3"]
-        kills = resumed = 0
+        kills = resumed = fruitless = 0
+        # Seconds until the kill, at most; longer where the machine is so busy that no checkpoint would be reached in that time.
+        span, newest = max(0.6, whole_seconds), None
         deadline = time.time() + 540 + 4 * KILLS
         while kills < KILLS and time.time() < deadline:
             process = subprocess.Popen(command, cwd=f.path, stderr=subprocess.PIPE, text=True)
             try:
-                process.wait(rng.uniform(0.01, 0.6))
+                process.wait(rng.uniform(0.01, span))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
-                resumed += (f.path / "killed" / "checkpoints" / "latest").exists()
+                latest = f.path / "killed" / "checkpoints" / "latest"
+                resumed += latest.exists()
+                reached = os.readlink(latest) if latest.exists() else None
+                fruitless = fruitless + 1 if reached == newest else 0
+                newest = reached
+                if fruitless == 3:
+                    span, fruitless = 1.5 * span, 0
                 continue
             assert process.returncode == 0, process.stderr.read()
             if f.hash("killed/checkpoints/latest") != whole:
