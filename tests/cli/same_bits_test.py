@@ -1,4 +1,5 @@
 """One hash: the trained model's file does not depend on ranks, accumulation, threads, or on how often the run was killed."""
+import hashlib
 import os
 import random
 import signal
@@ -38,6 +39,23 @@ def test_bf16_ranks_and_threads():
                   train(f, "c", "device.precision=bf16", ranks=2)}
         print(f"{STEPS} steps, bf16: {hashes}")
         assert len(hashes) == 1, hashes
+
+
+def test_moments_shared_by_ranks():
+    """ZeRO-1: the same weights, and one checkpoint that any number of ranks continues, sharing or not."""
+    with Folder() as f:
+        def moments(name):
+            return hashlib.sha256((f.path / name / "checkpoints" / "latest" / "optimizer.safetensors").read_bytes()).hexdigest()
+
+        whole = train(f, "whole")
+        for ranks in (2, 4):
+            assert train(f, f"z{ranks}", "parallel.zero=1", ranks=ranks) == whole, ranks
+            assert moments(f"z{ranks}") == moments("whole"), ranks
+        f.run("pretrain", "tiny.yaml", f"train.steps={STEPS}", "run.dir=moved", "run.max_time=1s", "checkpoint.every=5", "parallel.zero=1", ranks=2, code=None)
+        f.run("pretrain", "tiny.yaml", f"train.steps={STEPS}", "run.dir=moved", "--resume", "auto", "parallel.zero=1", ranks=4)
+        assert f.hash("moved/checkpoints/latest") == whole and moments("moved") == moments("whole")
+        late = train(f, "late", "parallel.overlap=false", ranks=2)
+        assert late == whole
 
 
 def test_killed_and_resumed():

@@ -1,8 +1,13 @@
 // What mpirun starts in the tests of src/dist:
-//   mpi_worker collectives [--funneled] [--chunk BYTES]     every collective on whole numbers, compared by ==
-//   mpi_worker hash MICRO_BATCHES [--fast]                  hash of a reduced random gradient, loss and norm (rank 0,
-//   stdout) mpi_worker train DIR TIMEOUT [--hang RANK] [--data-error RANK]   a training loop without a model, until a
-//   signal stops it mpi_worker world                                        prints rank and size
+//   mpi_worker collectives [--funneled] [--chunk BYTES]
+//     every collective on whole numbers, compared by ==
+//   mpi_worker hash MICRO_BATCHES [--fast] [--late] [--no-norm]
+//     hash of a reduced random gradient, loss and norm (rank 0, stdout); --late: no overlap
+//   mpi_worker train DIR TIMEOUT [--hang RANK] [--data-error RANK]
+//     a training loop without a model, until a signal stops it
+//   mpi_worker world
+//     prints rank and size
+// With --gpu tensors lie on a GPU per rank and travel by NCCL; with fewer GPUs than ranks all say "skipped".
 // Written as the program itself is: make_communicator() outside, errors through die().
 #include <unistd.h>
 
@@ -20,6 +25,7 @@
 #include "core/rng.h"
 #include "dist/communicator.h"
 #include "dist/die.h"
+#include "dist/gpus.h"
 #include "dist/launch.h"
 #include "dist/mpi_communicator.h"
 #include "dist/reducer.h"
@@ -51,45 +57,62 @@ Tensor pattern(std::int64_t n, int rank, DType dtype) {
   return t.to(dtype);
 }
 
-void check_reductions(Communicator& comm, std::int64_t n) {
+// Where the tensors of this rank lie. Connects the GPUs where there are some.
+Stream place_of(Communicator& comm, const Arguments& args) {
+  if (!has(args, "--gpu")) return {};
+  const Device device{Device::Kind::cuda, comm.local_rank()};
+  const Stream stream = main_stream(device);
+  connect_gpus(comm, device, 60);
+  return stream;
+}
+
+// Does a have the bytes of b? Either may be on a GPU.
+bool same(const Tensor& a, const Tensor& b) {
+  const Tensor x = a.to(Stream{}), y = b.to(Stream{});
+  return x.nbytes() == y.nbytes() && std::memcmp(x.raw(), y.raw(), x.nbytes()) == 0;
+}
+
+void check_reductions(Communicator& comm, std::int64_t n, const Stream& on) {
   const double sum = comm.size() * (comm.size() + 1) / 2.0;
   for (DType dtype : {DType::f32, DType::f64, DType::i32, DType::i64}) {
-    Tensor total = pattern(n, comm.rank(), dtype), highest = pattern(n, comm.rank(), dtype);
+    Tensor total = pattern(n, comm.rank(), dtype).to(on), highest = pattern(n, comm.rank(), dtype).to(on);
     comm.all_reduce(total, ReduceOp::sum, "sum");
     comm.all_reduce(highest, ReduceOp::max, "max");
-    const Tensor sums = total.to(DType::f64), maxima = highest.to(DType::f64);
+    const Tensor sums = total.to(Stream{}).to(DType::f64), maxima = highest.to(Stream{}).to(DType::f64);
     for (std::int64_t i = 0; i < n; ++i) {
       const double one = static_cast<double>(i % 97), got = sums.data<double>()[i], max = maxima.data<double>()[i];
       require(got == one * sum, "sum", name_of(dtype), " element ", i, " is ", got);
       require(max == one * comm.size(), "max", name_of(dtype), " element ", i, " is ", max);
     }
     if (!is_float(dtype)) continue;
-    Tensor tree = pattern(n, comm.rank(), dtype);
+    Tensor tree = pattern(n, comm.rank(), dtype).to(on);
     tree_all_reduce(comm, tree, "tree");
-    require(std::memcmp(tree.raw(), total.raw(), tree.nbytes()) == 0, "tree",
-            "differs from all_reduce on whole numbers");
+    require(same(tree, total), "tree", "differs from all_reduce on whole numbers");
+    const int root = comm.size() / 2;
+    Tensor mine = pattern(n, comm.rank(), dtype).to(on);
+    comm.reduce(mine, root, "reduce");
+    require(comm.rank() != root || same(mine, total), "reduce", "differs from all_reduce on whole numbers");
   }
 }
 
-void check_moves(Communicator& comm, std::int64_t n) {
+void check_moves(Communicator& comm, std::int64_t n, const Stream& on) {
   const int r = comm.rank(), size = comm.size();
-  Tensor sent = pattern(n, r, DType::f32);
+  Tensor sent = pattern(n, r, DType::f32).to(on);
   comm.broadcast(sent, size - 1, "broadcast");
   const Tensor last = pattern(n, size - 1, DType::f32);
-  require(std::memcmp(sent.raw(), last.raw(), sent.nbytes()) == 0, "broadcast", "is not what rank ", size - 1, " sent");
-  const Tensor all = comm.all_gather(pattern(n, r, DType::i32), "all_gather");
+  require(same(sent, last), "broadcast", "is not what rank ", size - 1, " sent");
+  const Tensor all = comm.all_gather(pattern(n, r, DType::i32).to(on), "all_gather");
   require(all.shape() == Shape{size, n}, "all_gather", all.shape());
   for (int from = 0; from < size; ++from) {
     const Tensor part = pattern(n, from, DType::i32);
-    require(std::memcmp(all.slice(0, from, from + 1).raw(), part.raw(), part.nbytes()) == 0, "all_gather", "part ",
-            from);
+    require(same(all.slice(0, from, from + 1), part), "all_gather", "part ", from);
   }
   const int peer = r ^ 1;
   if (peer < size) {
-    Tensor got = empty({n + peer}, DType::f64);  // sizes differ
-    comm.exchange(pattern(n + r, r, DType::f64), got, peer, "exchange");
+    Tensor got = empty({n + peer}, DType::f64, on);  // sizes differ
+    comm.exchange(pattern(n + r, r, DType::f64).to(on), got, peer, "exchange");
     const Tensor theirs = pattern(n + peer, peer, DType::f64);
-    require(std::memcmp(got.raw(), theirs.raw(), got.nbytes()) == 0, "exchange", "is not what rank ", peer, " sent");
+    require(same(got, theirs), "exchange", "is not what rank ", peer, " sent");
   }
 }
 
@@ -98,9 +121,10 @@ void collectives(const Arguments& args) {
                            .chunk_bytes = std::stoul(option(args, "--chunk", "1073741824"))};
   const auto comm = make_mpi_communicator(detect_launch(), options);
   require(comm->backend() == "mpi", "backend", comm->backend());
+  const Stream on = place_of(*comm, args);
   for (std::int64_t n : {0, 1, 3, 1000, 20011}) {
-    check_reductions(*comm, n);
-    check_moves(*comm, n);
+    check_reductions(*comm, n, on);
+    check_moves(*comm, n, on);
   }
   comm->barrier("middle");
   const int r = comm->rank(), size = comm->size();
@@ -134,23 +158,27 @@ void hash(Communicator& comm, const Arguments& args) {
   const std::int64_t micro_batches = std::stoll(args.at(0));
   require(micro_batches % comm.size() == 0, "hash", micro_batches, " micro-batches on ", comm.size(), " ranks");
   const std::int64_t mine = micro_batches / comm.size();
-  GradientReducer reducer(comm, model(), {.bucket_bytes = 50000, .deterministic = !has(args, "--fast")});
+  const Stream on = place_of(comm, args);
+  const ReducerOptions options{
+      .bucket_bytes = 50000, .deterministic = !has(args, "--fast"), .overlap = !has(args, "--late")};
+  GradientReducer reducer(comm, model(), options, on);
   TreeSum loss(mine);
   reducer.begin_step(mine);
   for (std::int64_t j = comm.rank() * mine; j < (comm.rank() + 1) * mine; ++j) {
     for (std::int64_t p = reducer.parameters() - 1; p >= 0; --p)
-      reducer.ready(p, random_normal(model()[static_cast<std::size_t>(p)].shape, 0, 1, 11, stream_of(p, j)));
+      reducer.ready(p, random_normal(model()[static_cast<std::size_t>(p)].shape, 0, 1, 11, stream_of(p, j)).to(on));
     loss.add(Philox{11, 99}.normal(static_cast<std::uint64_t>(j)));
     reducer.end_micro_batch();
   }
   reducer.finish();
   StepSummary summary;
   summary.loss_sum = loss.result();
-  summary.squared_norm = reducer.squared_norm().item();
+  // Between devices only the gradient has the same bits: the norm's tree is another one on a GPU.
+  if (!has(args, "--no-norm")) summary.squared_norm = reducer.squared_norm().item();
   summary = reduce_step_summary(comm, summary);
   std::uint64_t h = 0xcbf29ce484222325ull;
   for (std::int64_t p = 0; p < reducer.parameters(); ++p) {
-    const Tensor g = reducer.gradient(p);
+    const Tensor g = reducer.gradient(p).to(Stream{});
     h = fnv1a(h, g.raw(), g.nbytes());
   }
   h = fnv1a(h, &summary.loss_sum, sizeof summary.loss_sum);
@@ -165,7 +193,8 @@ Exit train(Communicator& comm, const Arguments& args) {
   const std::string dir = args.at(0);
   const Watchdog watchdog(comm.progress(), comm.rank(), std::stod(args.at(1)));
   const int hangs = std::stoi(option(args, "--hang", "-1")), breaks = std::stoi(option(args, "--data-error", "-1"));
-  GradientReducer reducer(comm, model(), {.bucket_bytes = 50000});
+  const Stream on = place_of(comm, args);
+  GradientReducer reducer(comm, model(), {.bucket_bytes = 50000}, on);
   std::ofstream(dir + "/pid" + std::to_string(comm.rank())) << getpid() << "\n";
   const Progress::Scope scope(comm.progress(), "train");
   for (std::int64_t step = 0; step < 10000; ++step) {
@@ -179,7 +208,7 @@ Exit train(Communicator& comm, const Arguments& args) {
     reducer.begin_step(1);
     for (std::int64_t p = reducer.parameters() - 1; p >= 0; --p) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      reducer.ready(p, full(model()[static_cast<std::size_t>(p)].shape, 1, DType::f32));
+      reducer.ready(p, full(model()[static_cast<std::size_t>(p)].shape, 1, DType::f32, on));
     }
     reducer.end_micro_batch();
     reducer.finish();
@@ -208,6 +237,10 @@ int main(int argc, char** argv) {
     const Launch launch = detect_launch();
     install_signal_handlers(launch.launcher);
     log_init(launch.rank, LogLevel::info);
+    if (has(args, "--gpu") && cuda_device_count() < launch.size) {
+      if (launch.rank == 0) std::printf("skipped: no CUDA device for every one of %d ranks\n", launch.size);
+      return 0;
+    }
     if (command == "collectives") {
       collectives(args);
       return 0;

@@ -1,0 +1,30 @@
+# nccl_faults.sh WORKER FAULT: two ranks with a GPU each; one is killed, stopped or hangs; both must end in time, with a line.
+. "$(dirname "$0")/run.sh"
+fault=$1
+timeout=5
+case $fault in
+  kill) signal=KILL limit=10000 line='rank 0: ' ;;
+  stop) signal=STOP limit=$((timeout * 1000 + 10000)) line="rank 0: no progress for $timeout s in train.*, step [0-9]+" ;;
+  hang) signal= limit=$((timeout * 1000 + 10000)) line="rank [01]: no progress for $timeout s in train.*, step 40" ;;
+  *) failed "unknown fault $fault" ;;
+esac
+probe=$(ranks 2 hash 2 --gpu) || failed "exit code $? without a fault"
+case $probe in skipped*) echo "$probe"; exit 0 ;; esac
+arguments=(--gpu)
+[ "$fault" = hang ] && arguments+=(--hang 1)
+"${mpirun[@]}" -n 2 "$worker" train "$dir" $timeout "${arguments[@]}" >"$dir/log" 2>&1 &
+job=$!
+wait_for "$dir/running0" "$dir/running1"
+pids=$(cat "$dir"/pid?)
+begin=$(now_ms)
+[ -n "$signal" ] && kill -$signal "$(cat "$dir/pid1")"
+wait "$job"
+got=$?
+job=
+took=$(($(now_ms) - begin))
+[ $got -ne 0 ] || failed "mpirun returned 0"
+[ $took -le $limit ] || failed "took $took ms, limit $limit ms"
+grep -Eq "$line" "$dir/log" || failed "no line matches: $line"
+sleep 1
+for pid in $pids; do kill -0 "$pid" 2>/dev/null && failed "process $pid is still there"; done
+echo "$fault: both ranks ended after $took ms with code $got"
