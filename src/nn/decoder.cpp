@@ -9,10 +9,11 @@ namespace sieve {
 void RecomputeConfig::fields(FieldVisitor& v) {
   v.boolean({"attention", "run every layer's attention again in backward instead of keeping its tensors"}, attention);
   v.boolean({"mlp", "run every layer's MLP again in backward instead of keeping its tensors"}, mlp);
-  v.boolean({"activation",
-             "gpt2: run GELU again in backward instead of keeping its output, d_ff numbers a token and "
-             "layer"},
-            activation);
+  v.integer(
+      {.name = "activations",
+       .doc = "gpt2: so many layers run GELU again in backward instead of keeping its output, d_ff numbers a token",
+       .min = 0},
+      activations);
   v.integers({"layers", "numbers of the layers that are run again whole"}, layers);
 }
 
@@ -34,7 +35,9 @@ Variable Block::operator()(const Variable& x, const Tensor& document_starts, con
   const Part attend = [this, document_starts, stats, attention_again](const Variable& in) {
     return attention_(norm1_(in), in, document_starts, attention_again && grad_enabled() ? nullptr : stats);
   };
-  const Part think = [this, keep = !again.activation](const Variable& in) { return mlp_(norm2_(in), in, keep); };
+  const Part think = [this, keep = layer_ >= again.activations](const Variable& in) {
+    return mlp_(norm2_(in), in, keep);
+  };
   const auto run = [](bool twice, const Part& part, const Variable& in) {
     return twice && grad_enabled() ? recompute(part, in) : part(in);
   };

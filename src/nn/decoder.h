@@ -11,7 +11,8 @@ namespace sieve {
 
 // Which parts are run again in backward instead of being kept (autograd/variable.h, recompute).
 struct RecomputeConfig {
-  bool attention = false, mlp = false, activation = false;
+  bool attention = false, mlp = false;
+  std::int64_t activations = 0;      // layers whose GELU is
   std::vector<std::int64_t> layers;  // whole blocks
   void fields(FieldVisitor& v);
 };

@@ -36,7 +36,7 @@ std::int64_t vector_parameters(const LayerShape& s) {
 double kept_elements(const LayerShape& s, const RecomputeConfig& r, std::int64_t layer) {
   if (std::find(r.layers.begin(), r.layers.end(), layer) != r.layers.end()) return static_cast<double>(s.C);
   const std::int64_t attention = r.attention ? s.C : 2 * s.C + (s.HD + 2 * s.kvD) + s.HD;
-  const std::int64_t hidden = s.gpt2 ? (r.activation ? 1 : 2) : 3;
+  const std::int64_t hidden = s.gpt2 ? (layer < r.activations ? 1 : 2) : 3;
   const std::int64_t mlp = r.mlp ? s.C : 2 * s.C + hidden * s.F;
   return static_cast<double>(attention + mlp);
 }
