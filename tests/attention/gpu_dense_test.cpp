@@ -359,6 +359,36 @@ TEST_CASE("the deterministic backward of dense attention gives the same bits 100
   }
 }
 
+TEST_CASE("the deterministic backward in pieces of the batch equals that of single rows", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  if constexpr (!build::with_cudnn) return;
+  Problem p;  // 512 MiB of weights a row: two pieces of two rows
+  p.B = 4;
+  p.T = 2048;
+  p.spec.n_heads = 64;
+  p.spec.n_kv_heads = 1;
+  p.spec.head_dim = 64;
+  p.rope.rotary_dims = 32;
+  p.deterministic = true;
+  Draw d(89, 0);
+  fill(p, d);
+  const OnGpu all = on_gpu(p);
+  run_on_gpu(all);
+  const Results together = to_host(all.out, all.dqkv);
+  for (std::int64_t b = 0; b < p.B; ++b) {
+    Problem one = p;
+    one.B = 1;
+    one.qkv = p.qkv.slice(0, b, b + 1).clone();
+    one.dout = p.dout.slice(0, b, b + 1).clone();
+    const OnGpu g = on_gpu(one);
+    run_on_gpu(g);
+    const Results alone = to_host(g.out, g.dqkv);
+    CAPTURE(b);
+    CHECK(relative_difference(together.out.slice(0, b, b + 1), alone.out) <= 0.01);  // plans may differ by B
+    CHECK(relative_difference(together.dqkv.slice(0, b, b + 1), alone.dqkv) <= 0.01);
+  }
+}
+
 TEST_CASE("the attention op takes dense attention where it serves, forward and backward", "[gpu]") {
   SIEVE_NEEDS_GPU();
   std::vector<Problem> problems;

@@ -1,7 +1,8 @@
 // Dense attention by cuDNN. Rotary embedding comes first, into a copy of q and k that lives as long as the call:
 // rotating again in backward moves 4 (H + Hkv) D bytes a token, a few percent of backward's time, while keeping the
 // copy would cost every layer two thirds of its qkv. dq and dk are turned back where they lie in dqkv.
-#include <cmath>
+#include <algorithm>
+#include <cstddef>
 
 #include "attention/kernels/cuda/cudnn_plans.h"
 #include "attention/kernels/cuda/dense_rotate.h"
@@ -44,8 +45,20 @@ DensePlanKey key_of(const DenseAttentionArgs& a) {
   return key;
 }
 
+// cuDNN's deterministic backward keeps a (T, T) matrix a head, so it goes over the batch in pieces of at most 1 GiB of
+// them: as many rows as divide B, at least one. Pieces are equal, so one plan serves them.
+std::int64_t rows_at_a_time(const DenseAttentionBackwardArgs& a) {
+  const DenseAttentionArgs& f = a.forward;
+  if (!a.deterministic) return f.B;
+  const std::int64_t padded = (f.T + 127) / 128 * 128;
+  std::int64_t rows = std::clamp<std::int64_t>((std::int64_t{1} << 30) / kBytes / padded / padded / f.H, 1, f.B);
+  while (f.B % rows != 0) --rows;
+  return rows;
+}
+
 DensePlanKey key_of(const DenseAttentionBackwardArgs& a) {
   DensePlanKey key = key_of(a.forward);
+  key.B = rows_at_a_time(a);
   key.backward = true;
   key.statistics = true;
   key.deterministic = a.deterministic;
@@ -101,14 +114,23 @@ void run(const DenseAttentionBackwardArgs& a, Stream stream) {
   const DenseAttentionArgs& f = a.forward;
   const DensePlanKey key = key_of(a);
   const Scratch workspace(plan_workspace_bytes(key, stream), stream), copy(rotated_bytes(f), stream);
-  DensePointers p = inputs(f, copy.as<void>(), stream);
-  p.dout = a.dout_BTHD;
-  p.dq = a.dqkv_BTF;
-  p.dk = at(a.dqkv_BTF, f.H * f.D);
-  p.dv = at(a.dqkv_BTF, (f.H + f.Hkv) * f.D);
-  run_plan(key, p, workspace.as<void>(), stream);
+  const DensePointers in = inputs(f, copy.as<void>(), stream);
+  const std::int64_t F = (f.H + 2 * f.Hkv) * f.D, qk = rotates(f) ? (f.H + f.Hkv) * f.D : F;
+  for (std::int64_t b = 0; b < f.B; b += key.B) {
+    const std::int64_t row = b * f.T;
+    DensePointers p;
+    p.q = at(in.q, row * qk);
+    p.k = at(in.k, row * qk);
+    p.v = at(in.v, row * F);
+    p.out = at(in.out, row * f.H * f.D);
+    p.statistics = static_cast<float*>(in.statistics) + row * f.H;
+    p.dout = at(a.dout_BTHD, row * f.H * f.D);
+    p.dq = at(a.dqkv_BTF, row * F);
+    p.dk = at(p.dq, f.H * f.D);
+    p.dv = at(p.dk, f.Hkv * f.D);
+    run_plan(key, p, workspace.as<void>(), stream);
+  }
   if (!rotates(f)) return;
-  const std::int64_t F = (f.H + 2 * f.Hkv) * f.D;
   rotate_rows({.src = a.dqkv_BTF,
                .dst = a.dqkv_BTF,
                .src_stride = F,

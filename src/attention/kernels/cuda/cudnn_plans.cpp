@@ -5,6 +5,7 @@
 
 #include <cudnn_frontend.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -104,7 +105,11 @@ struct Plan {
   std::string unsupported;  // why there is none
 };
 
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+// The library's reasons run over many lines, one for every kernel that it tried.
+std::string shortened(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text.substr(0, 300);
+}
 
 // Half a second of compilation, mostly, by the library's heuristic A and the first kernel of its list that it can
 // build.
@@ -112,7 +117,7 @@ void build(Plan& plan, const CudnnHandle& cudnn, const DensePlanKey& key) {
   plan.unsupported = cudnn.missing;
   if (cudnn.handle == nullptr) return;
   const auto succeeded = [&](fe::error_t status) {
-    if (status.is_bad()) plan.unsupported = "cuDNN: " + first_line(status.get_message());
+    if (status.is_bad()) plan.unsupported = "cuDNN: " + shortened(status.get_message());
     return status.is_good();
   };
   try {
