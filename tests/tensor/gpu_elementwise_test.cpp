@@ -212,16 +212,15 @@ TEST_CASE("GPU: reductions over any axes equal their CPU twins", "[gpu]") {
 
 TEST_CASE("GPU: sums equal their CPU twins", "[gpu]") {
   SIEVE_NEEDS_GPU();
-  check_twin(
-      [](Draw& draw, DType t, Place& place, bool large) {
-        const std::int64_t n = large ? 100003 : draw.integer(0, draw.chance(0.2) ? 100000 : 600);
-        const Tensor x = place.in(input(draw, {n}, t)), sum = place.out({}, DType::f64),
-                     square = place.out({}, DType::f64);
-        launch(place.stream(), SumArgs{.x = x.raw(), .sum = sum.data<double>(), .n = n, .dtype = t});
-        launch(place.stream(), SumArgs{.x = x.raw(), .sum = square.data<double>(), .n = n, .square = true, .dtype = t});
-        return std::vector{sum, square};
-      },
-      1080, 1e-4);  // fp64 sums: 1e-9
+  const Twin sums = [](Draw& draw, DType t, Place& place, bool large) {
+    const std::int64_t n = large ? 100003 : draw.integer(0, draw.chance(0.2) ? 100000 : 600);
+    const Tensor x = place.in(input(draw, {n}, t)), sum = place.out({}, DType::f64), square = place.out({}, DType::f64);
+    launch(place.stream(), SumArgs{.x = x.raw(), .sum = sum.data<double>(), .n = n, .dtype = t});
+    launch(place.stream(), SumArgs{.x = x.raw(), .sum = square.data<double>(), .n = n, .square = true, .dtype = t});
+    return std::vector{sum, square};
+  };
+  check_twin(sums, 1080, 1e-4, {DType::f32, DType::bf16});  // the sums are fp64: 1e-9
+  check_twin(sums, 1080, 1, {DType::f64});
 }
 
 TEST_CASE("GPU: column sums equal their CPU twins", "[gpu]") {
