@@ -119,6 +119,11 @@ TEST_CASE("GPU: products of bf16 equal their CPU twins, with all that may be fus
   SIEVE_NEEDS_GPU();
   check_twin(product_into(DType::bf16), 2002, kRoundedSums, {DType::bf16});
   check_twin(product_into(DType::f32), 2004, kSums, {DType::bf16});
+  if constexpr (build::with_cuda) {
+    cuda::set_matmul_fused_sums(true);
+    check_twin(product_into(DType::f32), 2005, kSums, {DType::bf16});
+    cuda::set_matmul_fused_sums(false);
+  }
 }
 
 TEST_CASE("GPU: cross entropy equals its CPU twin, in place and into another dtype", "[gpu]") {
@@ -183,6 +188,6 @@ TEST_CASE("GPU: timing the library's proposals changes no result, nor C while it
       }
     }
     cuda::set_matmul_tuning(false);
-    cuda::set_matmul_fused_sums(true);
+    cuda::set_matmul_fused_sums(false);
   }
 }

@@ -27,7 +27,7 @@ constexpr std::size_t kWorkspace = std::size_t{32} << 20;  // what Hopper's algo
 constexpr int kProposals = 8;
 constexpr double kWorthTiming = 1 << 30;  // M N K
 
-std::atomic<bool> timed_choice{false}, fused_sums{true};
+std::atomic<bool> timed_choice{false}, fused_sums{false};
 
 void check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
