@@ -148,15 +148,11 @@ struct PairGradient {
 };
 template <class C>
 __device__ inline PairGradient<C> differentiate(GateMode mode, bool gated, C m, C s0, C dv, C statistics, C delta) {
-  const bool kv = gated && mode == GateMode::kv;
-  const C e = power_of_2((kv ? s0 * m : s0) - statistics);
-  if (!gated) return {e, e * (dv - delta), C(0)};
-  if (kv || mode == GateMode::value) {
-    const C ds = e * (m * dv - delta);
-    return {e * m, kv ? ds * m : ds, kv ? e * dv + ds * s0 * static_cast<C>(kLn2) : e * dv};
-  }
-  const C g = e * (dv - delta);
-  return mode == GateMode::prob ? PairGradient<C>{e * m, g * m, g} : PairGradient<C>{e, g, g};
+  const bool kv = gated && mode == GateMode::kv, weighs = kv || (gated && mode == GateMode::value);
+  const C logit = kv ? m : C(1), value = weighs ? m : C(1), share = gated && mode == GateMode::prob ? m : C(1);
+  const C e = power_of_2(s0 * logit - statistics), ds = e * (value * dv - delta);
+  const C g = (weighs ? e * dv : ds) + (kv ? ds * s0 * static_cast<C>(kLn2) : C(0));
+  return {e * value * share, ds * logit * share, g};
 }
 
 // ---- Host side
@@ -173,18 +169,19 @@ bool fits_tensor_cores(const Engine& e);
 // f.template operator()<Math, kPieces>() for the engine's dtype and head size.
 template <class F>
 void dispatch_tiles(const Engine& e, F&& f) {
-  const auto pieces = [&]<class Math>() {
-    if (e.D <= kSide) return f.template operator()<Math, 1>();
-    if (e.D <= 2 * kSide) return f.template operator()<Math, 2>();
-    if (e.D <= 4 * kSide) return f.template operator()<Math, 4>();
+  if (e.D > 4 * kSide)
     fail(Exit::config, "attention", "head_dim ", e.D, " exceeds the ", 4 * kSide, " that the GPU's kernels hold");
-  };
   if (fits_tensor_cores(e)) {
     if (e.D == kSide) return f.template operator()<TensorCore, 1>();
     return f.template operator()<TensorCore, 2>();
   }
-  if (e.dtype == DType::f64) return pieces.template operator()<Simt<double>>();
-  pieces.template operator()<Simt<float>>();
+  if (e.dtype == DType::f64) {  // for checks: few variants, whatever they cost
+    if (e.D <= kSide) return f.template operator()<Simt<double>, 1>();
+    return f.template operator()<Simt<double>, 4>();
+  }
+  if (e.D <= kSide) return f.template operator()<Simt<float>, 1>();
+  if (e.D <= 2 * kSide) return f.template operator()<Simt<float>, 2>();
+  f.template operator()<Simt<float>, 4>();
 }
 
 }  // namespace sieve::cuda

@@ -35,10 +35,10 @@ __device__ inline void advance(C* s, C (&top)[2], C (&denominator)[2], C (*sums)
     const int r = x / 2 % 2;
     C p = 0;
     if ((seen >> x & 1u) != 0) {
-      p = power_of_2(s[x] - top[r]);
-      if (prob) p *= gate(x);
+      const C m = gated ? gate(x) : C(1);
+      p = power_of_2(s[x] - top[r]) * (prob ? m : C(1));
       sum[r] += p;
-      if (weighs) p *= gate(x);
+      p *= weighs ? m : C(1);
     }
     s[x] = p;
   }
