@@ -1,6 +1,9 @@
 #include "attention/device_plan.h"
 
+#include <typeinfo>
+
 #include "core/build.h"
+#include "tensor/profile.h"
 
 namespace sieve {
 namespace {
@@ -36,7 +39,10 @@ PlanOnDevice make_device_plan(const AttentionSpec& spec, std::int64_t B, std::in
   view.chunks = make_lists(rows, T, spec.sparsek.k, kRowListQueries, stream, plan.chunk_keys, plan.chunk_counts);
   RowListArgs args;
   args.plan = view, args.B = B, args.T = T;
-  if constexpr (build::with_cuda) cuda::run(args, stream);
+  if constexpr (build::with_cuda) {  // not by launch(): there is no CPU kernel to choose
+    const KernelTimer timer(typeid(args).name(), stream);
+    cuda::run(args, stream);
+  }
   return plan;
 }
 
