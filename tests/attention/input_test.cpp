@@ -114,6 +114,17 @@ TEST_CASE("scores that are not numbers end an evaluation and poison a training s
   }
 }
 
+TEST_CASE("a layer that is run again in backward passes NaN scores on to the loss as a recorded one does") {
+  ReferenceInput in = small(AttentionKind::sparsek, 1, 40);
+  in.scores[7] = std::nan("");
+  const Variable qkv = Variable::leaf(tensor_of(in.qkv, {1, 40, in.spec.qkv_features()}, DType::f32));
+  const Variable scores = Variable::leaf(tensor_of(in.scores, {1, 2, 40}, DType::f32));
+  const Variable out = recompute([&](const Variable& x) { return attention(x, scores, inputs_of(in)); }, qkv);
+  for (double x : values_of(out.value())) REQUIRE(std::isnan(x));
+  backward(out, tensor_of(std::vector<double>(40 * 32, 1.0), out.shape(), DType::f32));
+  CHECK(std::isnan(values_of(qkv.grad())[0]));
+}
+
 TEST_CASE("a cache refuses scores that are not numbers and stays as it was") {
   ReferenceInput in = small(AttentionKind::sparsek, 1, 40);
   const Tensor qkv = tensor_of(in.qkv, {1, 40, 64}, DType::f32), good = tensor_of(in.scores, {1, 2, 40}, DType::f32);
