@@ -12,12 +12,16 @@ probe=$(ranks 2 hash 2 --gpu) || failed "exit code $? without a fault"
 case $probe in skipped*) echo "$probe"; exit 0 ;; esac
 arguments=(--gpu)
 [ "$fault" = hang ] && arguments+=(--hang 1)
-"${mpirun[@]}" -n 2 "$worker" train "$dir" $timeout "${arguments[@]}" >"$dir/log" 2>&1 &
+ranks 2 train "$dir" $timeout "${arguments[@]}" >"$dir/log" 2>&1 &
 job=$!
 wait_for "$dir/running0" "$dir/running1"
 pids=$(cat "$dir"/pid?)
 begin=$(now_ms)
 [ -n "$signal" ] && kill -$signal "$(cat "$dir/pid1")"
+if [ "$SIEVE_MPIRUN" = none ] && [ -n "$signal" ]; then  # nobody ends a stopped rank once the other one is gone
+  while kill -0 "$(cat "$dir/pid0")" 2>/dev/null; do sleep 0.05; done
+  kill -KILL "$(cat "$dir/pid1")" 2>/dev/null
+fi
 wait "$job"
 got=$?
 job=

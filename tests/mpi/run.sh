@@ -2,7 +2,7 @@
 set -u
 worker=$1
 shift
-: "${SIEVE_MPIRUN:?the path of mpirun}"
+: "${SIEVE_MPIRUN:?the path of mpirun, or none: tests between GPUs go without}"
 dir=$(mktemp -d "${TMPDIR:-/tmp}/sieve-mpi.XXXXXX")
 job=  # a background mpirun
 trap '[ -n "$job" ] && kill "$job" 2>/dev/null; wait; rm -rf "$dir"' EXIT
@@ -14,7 +14,19 @@ mpirun=("$SIEVE_MPIRUN" --oversubscribe --bind-to none --mca btl vader,self --mc
 ranks() {
   local n=$1
   shift
-  "${mpirun[@]}" -n "$n" "$worker" "$@"
+  if [ "$SIEVE_MPIRUN" != none ]; then
+    "${mpirun[@]}" -n "$n" "$worker" "$@"
+    return
+  fi
+  # Without MPI the ranks meet in a folder.
+  local meeting r code=0 pids=()
+  meeting=$(mktemp -d "$dir/meeting.XXXXXX")
+  for r in $(seq 0 $((n - 1))); do
+    SIEVE_NCCL_INIT=file:$meeting SIEVE_RANK=$r SIEVE_WORLD_SIZE=$n SIEVE_LOCAL_RANK=$r "$worker" "$@" &
+    pids[r]=$!
+  done
+  for r in $(seq 0 $((n - 1))); do wait "${pids[r]}" || code=$?; done
+  return $code
 }
 
 failed() {

@@ -119,8 +119,8 @@ void check_moves(Communicator& comm, std::int64_t n, const Stream& on) {
 void collectives(const Arguments& args) {
   const MpiOptions options{.funneled = has(args, "--funneled"),
                            .chunk_bytes = std::stoul(option(args, "--chunk", "1073741824"))};
-  const auto comm = make_mpi_communicator(detect_launch(), options);
-  require(comm->backend() == "mpi", "backend", comm->backend());
+  const auto comm = has(args, "--gpu") ? make_communicator() : make_mpi_communicator(detect_launch(), options);
+  require(comm->backend() == "mpi" || has(args, "--gpu"), "backend", comm->backend());
   const Stream on = place_of(*comm, args);
   for (std::int64_t n : {0, 1, 3, 1000, 20011}) {
     check_reductions(*comm, n, on);
