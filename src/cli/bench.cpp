@@ -18,11 +18,13 @@ void add_bench(CommandLine& line) {
   add_config_arguments(command, *arguments, "YAML file");
   command->add_option("--steps", options->steps, "steps timed")->check(CLI::PositiveNumber);
   command->add_option("--warmup", options->warmup, "steps before")->check(CLI::NonNegativeNumber);
+  command->add_option("--micro-batches", options->micro_batches, "micro-batches of a step and rank")
+      ->check(CLI::PositiveNumber);
   command->add_flag("--json", options->json, "one JSON object on stdout");
   command->callback([&line, options, arguments] {
     options->config = arguments->file();
     options->overrides = arguments->overrides(line);
-    line.action = [options](Communicator&) { return bench_step(*options); };
+    line.action = [options](Communicator& comm) { return bench_step(*options, comm); };
   });
 }
 

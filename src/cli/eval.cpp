@@ -18,6 +18,7 @@ void add_eval(CommandLine& line) {
   command->add_option("--fail-if", options->fail_if, "METRIC OP NUMBER, e.g. 'token_ppl > 30' (may be repeated)")
       ->allow_extra_args(false);
   command->add_flag("--json", options->json, "the report on stdout instead of the table");
+  command->add_option("--device", options->device, "auto, cpu or cuda");
   command->callback([&line, options, arguments] {
     options->target = arguments->file();
     if (options->target.empty()) fail(Exit::config, "eval", "name a checkpoint, a run folder or a YAML file");

@@ -26,6 +26,7 @@ void add_generate(CommandLine& line) {
       ->check(CLI::Range(0.0, 1.0));
   command->add_option("--seed", options->seed, "seed of the choice");
   command->add_flag("--json", options->json, "one object on stdout: text, ids, rates, cache rows");
+  command->add_option("--device", options->device, "auto, cpu or cuda");
   command->callback([&line, options] {
     line.action = [options](Communicator&) {
       if (options->prompt == "-")

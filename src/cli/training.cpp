@@ -14,7 +14,7 @@ struct KeyFlag {
 constexpr KeyFlag kKeyFlags[] = {
     {"-o,--run-dir", "run.dir", "folder of the run"},
     {"--name", "run.name", "name of the run"},
-    {"--device", "device.type", "auto or cpu"},
+    {"--device", "device.type", "auto, cpu or cuda"},
     {"--seed", "run.seed", "seed of the initial weights"},
 };
 

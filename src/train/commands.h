@@ -34,6 +34,7 @@ struct EvalOptions {
   std::vector<std::string> overrides;  // "eval.data=wikitext.txt"
   std::vector<std::string> fail_if;    // "token_ppl > 30": Exit::threshold when true; added to eval.fail_if
   bool json = false;                   // the report on stdout instead of the table
+  std::string device = "auto";         // auto | cpu | cuda
 };
 Exit evaluate(const EvalOptions& options, Communicator& comm);
 
@@ -46,6 +47,7 @@ struct GenerateOptions {
   double top_p = 1.0;        // 1: all tokens
   std::uint64_t seed = 0;
   bool json = false;  // one object on stdout: text, ids, rates, cache rows
+  std::string device = "auto";
 };
 Exit generate(const GenerateOptions& options);
 

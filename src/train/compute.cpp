@@ -1,5 +1,7 @@
 #include "train/compute.h"
 
+#include <iterator>
+
 #include "core/build.h"
 #include "core/error.h"
 #include "core/parallel_for.h"
@@ -18,6 +20,13 @@ DeviceType resolve_device(DeviceType wanted) {
          build::with_cuda ? "cuda: the driver shows no GPU (nvidia-smi; CUDA_VISIBLE_DEVICES); use auto or cpu"
                           : "cuda: this program was built without CUDA; build the cuda preset, or use auto or cpu");
   return wanted;
+}
+
+DeviceType device_from_name(std::string_view name) {
+  for (std::size_t i = 0; i < std::size(kDeviceTypeNames); ++i) {
+    if (kDeviceTypeNames[i] == name) return static_cast<DeviceType>(i);
+  }
+  fail(Exit::config, "device", "unknown device \"", name, "\" (auto, cpu, cuda)");
 }
 
 Stream compute_stream(DeviceType resolved, int local_rank) {

@@ -12,6 +12,8 @@ DType compute_dtype(const RunConfig& config);
 // auto: a GPU where the build and the machine have one. Exit::config where a GPU is asked for and there is none.
 DeviceType resolve_device(DeviceType wanted);
 
+DeviceType device_from_name(std::string_view name);  // auto, cpu, cuda; Exit::config otherwise
+
 // The stream a rank computes on: the CPU's, or the main stream of the GPU with the number of the rank on this machine.
 // Exit::config when the machine has fewer GPUs than ranks.
 Stream compute_stream(DeviceType resolved, int local_rank);

@@ -14,6 +14,7 @@
 #include "io/text_input.h"
 #include "train/checkpoint.h"
 #include "train/commands.h"
+#include "train/compute.h"
 #include "train/eval_config.h"
 #include "train/expression.h"
 #include "train/format.h"
@@ -161,10 +162,13 @@ void check_context(const LoadedModel& model, std::int64_t context) {
          model.path.string());
 }
 
-std::vector<Result> evaluate_model(const std::string& checkpoint, const EvalRunGroup& eval, Communicator& comm,
-                                   std::vector<std::filesystem::path>& paths) {
+std::vector<Result> evaluate_model(const std::string& checkpoint, const EvalRunGroup& eval, DeviceType device,
+                                   Communicator& comm, std::vector<std::filesystem::path>& paths) {
   LoadedModel model;
-  on_every_rank(comm, "loading a checkpoint", [&] { model = load_model(checkpoint); });
+  on_every_rank(comm, "loading a checkpoint", [&] {
+    model = load_model(checkpoint);
+    place_parameters(model.model->parameters(), compute_stream(device, comm.local_rank()));
+  });
   paths.push_back(model.path);
   auto sources = eval.data;
   if (sources.empty() && model.config.data.val.empty())
@@ -346,13 +350,14 @@ EvalRunGroup load_eval(const EvalOptions& options) {
 
 Exit evaluate(const EvalOptions& options, Communicator& comm) {
   const EvalRunGroup eval = load_eval(options);
+  const DeviceType device = resolve_device(device_from_name(options.device));
   constexpr double kTimeout = 600;  // seconds
   std::optional<Watchdog> watchdog;
   if (comm.size() > 1) watchdog.emplace(comm.progress(), comm.rank(), kTimeout);
   std::vector<Result> results;
   std::vector<std::filesystem::path> paths;
   for (const auto& checkpoint : eval.checkpoints) {
-    for (auto& result : evaluate_model(checkpoint, eval, comm, paths)) results.push_back(std::move(result));
+    for (auto& result : evaluate_model(checkpoint, eval, device, comm, paths)) results.push_back(std::move(result));
   }
   if (comm.rank() == 0) {
     write_reports(eval, results, paths, results.size() / paths.size());

@@ -4,6 +4,7 @@
 #include "io/json.h"
 #include "train/checkpoint.h"
 #include "train/commands.h"
+#include "train/compute.h"
 #include "train/sample_text.h"
 
 namespace sieve {
@@ -33,7 +34,9 @@ Exit generate(const GenerateOptions& options) {
     fail(Exit::config, "generate", "top-p ", options.top_p, " is outside (0, 1]");
   if (options.max_new_tokens < 1)
     fail(Exit::config, "generate", "max-new-tokens ", options.max_new_tokens, " is below 1");
+  const Stream stream = compute_stream(resolve_device(device_from_name(options.device)), 0);
   const LoadedModel model = load_model(options.checkpoint);
+  place_parameters(model.model->parameters(), stream);
   const TextGeneration generation{
       .max_new_tokens = options.max_new_tokens,
       .sampling = {.temperature = options.temperature, .top_k = options.top_k, .top_p = options.top_p},

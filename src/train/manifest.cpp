@@ -11,6 +11,7 @@
 #include "core/parallel_for.h"
 #include "core/version.h"
 #include "train/checkpoint.h"
+#include "train/compute.h"
 
 namespace sieve {
 namespace {
@@ -58,6 +59,7 @@ Json run_manifest(const RunConfig& config, const RunData& data, const RunPlan& p
       {"ranks", comm.size()},
       {"threads_per_rank", num_threads()},
       {"cpu", cpu_name()},
+      {"device", describe_device(compute_stream(config.device.type, comm.local_rank()))},
       {"started", now},
       {"restored_from", restored.string()},
       {"seed", config.run.seed},

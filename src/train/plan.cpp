@@ -41,7 +41,8 @@ std::string row(const std::string& name, const std::string& value) {
 RunPlan make_plan(const RunConfig& config, const RunScale& scale, int world_size, double peak_tflops) {
   const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
   RunPlan plan;
-  plan.cost = model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, config.train.recompute);
+  plan.cost = model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, config.train.recompute,
+                         Device{config.device.type == DeviceType::cuda ? Device::Kind::cuda : Device::Kind::cpu, 0});
   plan.memory = memory_of(config, plan.cost, scale);
   plan.scale = scale;
   plan.tokens = checked_product(scale.steps, scale.tokens_per_step, "plan");

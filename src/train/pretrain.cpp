@@ -6,7 +6,9 @@
 
 #include "core/log.h"
 #include "dist/die.h"
+#include "dist/gpus.h"
 #include "dist/watchdog.h"
+#include "tensor/cuda/determinism.h"
 #include "train/commands.h"
 #include "train/compute.h"
 #include "train/demo.h"
@@ -121,6 +123,10 @@ std::unique_ptr<Decoder> build_model(const Start& start, const RunConfig& config
       start.loaded.tree.fail_at("train.freeze", cat("\"", config.train.freeze[i], "\" matches no parameter"));
   }
   if (!any_left) start.loaded.tree.fail_at("train.freeze", "freezes every parameter: nothing is left to train");
+  const Stream stream = compute_stream(config.device.type, comm.local_rank());
+  connect_gpus(comm, stream.device, config.parallel.timeout);
+  cuda::set_deterministic(*config.run.deterministic);
+  place_parameters(model->parameters(), stream);
   return model;
 }
 
@@ -284,7 +290,7 @@ Exit start_training(const TrainOptions& options, bool finetune, Communicator& co
   const RunScale scale = scale_of(config, comm.size(), data.train->sampler().epoch_samples());
   if (start.restored) check_resume(start, config, data, scale, comm);
 
-  const Stream stream = compute_stream(config.device.type, 0);
+  const Stream stream = compute_stream(config.device.type, comm.local_rank());
   if (!config.log.peak_tflops) config.log.peak_tflops = measure_peak_tflops(compute_dtype(config), stream);
   const RunPlan plan = make_plan(config, scale, comm.size(), *config.log.peak_tflops);
   if (comm.rank() == 0) say_plan(config, plan);

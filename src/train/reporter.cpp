@@ -32,7 +32,7 @@ std::vector<std::string> columns_of(const RunConfig& config) {
   return columns;
 }
 
-double peak_memory() { return static_cast<double>(memory_stats({}).peak_bytes); }
+double peak_memory(Device device) { return static_cast<double>(memory_stats(device).peak_bytes); }
 
 }  // namespace
 
@@ -127,7 +127,7 @@ MetricRow Reporter::metric_row(const TrainState& state, bool with_step) const {
     row.add("tflops", r.tflops);
     row.add("mfu", r.mfu);
     row.add("mfu_full_equiv", r.mfu_full);
-    row.add("mem/peak_gib", peak_memory() / kGiB);
+    row.add("mem/peak_gib", peak_memory(setup_.device) / kGiB);
     row.add("data_wait_frac", r.data_wait);
   }
   if (state.val_loss) row.add("loss/val", *state.val_loss);
@@ -155,7 +155,7 @@ std::string Reporter::console_row(const TrainState& state) const {
                         .grad_norm = last_.grad_norm,
                         .tokens_per_second = r.tokens_per_second,
                         .mfu = r.mfu,
-                        .memory_bytes = peak_memory(),
+                        .memory_bytes = peak_memory(setup_.device),
                         .data_wait = r.data_wait,
                         .eta_seconds = r.eta});
 }

@@ -31,6 +31,7 @@ struct ReporterSetup {
   std::int64_t total_steps = 0;
   int world_size = 1;
   double peak_tflops = 0;  // of one rank
+  Device device;           // where it computes
   ModelCost cost;
   double val_bytes_per_target = 0;  // 0: no validation set
 };

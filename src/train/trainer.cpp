@@ -1,3 +1,5 @@
+#include "train/trainer.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -9,7 +11,6 @@
 #include "train/compute.h"
 #include "train/peak.h"
 #include "train/sample_text.h"
-#include "train/trainer.h"
 #include "train/validate.h"
 
 namespace sieve {
@@ -30,10 +31,11 @@ ReporterSetup reporter_setup(const TrainerSetup& setup, const Stream& stream, Co
   r.total_steps = setup.scale.steps;
   if (r.speaks && val) r.val_bytes_per_target = bytes_per_target(*val, *setup.data.tokenizer);
   r.world_size = comm.size();
+  r.device = stream.device;
   r.peak_tflops = setup.config.log.peak_tflops ? *setup.config.log.peak_tflops
                                                : measure_peak_tflops(compute_dtype(setup.config), stream);
   r.cost = model_cost(setup.config.model, setup.config.train.micro_batch, setup.config.data.seq_len,
-                      compute_dtype(setup.config), setup.config.train.recompute);
+                      compute_dtype(setup.config), setup.config.train.recompute, stream.device);
   return r;
 }
 
