@@ -194,8 +194,7 @@ class CudaPool final : public MemoryPool {
   explicit CudaPool(Device device) : device_(device) {}
 
   std::shared_ptr<Buffer> allocate(std::size_t bytes, const Stream& stream) override {
-    void* data = nullptr;
-    if (bytes > 0) data = take(bytes, stream);
+    void* data = take(std::max<std::size_t>(bytes, 1), stream);  // no tensor's data is null, as on the CPU
     {
       std::lock_guard lock(mutex_);
       ++stats_.allocations;
