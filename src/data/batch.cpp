@@ -17,6 +17,13 @@ Batch empty_batch(std::int64_t index, std::int64_t rows, std::int64_t seq_len, b
   return batch;
 }
 
+void drop_idle_mask(Batch& batch) {
+  if (!batch.document_starts.defined()) return;
+  const auto starts = batch.document_starts.span<std::int32_t>();
+  if (std::all_of(starts.begin(), starts.end(), [](std::int32_t first) { return first == 0; }))
+    batch.document_starts = {};
+}
+
 void fill_row(Batch& batch, std::int64_t row, const TokenSource& source, std::int64_t begin, std::int64_t targets) {
   const std::int64_t T = batch.tokens.size(1);
   require(targets >= 0 && targets <= T, "batch", targets, " targets in a row of ", T);

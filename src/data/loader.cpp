@@ -39,6 +39,7 @@ Batch TrainingSet::micro_batch(std::int64_t index, std::int64_t rows) const {
     const Sample s = sampler_(index * rows + row);
     fill_row(batch, row, *sources_[static_cast<std::size_t>(s.source)].tokens, s.sequence * seq_len_, seq_len_);
   }
+  drop_idle_mask(batch);
   return batch;
 }
 

@@ -30,6 +30,7 @@ Batch ValidationSet::block(std::int64_t index) const {
     const std::int64_t begin = (first + row) * seq_len_;
     fill_row(batch, row, *source_, begin, std::min(seq_len_, targets_ - begin));
   }
+  drop_idle_mask(batch);
   return batch;
 }
 

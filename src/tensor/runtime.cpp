@@ -8,7 +8,9 @@
 #include "core/error.h"
 #include "core/parallel_for.h"
 #include "tensor/allocator.h"
+#include "tensor/cuda/determinism.h"
 #include "tensor/cuda/runtime.h"
+#include "tensor/kernels/cuda/matmul_tuning.h"
 
 namespace sieve {
 namespace {
@@ -48,6 +50,11 @@ Stream side_stream(Device device) {
   if (device.is_cpu()) return {device, nullptr};
   if constexpr (build::with_cuda) return {device, cuda::stream_handle(device, 1)};
   no_backend(device);
+}
+
+void set_gpu_determinism(bool on) {
+  cuda::set_deterministic(on);
+  if constexpr (build::with_cuda) cuda::set_matmul_tuning(!on);
 }
 
 void synchronize(const Stream& stream) {

@@ -25,6 +25,11 @@ DeviceInfo device_info(Device device);
 // one makes the device the calling thread's: a thread that launches kernels asks first.
 Stream main_stream(Device device);
 Stream side_stream(Device device);
+// Whether GPU libraries must give the same bits in every run. Process-wide, once, before the first kernel. Off:
+// products try several algorithms at their first call and keep the fastest; fused attention adds gradients in any
+// order.
+void set_gpu_determinism(bool on);
+
 void synchronize(const Stream& stream);  // the host waits for all work queued so far; errors of that work surface here
 
 // A place in a stream. On the CPU all work is done when a call returns: there events only tell the time.

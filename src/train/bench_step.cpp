@@ -12,7 +12,6 @@
 #include "dist/gpus.h"
 #include "io/json.h"
 #include "nn/model_cost.h"
-#include "tensor/cuda/determinism.h"
 #include "tensor/profile.h"
 #include "train/adamw.h"
 #include "train/compute.h"
@@ -136,7 +135,7 @@ Exit bench_step(const BenchStepOptions& options, Communicator& comm) {
   if (!config.run.deterministic) config.run.deterministic = config.device.type == DeviceType::cpu;
   config.model.resolve(options.vocab_size, T);
   const Stream stream = compute_stream(config.device.type, comm.local_rank());
-  cuda::set_deterministic(*config.run.deterministic);
+  set_gpu_determinism(*config.run.deterministic);
   const Measured m = measure(options, config, comm);
   if (comm.rank() != 0) return Exit::ok;
 

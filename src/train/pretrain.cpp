@@ -8,7 +8,6 @@
 #include "dist/die.h"
 #include "dist/gpus.h"
 #include "dist/watchdog.h"
-#include "tensor/cuda/determinism.h"
 #include "train/commands.h"
 #include "train/compute.h"
 #include "train/demo.h"
@@ -125,7 +124,7 @@ std::unique_ptr<Decoder> build_model(const Start& start, const RunConfig& config
   if (!any_left) start.loaded.tree.fail_at("train.freeze", "freezes every parameter: nothing is left to train");
   const Stream stream = compute_stream(config.device.type, comm.local_rank());
   connect_gpus(comm, stream.device, config.parallel.timeout);
-  cuda::set_deterministic(*config.run.deterministic);
+  set_gpu_determinism(*config.run.deterministic);
   place_parameters(model->parameters(), stream);
   return model;
 }
