@@ -29,6 +29,12 @@ took=$(($(now_ms) - begin))
 [ $got -ne 0 ] || failed "mpirun returned 0"
 [ $took -le $limit ] || failed "took $took ms, limit $limit ms"
 grep -Eq "$line" "$dir/log" || failed "no line matches: $line"
-sleep 1
-for pid in $pids; do kill -0 "$pid" 2>/dev/null && failed "process $pid is still there"; done
-echo "$fault: both ranks ended after $took ms with code $got"
+# A process ends only when the driver has taken its GPU memory back, which takes seconds. A zombie has ended.
+alive() { [ -e "/proc/$1/stat" ] && ! grep -q ') Z ' "/proc/$1/stat" 2>/dev/null; }
+for pid in $pids; do
+  while alive "$pid"; do
+    [ $(($(now_ms) - begin)) -le $limit ] || failed "process $pid is still there after $limit ms: $(cat "/proc/$pid/stat" | cut -c1-60)"
+    sleep 0.05
+  done
+done
+echo "$fault: mpirun ended after $took ms with code $got, both ranks after $(($(now_ms) - begin)) ms"

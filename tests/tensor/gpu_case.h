@@ -79,16 +79,19 @@ inline std::vector<Tensor> run_twin(const Twin& twin, const Stream& stream, DTyp
   return out;
 }
 
+// Whether check_twin() is content with a few shapes: for tools that slow a program fifty times.
+inline bool few_shapes = false;
+
 // 80 random shapes in each dtype and a large one against the CPU; the large one 100 times with the same bits (not where
 // the twins are equal anyway).
 inline void check_twin(const Twin& twin, std::uint64_t seed, double scale = 1,
                        std::initializer_list<DType> dtypes = {DType::f32, DType::bf16, DType::f64}) {
-  constexpr std::uint64_t kRounds = 80;
+  const std::uint64_t rounds = few_shapes ? 3 : 80;
   for (DType dtype : dtypes) {
     std::vector<Tensor> first;
-    for (std::uint64_t round = 0; round <= kRounds; ++round) {
+    for (std::uint64_t round = 0; round <= rounds; ++round) {
       CAPTURE(name_of(dtype), round);
-      const bool large = round == kRounds;
+      const bool large = round == rounds;
       const auto cpu = run_twin(twin, Stream{}, dtype, seed, round, large);
       const auto gpu = run_twin(twin, gpu_stream(), dtype, seed, round, large);
       for (std::size_t i = 0; i < cpu.size(); ++i) {
@@ -97,16 +100,32 @@ inline void check_twin(const Twin& twin, std::uint64_t seed, double scale = 1,
       }
       first = gpu;
     }
-    if (scale == 0 || dtype == DType::f64) continue;
+    if (few_shapes || scale == 0 || dtype == DType::f64) continue;
     CAPTURE(name_of(dtype));
     int different = 0;
     for (int again = 1; again < 100; ++again) {
-      const auto now = run_twin(twin, gpu_stream(), dtype, seed, kRounds, true);
+      const auto now = run_twin(twin, gpu_stream(), dtype, seed, rounds, true);
       for (std::size_t i = 0; i < now.size(); ++i) different += !same_bits(now[i], first[i]);
     }
     CHECK(different == 0);
   }
 }
+
+inline void run_case(bool few, void (*body)()) {
+  SIEVE_NEEDS_GPU();
+  few_shapes = few;
+  body();
+}
+
+// The function that follows makes two cases of check_twin(): over many shapes, and over a few, tagged [small].
+#define SIEVE_TWIN_CASE(name) SIEVE_TWIN_CASE_OF(name, SIEVE_TWIN_NAME(__LINE__))
+#define SIEVE_TWIN_NAME(line) SIEVE_TWIN_BODY(line)
+#define SIEVE_TWIN_BODY(line) twin_case_of_line_##line
+#define SIEVE_TWIN_CASE_OF(name, body)                                                         \
+  static void body();                                                                          \
+  TEST_CASE("GPU: " name, "[gpu]") { sieve::test::run_case(false, body); }                     \
+  TEST_CASE("GPU, a few shapes: " name, "[gpu][small]") { sieve::test::run_case(true, body); } \
+  static void body()
 
 // Rows and features: often odd and small, sometimes the widths of models, sometimes many rows.
 struct Matrix {
@@ -115,7 +134,8 @@ struct Matrix {
 inline Matrix matrix(Draw& draw, bool large, std::int64_t widest = 4096) {
   if (large) return {300, 64};
   const double u = draw.uniform();
-  if (u < 0.1) return {draw.integer(1000, 5000), draw.integer(1, 6) * 8};
+  if (few_shapes) widest = std::min<std::int64_t>(widest, 1024);
+  if (u < 0.1) return {draw.integer(1000, few_shapes ? 1100 : 5000), draw.integer(1, 6) * 8};
   if (u < 0.3) return {draw.integer(1, 24), std::min<std::int64_t>(widest, 128 * draw.integer(1, widest / 128))};
   if (u < 0.5) return {draw.integer(1, 70), 8 * draw.integer(1, 60)};
   return {draw.extent(60), draw.extent(300)};

@@ -36,8 +36,7 @@ Shape any_shape(Draw& draw, bool large) {
 
 }  // namespace
 
-TEST_CASE("GPU: add and mul equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("add and mul equal their CPU twins") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const Shape shape = any_shape(draw, large);
@@ -59,8 +58,7 @@ TEST_CASE("GPU: add and mul equal their CPU twins", "[gpu]") {
       1000);
 }
 
-TEST_CASE("GPU: axpby equals its CPU twin for every pair of dtypes", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("axpby equals its CPU twin for every pair of dtypes") {
   for (DType to : kFloats) {
     check_twin(
         [to](Draw& draw, DType from, Place& place, bool large) {
@@ -84,8 +82,7 @@ TEST_CASE("GPU: axpby equals its CPU twin for every pair of dtypes", "[gpu]") {
   }
 }
 
-TEST_CASE("GPU: copies of any strides and dtypes equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("copies of any strides and dtypes equal their CPU twins") {
   const DType all[] = {DType::f32, DType::bf16, DType::f64, DType::i32, DType::i64, DType::u8};
   for (DType from : all) {
     check_twin(
@@ -120,8 +117,7 @@ TEST_CASE("GPU: copies of any strides and dtypes equal their CPU twins", "[gpu]"
   }
 }
 
-TEST_CASE("GPU: copies into integers equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("copies into integers equal their CPU twins") {
   for (DType to : {DType::i32, DType::i64, DType::u8}) {
     check_twin(
         [to](Draw& draw, DType from, Place& place, bool large) {
@@ -143,8 +139,7 @@ TEST_CASE("GPU: copies into integers equal their CPU twins", "[gpu]") {
   }
 }
 
-TEST_CASE("GPU: fills equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("fills equal their CPU twins") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const std::int64_t n = large ? 20011 : draw.integer(0, 300);
@@ -156,8 +151,7 @@ TEST_CASE("GPU: fills equal their CPU twins", "[gpu]") {
       1050, 0);
 }
 
-TEST_CASE("GPU: random numbers are those of the CPU", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("random numbers are those of the CPU") {
   // 0.1: a normal may round to the other side in its last bit, since two libraries take its logarithm and cosine.
   for (Random kind : {Random::uniform, Random::normal}) {
     check_twin(
@@ -182,8 +176,7 @@ TEST_CASE("GPU: random numbers are those of the CPU", "[gpu]") {
   CHECK(same_bits(there.to(Stream{}), random_uniform({n}, 0, 1, 5, 6)));
 }
 
-TEST_CASE("GPU: reductions over any axes equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("reductions over any axes equal their CPU twins") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         Shape shape = any_shape(draw, large);
@@ -210,8 +203,7 @@ TEST_CASE("GPU: reductions over any axes equal their CPU twins", "[gpu]") {
       1070);
 }
 
-TEST_CASE("GPU: sums equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("sums equal their CPU twins") {
   const Twin sums = [](Draw& draw, DType t, Place& place, bool large) {
     const std::int64_t n = large ? 100003 : draw.integer(0, draw.chance(0.2) ? 100000 : 600);
     const Tensor x = place.in(input(draw, {n}, t)), sum = place.out({}, DType::f64), square = place.out({}, DType::f64);
@@ -223,8 +215,7 @@ TEST_CASE("GPU: sums equal their CPU twins", "[gpu]") {
   check_twin(sums, 1080, 1, {DType::f64});
 }
 
-TEST_CASE("GPU: column sums equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("column sums equal their CPU twins") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const auto [R, N] = matrix(draw, large);

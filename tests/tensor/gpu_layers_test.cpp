@@ -54,8 +54,7 @@ std::vector<Tensor> defined(std::initializer_list<Tensor> tensors) {
 
 }  // namespace
 
-TEST_CASE("GPU: layer norm equals its CPU twin", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("layer norm equals its CPU twin") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const auto [R, D] = matrix(draw, large, 20480);
@@ -78,8 +77,7 @@ TEST_CASE("GPU: layer norm equals its CPU twin", "[gpu]") {
       1100, 10);  // rstd may be 300 where a row is nearly constant: errors scale with it
 }
 
-TEST_CASE("GPU: rms norm equals its CPU twin", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("rms norm equals its CPU twin") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const auto [R, D] = matrix(draw, large, 20480);
@@ -99,8 +97,7 @@ TEST_CASE("GPU: rms norm equals its CPU twin", "[gpu]") {
       1110, 10);
 }
 
-TEST_CASE("GPU: layer norm backward equals its CPU twin", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("layer norm backward equals its CPU twin") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const auto [R, D] = matrix(draw, large, 12288);
@@ -124,8 +121,7 @@ TEST_CASE("GPU: layer norm backward equals its CPU twin", "[gpu]") {
       1120, 3);
 }
 
-TEST_CASE("GPU: rms norm backward equals its CPU twin", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("rms norm backward equals its CPU twin") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const auto [R, D] = matrix(draw, large, 12288);
@@ -147,8 +143,7 @@ TEST_CASE("GPU: rms norm backward equals its CPU twin", "[gpu]") {
       1130, 3);
 }
 
-TEST_CASE("GPU: gelu, both forms, and its slope equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("gelu, both forms, and its slope equal their CPU twins") {
   for (bool tanh_form : {true, false}) {
     check_twin(
         [tanh_form](Draw& draw, DType t, Place& place, bool large) {
@@ -167,8 +162,7 @@ TEST_CASE("GPU: gelu, both forms, and its slope equal their CPU twins", "[gpu]")
   }
 }
 
-TEST_CASE("GPU: swiglu and its gradient equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("swiglu and its gradient equal their CPU twins") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const auto [R, F] = matrix(draw, large);
@@ -182,7 +176,7 @@ TEST_CASE("GPU: swiglu and its gradient equal their CPU twins", "[gpu]") {
       1150);
 }
 
-TEST_CASE("GPU: gelu at the far ends is finite", "[gpu]") {
+TEST_CASE("GPU: gelu at the far ends is finite", "[gpu][small]") {
   SIEVE_NEEDS_GPU();
   for (DType t : kFloats) {
     for (bool tanh_form : {true, false}) {

@@ -7,8 +7,7 @@
 using namespace sieve;
 using namespace sieve::test;
 
-TEST_CASE("GPU: embedding and its gradient equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("embedding and its gradient equal their CPU twins") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const auto [R, C] = matrix(draw, large);
@@ -34,7 +33,7 @@ TEST_CASE("GPU: embedding and its gradient equal their CPU twins", "[gpu]") {
       1200, 2);
 }
 
-TEST_CASE("GPU: an id outside the vocabulary gives NaN, and no gradient", "[gpu]") {
+TEST_CASE("GPU: an id outside the vocabulary gives NaN, and no gradient", "[gpu][small]") {
   SIEVE_NEEDS_GPU();
   const Stream stream = gpu_stream();
   for (std::int64_t C : {3, 8, 65, 768}) {
@@ -60,8 +59,7 @@ TEST_CASE("GPU: an id outside the vocabulary gives NaN, and no gradient", "[gpu]
   }
 }
 
-TEST_CASE("GPU: scores and their gradients equal their CPU twins", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("scores and their gradients equal their CPU twins") {
   check_twin(
       [](Draw& draw, DType t, Place& place, bool large) {
         const auto [T, C] = matrix(draw, large, 2048);
@@ -127,8 +125,7 @@ TEST_CASE("GPU: a score does not depend on the batch, the heads or the address i
   }
 }
 
-TEST_CASE("GPU: AdamW over segments equals its CPU twin", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+SIEVE_TWIN_CASE("AdamW over segments equals its CPU twin") {
   const auto twin = [](Draw& draw, DType, Place& place, bool large) {
     const std::int64_t n = large ? 20011 : draw.integer(0, draw.chance(0.3) ? 20000 : 90);
     const std::int64_t segments = large ? 9 : draw.integer(0, 6);

@@ -1,4 +1,4 @@
-// How this folder launches: dynamic shared memory beyond 48 KiB is asked for, every launch is checked.
+// How this folder launches: dynamic shared memory is asked for, every launch is checked.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,7 +23,8 @@ void start(const char* name, void (*kernel)(Parameters...), std::int64_t blocks,
            const Stream& stream, const Arguments&... arguments) {
   if (blocks == 0) return;
   require(blocks < (std::int64_t{1} << 31), name, blocks, " blocks exceed a launch");
-  if (shared > (std::size_t{48} << 10)) {
+  // The 48 KiB that a launch has without asking hold the kernel's static arrays too, whose size is not known here.
+  if (shared > 0) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)),
           name);

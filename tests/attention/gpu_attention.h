@@ -1,0 +1,54 @@
+// Random attention problems on a GPU, and how to run them there.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "attention_cases.h"
+#include "support/gpu.h"
+
+namespace sieve::test {
+
+inline Tensor on_gpu(const Tensor& t) { return t.defined() ? t.to(gpu_stream()) : t; }
+inline Tensor on_host(const Tensor& t) { return t.defined() ? t.to(Stream{}) : t; }
+
+// run_engine() on the GPU; the results come back to the host.
+inline EngineRun run_on_gpu(const ReferenceInput& in, DType dtype, const std::vector<double>& dout,
+                            SelectionStats* stats = nullptr) {
+  const Variable qkv = Variable::leaf(on_gpu(tensor_of(in.qkv, {in.B, in.T, in.spec.qkv_features()}, dtype)));
+  Variable scores;
+  if (in.spec.kind == AttentionKind::sparsek) {
+    scores = Variable::leaf(
+        on_gpu(tensor_of(in.scores, {in.B, in.score_heads, in.T}, dtype == DType::f64 ? DType::f64 : DType::f32)));
+  }
+  AttentionInputs how = inputs_of(in);
+  how.document_starts = on_gpu(how.document_starts);
+  const Variable out = attention(qkv, scores, how, stats);
+  EngineRun run{on_host(out.value()), {}, {}};
+  if (dout.empty()) return run;
+  backward(out, on_gpu(tensor_of(dout, out.shape(), dtype)));
+  run.dqkv = on_host(qkv.grad());
+  if (scores.defined()) run.dscores = on_host(scores.grad());
+  return run;
+}
+
+// Lengths around the edges of tiles (64 queries) and of the lists of backward (512), head sizes of both kinds of
+// kernels.
+inline ReferenceInput draw_gpu_input(Draw& d, const std::string& kind, bool tensor_cores) {
+  ReferenceInput in = draw_input(d, 150, kind);
+  constexpr std::int64_t kLengths[] = {1, 63, 64, 65, 130, 513}, kHeadSizes[] = {1, 7, 33, 64, 72, 96, 128};
+  if (d.chance(0.6)) in.T = kLengths[d.integer(0, d.chance(0.3) ? 5 : 4)];
+  if (d.chance(0.6) || tensor_cores) in.spec.head_dim = kHeadSizes[d.integer(0, 6)];
+  if (tensor_cores) in.spec.head_dim = d.chance(0.5) ? 64 : 128;
+  in.rope.rotary_dims = std::min(in.rope.rotary_dims * d.integer(1, 4), in.spec.head_dim / 2 * 2);
+  if (in.T > 150) {
+    in.B = 1;
+    if (d.chance(0.5)) in.spec.window = d.integer(1, 40), in.spec.sparsek.k = d.integer(1, 100);
+  }
+  if (!in.document_starts.empty()) fill_documents(in, d);
+  fill_values(in, d, kind);
+  return in;
+}
+
+}  // namespace sieve::test

@@ -1,0 +1,132 @@
+// Whole models on a GPU against the same weights on the CPU, in fp32: loss, gradients, generation. A small SparseK
+// model and a small dense one; weights far from zero, so that wrong keys show.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "core/rng.h"
+#include "nn/decoder.h"
+#include "support/catch.h"
+#include "support/compare.h"
+#include "support/gpu.h"
+
+using namespace sieve;
+using sieve::test::gpu_stream;
+using sieve::test::max_abs;
+using sieve::test::max_difference;
+
+namespace {
+
+constexpr std::int64_t kVocab = 61;
+
+std::unique_ptr<Decoder> model_on(const Stream& stream, Arch arch, AttentionKind attention, DType compute) {
+  ModelConfig c;
+  c.arch = arch;
+  c.n_layers = 2, c.d_model = 64, c.n_heads = 4, c.n_kv_heads = 2, c.d_ff = 96;
+  AttentionKindConfig kind;
+  kind.type = attention;
+  if (attention == AttentionKind::sparsek) kind.k = 16, kind.window = 12;
+  c.attention.kinds["a"] = kind;
+  c.attention.pattern = {"a"};
+  c.resolve(kVocab, 256);
+  c.init.std = 0.1;
+  auto model = std::make_unique<Decoder>(c, DecoderOptions{.compute = compute, .seed = 11, .recompute = {}});
+  place_parameters(model->parameters(), stream);
+  return model;
+}
+
+Tensor random_tokens(std::int64_t B, std::int64_t T, std::uint64_t seed) {
+  Tensor t = empty({B, T}, DType::i32);
+  const Philox random{seed, 1};
+  for (std::int64_t i = 0; i < t.numel(); ++i)
+    t.data<std::int32_t>()[i] = static_cast<std::int32_t>(random.bits64(static_cast<std::uint64_t>(i)) % kVocab);
+  return t;
+}
+
+// |got - wanted| over the largest |wanted|.
+double relative(const Tensor& got, const Tensor& wanted) {
+  return max_difference(got.to(Stream{}), wanted) / std::max(1e-30, max_abs(wanted));
+}
+
+// bound: of the loss and of each gradient, relative to its largest element.
+void check_gradients(Arch arch, AttentionKind attention, const TokenBatch& batch, DType compute, double bound) {
+  const auto here = model_on(Stream{}, arch, attention, compute),
+             there = model_on(gpu_stream(), arch, attention, compute);
+  const Variable wanted = here->loss_sum(batch), got = there->loss_sum(batch);
+  CHECK(got.value().to(Stream{}).item() == Approx(wanted.value().item()).epsilon(bound));
+  backward(wanted);
+  backward(got);
+  for (std::size_t i = 0; i < here->parameters().size(); ++i) {
+    const Parameter &p = *here->parameters()[i], &q = *there->parameters()[i];
+    INFO(p.name);
+    REQUIRE(q.name == p.name);
+    REQUIRE(p.value.grad().defined() == q.value.grad().defined());
+    if (p.value.grad().defined()) CHECK(relative(q.value.grad(), p.value.grad()) <= bound);
+  }
+}
+
+// Tokens one by one after a prompt: logits, and the keys that every layer and head keeps.
+void check_generation(Arch arch, AttentionKind attention, std::int64_t T) {
+  const std::int64_t prompt = 7, B = 2;
+  const auto here = model_on(Stream{}, arch, attention, DType::f32),
+             there = model_on(gpu_stream(), arch, attention, DType::f32);
+  const Tensor tokens = random_tokens(B, T, 4);
+  Generation cpu(*here, B, T), gpu(*there, B, T);
+  double worst = 0, largest = 0;
+  int different = 0, kept = 0;
+  for (std::int64_t begin = 0, end; begin < T; begin = end) {
+    end = begin == 0 ? prompt : begin + 1;
+    const Tensor next = tokens.slice(1, begin, end).contiguous();
+    const Tensor wanted = cpu.append(next), got = gpu.append(next).to(Stream{});
+    worst = std::max(worst, max_difference(got, wanted));
+    largest = std::max(largest, max_abs(wanted));
+    for (std::int64_t layer = 0; attention == AttentionKind::sparsek && layer < 2; ++layer) {
+      for (std::int64_t row = 0; row < B; ++row) {
+        for (std::int64_t head = 0; head < 2; ++head) {
+          const auto keys = cpu.cache(layer).selected(row, head);
+          different += gpu.cache(layer).selected(row, head) != keys;
+          kept += static_cast<int>(keys.size());
+        }
+      }
+    }
+  }
+  CHECK(worst <= 1e-3);
+  CHECK(largest > 0.5);
+  CHECK(different == 0);
+  CHECK((kept > 0) == (attention == AttentionKind::sparsek));
+  CHECK(gpu.length() == T);
+  CHECK(gpu.cache_rows() == cpu.cache_rows());
+}
+
+}  // namespace
+
+TEST_CASE("GPU: a model's loss and gradients are those of the CPU in fp32", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  const auto arch = GENERATE(Arch::gpt2, Arch::llama);
+  const auto attention = GENERATE(AttentionKind::full, AttentionKind::sparsek);
+  CAPTURE(arch == Arch::llama, attention == AttentionKind::sparsek);
+  TokenBatch batch{random_tokens(2, 96, 1), random_tokens(2, 96, 2), {}};
+  batch.targets.data<std::int32_t>()[5] = -1;  // ignored
+  check_gradients(arch, attention, batch, DType::f32, 1e-4);
+  Tensor starts = zeros({2, 96}, DType::i32);  // two documents in the second row
+  for (std::int64_t t = 50; t < 96; ++t) starts.data<std::int32_t>()[96 + t] = 50;
+  batch.document_starts = starts;
+  check_gradients(arch, attention, batch, DType::f32, 1e-4);
+}
+
+TEST_CASE("GPU: 200 tokens generated by a model on the GPU are as on the CPU", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  const auto arch = GENERATE(Arch::gpt2, Arch::llama);
+  const auto attention = GENERATE(AttentionKind::full, AttentionKind::sparsek);
+  CAPTURE(arch == Arch::llama, attention == AttentionKind::sparsek);
+  check_generation(arch, attention, 200);
+}
+
+TEST_CASE("GPU, a short row: a model's loss, gradients and generation", "[gpu][small]") {
+  SIEVE_NEEDS_GPU();
+  const auto attention = GENERATE(AttentionKind::full, AttentionKind::sparsek);
+  CAPTURE(attention == AttentionKind::sparsek);
+  const TokenBatch batch{random_tokens(2, 40, 1), random_tokens(2, 40, 2), {}};
+  check_gradients(Arch::llama, attention, batch, DType::f32, 1e-4);
+  check_generation(Arch::llama, attention, 40);
+}
