@@ -50,12 +50,25 @@ TEST_CASE("bf16 and fp32 stay within twice the naive rounding error") {
   }
 }
 
-TEST_CASE("GPU: ops and their gradients are those of the CPU in fp32", "[gpu]") {
-  SIEVE_NEEDS_GPU();
+namespace {
+
+void check_on_gpu(int samples) {
   for (const OpCase& op : autograd_op_cases()) {
-    const OpReport report = check_case_on_device(op, gpu_stream(), 60);
+    const OpReport report = check_case_on_device(op, gpu_stream(), samples);
     INFO(report.where);
     CAPTURE(op.name);
     CHECK(report.worst <= 1e-5);  // the same short sums in another order
   }
+}
+
+}  // namespace
+
+TEST_CASE("GPU: ops and their gradients are those of the CPU in fp32", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  check_on_gpu(60);
+}
+
+TEST_CASE("GPU, a few samples: ops and their gradients", "[gpu][small]") {
+  SIEVE_NEEDS_GPU();
+  check_on_gpu(4);
 }

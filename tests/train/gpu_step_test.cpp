@@ -125,7 +125,7 @@ TEST_CASE("GPU: a checkpoint has the files of one from the CPU, and is read into
   }
 }
 
-TEST_CASE("GPU: three steps follow the CPU's, and one that is not finite changes nothing", "[gpu]") {
+TEST_CASE("GPU: three steps follow the CPU's, and one that is not finite changes nothing", "[gpu][small]") {
   SIEVE_NEEDS_GPU();
   const auto train = [](const Stream& on, bool poison, std::vector<double>* losses) {
     SelfCommunicator comm;
