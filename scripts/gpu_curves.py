@@ -39,9 +39,11 @@ checkpoint: {every: 100}
 log: {every: 1, sinks: [jsonl]}
 """
 KINDS = {"dense": "{type: full}", "sparsek": "{type: sparsek, k: 32, window: 32}"}
-# |difference of losses| in nats, mean of the last 20 steps: above these a curve is another one. Seeds differ by more.
-FINAL = {"fp32": 0.02, "bf16": 0.03}
-EARLY = 1e-3  # fp32, first 10 steps: rounding has not yet been amplified
+# Losses in nats. On one CPU, sums in another order move the mean of the last 20 steps by 1e-7 (dense) and 1e-4 (SparseK, where a rounding may
+# select another key), single steps by up to 3e-3; bf16 moves the mean by 1e-3; another seed by 6e-3 and more.
+FINAL = {"fp32": 2e-3, "bf16": 5e-3}
+EARLY = 1e-4  # fp32, first 10 steps: rounding has not yet been amplified
+SINGLE = 2e-2  # fp32, any step
 
 
 class Runs:
@@ -104,7 +106,7 @@ def curves(runs):
     def row(model, what, a, b, final=None, early=None):
         nonlocal bad
         every, last = differences(a, b)
-        wrong = len(every) < STEPS or (final is not None and not abs(last) <= final) or (early is not None and not max(every[:10]) <= early)
+        wrong = len(every) < STEPS or (final is not None and not abs(last) <= final) or (early is not None and not (max(every[:10]) <= early and max(every) <= SINGLE))
         bad += wrong
         print(f"| {model} | {what} | {a[max(a)]:.4f} | {last:+.5f} | {max(every):.5f} | {max(every[:10]):.1e} |{' <- TOO FAR' if wrong else ''}", flush=True)
 
@@ -161,8 +163,8 @@ def kills(runs):
 def moves(runs):
     bad = 0
     for model in KINDS:
-        for first, second in ((GPU, "cpu"), ("cpu", GPU)):
-            name = f"moved-{model}-{first}-{second}"
+        for way, (first, second) in enumerate(((GPU, "cpu"), ("cpu", GPU))):
+            name = f"moved-{model}-{way}"
             steps = ("train.steps=120", "checkpoint.every=60", "run.deterministic=true")
             runs.train(model, name, first, *steps)
             before = runs.losses(name)
@@ -173,7 +175,7 @@ def moves(runs):
             runs.train(model, name, second, *steps, "--resume", "auto")
             after = runs.losses(name)
             every, _ = differences({s: v for s, v in after.items() if s > 60}, before)
-            wrong = len(every) != 60 or not max(every[:10]) <= EARLY or not max(every) <= FINAL["fp32"]
+            wrong = len(every) != 60 or not max(every[:10]) <= EARLY or not max(every) <= SINGLE
             bad += wrong
             print(f"{model}: a checkpoint of {first} goes on on {second}: losses differ by {max(every[:10]):.1e} in the first 10 steps, "
                   f"{max(every):.1e} in 60{' <- TOO FAR' if wrong else ''}", flush=True)

@@ -4,14 +4,15 @@
 #   sanitize   compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over the cases tagged [small]
 #   kernels    achieved bandwidth of the memory-bound kernels beside a copy
 #   attention  full and window attention
+#   curves     scripts/gpu_curves.py: losses on GPU and CPU, killed and resumed runs, checkpoints moved between devices
 #   step       the training step of GPT-2 124M at T = 1k, 4k, 16k, 64k and of 355M
 # Prints short results; whole logs go to OUT. The exit code counts the parts that failed.
 set -uo pipefail
-[ $# -ge 2 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,10p' "$0" >&2; exit 2; }
 bin=$(realpath -e "$1") || exit 2
 out=$2
 shift 2
-[ $# -gt 0 ] || set -- tests sanitize kernels attention step
+[ $# -gt 0 ] || set -- tests sanitize kernels attention curves step
 mkdir -p "$out"
 root=$(cd "$(dirname "$0")/.." && pwd)
 failed=0
@@ -44,6 +45,7 @@ run_sanitize() {
 }
 run_kernels() { "$bin/bench_gpu_kernels" | tee "$out/gpu_kernels.md"; }
 run_attention() { "$bin/bench_gpu_attention" | tee "$out/gpu_attention.md"; }
+run_curves() { python3 "$root/scripts/gpu_curves.py" "$bin" "$out" | tee "$out/curves.txt"; }
 run_step() {
   local bad=0 config=$root/configs/gpt2-124m.yaml
   for shape in "1024 64" "4096 16" "16384 4" "65536 1"; do
