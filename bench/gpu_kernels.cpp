@@ -225,7 +225,7 @@ void model(const Sizes& z) {
     launch(stream(),
            EmbeddingBackwardArgs{.dy_RC = x(i), .ids_R = id, .dw_VC = dw(i), .R = R, .V = V, .C = C, .dtype = z.t});
   });
-  const Pair heads({kHeads, C}, z.t), scores({kHeads, R}, c), dheads({kHeads, C}, c);
+  const Pair heads({kHeads, C}, c), scores({kHeads, R}, c), dheads({kHeads, C}, c);
   const double score_bytes = static_cast<double>(kHeads * R) * static_cast<double>(size_of(c));
   report("score, 12 heads" + z.label, z.row_bytes + score_bytes, [&](int i) {
     launch(stream(), ScoreArgs{.x_BTC = x(i),

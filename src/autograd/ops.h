@@ -69,7 +69,8 @@ LossChunk loss_chunk(Device device, std::int64_t N, std::int64_t C, std::int64_t
                      std::int64_t chunk_rows = 0);
 
 // Scores of the SparseK scoring network: s[b,h,t] = x[b,t,:] . w[h,:], accumulated in an order that depends on C alone,
-// so that prefill and decode agree in every bit. x (B, T, C), w (Hs, C) -> (B, Hs, T), fp32 (fp64 in fp64 graphs).
+// so that prefill and decode agree in every bit. x (B, T, C), w (Hs, C) -> (B, Hs, T), fp32 (fp64 in fp64 graphs). w
+// may be fp32 beside a bf16 x.
 Variable score(const Variable& x, const Variable& w);
 
 }  // namespace sieve

@@ -13,8 +13,9 @@
 #include "dist/communicator.h"
 #include "io/archive.h"
 #include "io/file.h"
+#include "tensor/allocator.h"
+#include "tensor/runtime.h"
 #include "train/format.h"
-#include "train/plan.h"
 #include "train/run_lock.h"
 
 namespace sieve {
@@ -84,12 +85,20 @@ Exit run(Communicator& comm, const std::string& folder) {
   const auto yes = [](bool on) { return std::string(on ? "yes" : "no"); };
   say("sieve", cat(build::version, " (", git_revision(), ", ", build::build_type, ", -march=", build::march, ", ",
                    build::compiler, ")"));
-  say("built with", cat("cuda ", yes(build::with_cuda), ", mpi ", yes(build::with_mpi), ", openmp ",
-                        yes(build::with_openmp), ", onednn ", yes(build::with_onednn)));
+  say("built with",
+      cat("cuda ", yes(build::with_cuda), ", cudnn ", yes(build::with_cudnn), ", nccl ", yes(build::with_nccl),
+          ", mpi ", yes(build::with_mpi), ", openmp ", yes(build::with_openmp), ", onednn ", yes(build::with_onednn)));
   say("libraries", library_versions());
   say("cpu", cat(cpu_name(), ", ", std::thread::hardware_concurrency(), " cores, ", cpu_features()));
   say("threads", std::to_string(num_threads()));
-  say("memory", format_bytes(physical_memory()));
+  say("memory", format_bytes(static_cast<double>(physical_memory_bytes())));
+  for (int i = 0; i < cuda_device_count(); ++i) {
+    const DeviceInfo gpu = device_info({Device::Kind::cuda, i});
+    say(cat("gpu ", i), cat(gpu.name, ", sm_", gpu.major, gpu.minor, ", ", gpu.multiprocessors, " multiprocessors, ",
+                            format_bytes(static_cast<double>(gpu.free_bytes)), " of ",
+                            format_bytes(static_cast<double>(gpu.memory_bytes)), " free, driver for ", gpu.driver));
+  }
+  if (build::with_cuda && cuda_device_count() == 0) say("gpu", "none seen (nvidia-smi; CUDA_VISIBLE_DEVICES)");
   say("ranks", cat(comm.size(), " by ", comm.backend()));
   say("file system", cat(fs::absolute(folder).string(), ": ", file_system_report(folder)));
   say("locks", lock_report(folder));

@@ -18,6 +18,7 @@ void add_plan(CommandLine& line) {
   command->add_option("--world-size", options->world_size, "ranks")->check(CLI::PositiveNumber);
   command->add_option("--peak-tflops", options->peak_tflops, "peak TFLOP/s of one rank (default: measured here)")
       ->check(CLI::PositiveNumber);
+  command->add_option("--gpu", options->gpu, "plan for such GPUs, here or not: a100, h100, h200 or b200");
   command->add_flag("--json", options->json, "one JSON object on stdout");
   command->callback([&line, options, arguments] {
     options->config = arguments->file();

@@ -19,12 +19,10 @@ AttentionLayer::AttentionLayer(ParameterFactory& make, const std::string& name, 
 // (B, Hs, T), fp32 from the product on. `running` carries the normalisation's statistics through a generation.
 Variable AttentionLayer::scores(const Variable& x, const Tensor& document_starts, RunningScore* running) const {
   if (!has_scorer()) return {};
-  // The scorer's weights are fp32 also where the model computes in bf16 (nn/parameter.cpp).
-  const DType scorer = score_weight_->value.dtype();
   // A frozen scorer neither learns nor teaches: through it the layers below would learn what to mark, and it would be
   // no control.
   const Variable in = score_weight_->trainable ? x : Variable(x.value());
-  const Variable s = score(in.dtype() == scorer ? in : cast(in, scorer), score_weight_->value);
+  const Variable s = score(in, score_weight_->value);
   if (!score_gain_) return s;
   if (running) return Variable(timestep_norm_extend(s.value(), score_gain_->value.value(), *running));
   return timestep_norm(s, score_gain_->value, document_starts);

@@ -55,7 +55,8 @@ struct PlanOptions {
   std::string config;
   std::vector<std::string> overrides;
   int world_size = 1;
-  std::optional<double> peak_tflops;  // of one rank; absent: log.peak_tflops, else measured on this machine
+  std::optional<double> peak_tflops;  // of one rank; absent: log.peak_tflops, else that of `gpu`, else measured here
+  std::optional<std::string> gpu;     // plan for such GPUs (a100, h100, h200, b200), here or not
   bool json = false;
 };
 Exit plan(const PlanOptions& options);

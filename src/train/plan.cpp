@@ -25,7 +25,7 @@ MemoryPlan memory_of(const RunConfig& config, const ModelCost& cost, const RunSc
   MemoryPlan m;
   m.weights = n * (low ? 6 : 4);
   m.optimizer = n * 8;
-  m.gradients = n * 4 * (1 + GradientReducer::buffers(scale.accumulation, config.run.deterministic.value_or(true)));
+  m.gradients = n * 4 * GradientReducer::buffers(scale.accumulation, config.run.deterministic.value_or(true));
   m.activations = cost.activation_bytes_per_token * static_cast<double>(config.train.micro_batch * config.data.seq_len);
   m.loss = cost.loss_bytes;
   if (config.checkpoint.async) m.snapshot = n * 12;
@@ -113,7 +113,9 @@ Json plan_json(const RunPlan& p) {
               {"seconds", p.seconds}};
 }
 
-double physical_memory() {
+double physical_memory(const RunConfig& config) {
+  if (config.device.type == DeviceType::cuda && cuda_device_count() > 0)
+    return static_cast<double>(device_info({Device::Kind::cuda, 0}).memory_bytes);
   return static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE));
 }
 
@@ -149,17 +151,45 @@ std::vector<std::string> memory_help(const RunConfig& config, const RunPlan& pla
                                      ", optimizer ", format_bytes(m.optimizer), ", gradients ",
                                      format_bytes(m.gradients), ", activations ", format_bytes(m.activations),
                                      ", loss ", format_bytes(m.loss), ", checkpoint copy ", format_bytes(m.snapshot),
-                                     " (rank 0); this machine has ", format_bytes(physical_memory()))};
+                                     " (rank 0); there are ", format_bytes(physical_memory(config)))};
   for (const auto& [left, how] : ways) lines.push_back(cat("shrink ", how, ": ", format_bytes(left), "/rank"));
   lines.push_back(
       "shrink a shorter data.seq_len, fewer or narrower layers (model.n_layers, model.d_model, model.d_ff)");
   return lines;
 }
 
+namespace {
+
+// Dense bf16 through tensor cores and fp32 outside of them, from the data sheets.
+struct GpuPeak {
+  std::string_view name;
+  double bf16, fp32;
+};
+constexpr GpuPeak kGpuPeaks[] = {{"a100", 312, 19.5}, {"h100", 989, 67}, {"h200", 989, 67}, {"b200", 2250, 75}};
+
+double gpu_peak_tflops(const std::string& name, Precision precision) {
+  for (const GpuPeak& gpu : kGpuPeaks) {
+    if (gpu.name == name) return precision == Precision::bf16 ? gpu.bf16 : gpu.fp32;
+  }
+  fail(Exit::config, "--gpu", "unknown GPU \"", name, "\" (a100, h100, h200, b200); or give --peak-tflops");
+}
+
+// A run for GPUs is planned on any machine, but only a GPU says how fast it is.
+double measured_peak(const RunConfig& config) {
+  if (config.device.type == DeviceType::cuda && cuda_device_count() == 0)
+    fail(Exit::config, "plan",
+         "there is no GPU here whose rate could be measured; give --gpu h100 (a100, h200, b200) "
+         "or --peak-tflops");
+  return measure_peak_tflops(compute_dtype(config), compute_stream(config.device.type, 0));
+}
+
+}  // namespace
+
 Exit plan(const PlanOptions& options) {
   LoadedConfig loaded = load_run_config(options.config, options.overrides, options.world_size);
   RunConfig& config = loaded.config;
   warn_of_idle_keys(config, loaded.tree);
+  if (options.gpu) config.device.type = DeviceType::cuda;
   // The shards are needed only for a length in epochs, the tokenizer only for an open vocabulary.
   std::int64_t samples = 0, vocab = config.model.vocab_size.value_or(0);
   if (config.train.epochs) {
@@ -170,10 +200,8 @@ Exit plan(const PlanOptions& options) {
     vocab = open_run_tokenizer(config)->vocab_size();
   }
   resolve_config(config, vocab, options.world_size);
-  double peak = options.peak_tflops.value_or(0);
-  if (peak == 0)
-    peak = config.log.peak_tflops ? *config.log.peak_tflops
-                                  : measure_peak_tflops(compute_dtype(config), compute_stream(config.device.type, 0));
+  double peak = options.peak_tflops.value_or(config.log.peak_tflops.value_or(0));
+  if (peak == 0) peak = options.gpu ? gpu_peak_tflops(*options.gpu, config.device.precision) : measured_peak(config);
   const RunPlan p = make_plan(config, scale_of(config, options.world_size, samples), options.world_size, peak);
   if (options.json) {
     std::cout << json_text(plan_json(p)) << '\n';

@@ -41,6 +41,7 @@ Json plan_json(const RunPlan& plan);
 // What to read when memory does not suffice: what the plan holds, and what would shrink it, best first, each with what
 // would be left.
 std::vector<std::string> memory_help(const RunConfig& config, const RunPlan& plan);
-double physical_memory();  // of this machine, bytes
+// Bytes where this configuration computes: of the GPU if there is one, else of the machine.
+double physical_memory(const RunConfig& config);
 
 }  // namespace sieve

@@ -213,8 +213,8 @@ Exit with_memory_help(const RunConfig& config, const RunPlan& plan, const std::f
 
 void say_plan(const RunConfig& config, const RunPlan& plan) {
   log_info(plan_line(plan));
-  if (plan.memory.total() <= physical_memory()) return;
-  log_warn("the plan wants more memory than this machine has");
+  if (plan.memory.total() <= physical_memory(config)) return;
+  log_warn("the plan wants more memory than there is");
   for (const auto& line : memory_help(config, plan)) log_warn(line);
 }
 

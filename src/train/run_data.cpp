@@ -67,7 +67,7 @@ RunData open_run_data(const RunConfig& config, const ConfigTree& tree) {
 
 void resolve_config(RunConfig& config, std::int64_t vocab_size, int world_size) {
   if (!config.run.dir) config.run.dir = config.run_dir();
-  config.device.type = resolve_device(config.device.type);
+  if (config.device.type == DeviceType::automatic) config.device.type = resolve_device(config.device.type);
   if (!config.run.deterministic) config.run.deterministic = config.device.type == DeviceType::cpu;
   if (!config.model.from_checkpoint) config.model.from_checkpoint = config.init_from.path.has_value();
   if (!config.train.global_batch) config.train.global_batch = micro_step_tokens(config, world_size);

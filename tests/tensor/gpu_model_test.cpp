@@ -66,7 +66,7 @@ SIEVE_TWIN_CASE("scores and their gradients equal their CPU twins") {
         const std::int64_t B = large ? 2 : draw.extent(3), H = large ? 12 : draw.extent(draw.chance(0.3) ? 17 : 5);
         const DType c = compute_dtype(t);
         const bool accumulate = draw.chance(0.5), want_dx = draw.chance(0.8), want_dw = draw.chance(0.8);
-        const Tensor x = place.in(input(draw, {B, T, C}, t)), w = place.in(input(draw, {H, C}, t)),
+        const Tensor x = place.in(input(draw, {B, T, C}, t)), w = place.in(input(draw, {H, C}, c)),
                      ds = place.in(input(draw, {B, H, T}, c)), s = place.out({B, H, T}, c),
                      dx = place.out({B, T, C}, t), old = input(draw, {H, C}, c);
         const Tensor dw = accumulate ? place.inout(old) : place.out({H, C}, c);
@@ -97,7 +97,7 @@ TEST_CASE("GPU: a score does not depend on the batch, the heads or the address i
       const std::int64_t T = 40, H = 6;
       CAPTURE(name_of(t), C);
       Draw draw(9, 9);
-      const Tensor x = input(draw, {T, C}, t), w = input(draw, {H, C}, t);
+      const Tensor x = input(draw, {T, C}, t), w = input(draw, {H, C}, compute_dtype(t));
       const auto scores = [&](const Tensor& rows, const Tensor& heads) {
         const std::int64_t n = rows.size(0), h = heads.size(0);
         const Tensor out = empty({1, h, n}, compute_dtype(t), stream);

@@ -151,7 +151,7 @@ TEST_CASE("scores and their gradients") {
                            C = large ? 300 : draw.width(), H = large ? 4 : draw.extent(5);
         const DType c = compute_dtype(t);
         const bool accumulate = draw.chance(0.5);
-        const Tensor x = input(draw, {B, T, C}, t), w = input(draw, {H, C}, t), ds = input(draw, {B, H, T}, c),
+        const Tensor x = input(draw, {B, T, C}, t), w = input(draw, {H, C}, c), ds = input(draw, {B, H, T}, c),
                      old = input(draw, {H, C}, c);
         const Tensor s = output({B, H, T}, c), dx = output({B, T, C}, t),
                      dw = accumulate ? old.clone() : output({H, C}, c);
@@ -193,7 +193,8 @@ TEST_CASE("a score does not depend on the batch it is computed in") {
   for (DType t : kFloats) {
     const std::int64_t T = 50, C = 203;
     Draw draw(9, 9);
-    const Tensor x = input(draw, {1, T, C}, t), w = input(draw, {3, C}, t), all = output({1, 3, T}, compute_dtype(t));
+    const Tensor x = input(draw, {1, T, C}, t), w = input(draw, {3, C}, compute_dtype(t)),
+                 all = output({1, 3, T}, compute_dtype(t));
     launch({}, ScoreArgs{
                    .x_BTC = x.raw(), .w_HC = w.raw(), .s_BHT = all.raw(), .B = 1, .T = T, .C = C, .H = 3, .dtype = t});
     for (std::int64_t i = 0; i < T; ++i) {

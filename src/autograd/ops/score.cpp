@@ -15,11 +15,12 @@ struct Score {
   Tensor forward(const std::array<Tensor, 2>& in) {
     require_float(in[0], name);
     require_float(in[1], name);
-    require_same_dtype(in[0], in[1], name);
+    require(in[1].dtype() == in[0].dtype() || in[1].dtype() == compute_dtype(in[0].dtype()), name,
+            "dtypes differ: ", name_of(in[0].dtype()), " x and ", name_of(in[1].dtype()), " w");
     require(in[0].rank() == 3 && in[1].rank() == 2 && in[0].size(2) == in[1].size(1), name,
             "wants x (B, T, C) and w (Hs, C), got ", in[0].shape(), " and ", in[1].shape());
     x = in[0].contiguous();
-    w = in[1].contiguous();
+    w = in[1].contiguous().to(compute_dtype(x.dtype()));
     Tensor s = empty({x.size(0), w.size(0), x.size(1)}, compute_dtype(x.dtype()), x.stream());
     launch(s.stream(), ScoreArgs{.x_BTC = x.raw(),
                                  .w_HC = w.raw(),

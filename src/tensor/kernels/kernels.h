@@ -269,7 +269,8 @@ struct CrossEntropyArgs : KernelArgs {
 
 // ---- Scores of the SparseK scoring network
 // ------------------------------------------------------------------------------------- s[b,h,t] = x[b,t,:] . w[h,:] in
-// the compute dtype, summed in an order that C alone decides. s: compute dtype.
+// the compute dtype, summed in an order that C alone decides. s and w: compute dtype (the scorer of a bf16 model is
+// fp32: its scores decide an order).
 struct ScoreArgs : KernelArgs {
   const void* x_BTC = nullptr;
   const void* w_HC = nullptr;

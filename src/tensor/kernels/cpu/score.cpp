@@ -13,8 +13,8 @@ constexpr std::int64_t kRowBlock = 64;
 
 // Out of line, so that every caller, whatever its batch, runs the very same instructions on a row.
 template <class T>
-[[gnu::noinline]] compute_t<T> dot(const T* x, const T* w, std::int64_t C) {
-  return lane_sum<compute_t<T>>(C, [x, w](std::int64_t i) { return load(x[i]) * load(w[i]); });
+[[gnu::noinline]] compute_t<T> dot(const T* x, const compute_t<T>* w, std::int64_t C) {
+  return lane_sum<compute_t<T>>(C, [x, w](std::int64_t i) { return load(x[i]) * w[i]; });
 }
 
 template <class T>
@@ -27,10 +27,10 @@ void backward_rows(const ScoreBackwardArgs& a, std::int64_t first, std::int64_t 
     std::fill(sum.begin(), sum.end(), S(0));
     for (std::int64_t h = 0; h < a.H; ++h) {
       const S g = ds[h * a.T];
-      const T* w = static_cast<const T*>(a.w_HC) + h * a.C;
+      const S* w = static_cast<const S*>(a.w_HC) + h * a.C;
       S* to = dw + h * a.C;
       S* acc = sum.data();
-      for (std::int64_t c = 0; c < a.C; ++c) acc[c] += g * load(w[c]);
+      for (std::int64_t c = 0; c < a.C; ++c) acc[c] += g * w[c];
       for (std::int64_t c = 0; c < a.C; ++c) to[c] += g * load(x[c]);
     }
     if (a.dx_BTC == nullptr) continue;
@@ -47,7 +47,7 @@ void run(const ScoreArgs& a) {
       for (std::int64_t row = begin; row < end; ++row) {
         for (std::int64_t h = 0; h < a.H; ++h) {
           static_cast<compute_t<T>*>(a.s_BHT)[(row / a.T * a.H + h) * a.T + row % a.T] =
-              dot(static_cast<const T*>(a.x_BTC) + row * a.C, static_cast<const T*>(a.w_HC) + h * a.C, a.C);
+              dot(static_cast<const T*>(a.x_BTC) + row * a.C, static_cast<const compute_t<T>*>(a.w_HC) + h * a.C, a.C);
         }
       }
     });

@@ -20,7 +20,7 @@ __device__ std::int64_t score_at(std::int64_t row, std::int64_t h, std::int64_t 
 
 template <class T, int Heads>
 __global__ void __launch_bounds__(kThreads)
-    scores(const T* __restrict__ x, const T* __restrict__ w, compute_t<T>* __restrict__ s, std::int64_t rows,
+    scores(const T* __restrict__ x, const compute_t<T>* __restrict__ w, compute_t<T>* __restrict__ s, std::int64_t rows,
            std::int64_t T_, std::int64_t C, std::int64_t H, bool wide) {
   using S = compute_t<T>;
   constexpr int N = kPack<T>;
@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t h0 = 0; h0 < H; h0 += Heads) {
     S sum[kRows][Heads] = {};
     for (std::int64_t i = lane * N; i < C; i += 32 * N) {
-      Pack<T, N> xs[kRows], ws[Heads];
+      Pack<T, N> xs[kRows];
+      Pack<S, N> ws[Heads];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) xs[r] = load_part<N>(x + min(row0 + r, rows - 1) * C + i, C - i, wide);
 #pragma unroll
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-          for (int h = 0; h < Heads; ++h) sum[r][h] = fma(to_compute(xs[r].at[k]), to_compute(ws[h].at[k]), sum[r][h]);
+          for (int h = 0; h < Heads; ++h) sum[r][h] = fma(to_compute(xs[r].at[k]), ws[h].at[k], sum[r][h]);
         }
       }
     }
@@ -58,8 +59,8 @@ __global__ void __launch_bounds__(kThreads)
 // dx = sum over heads of ds w, heads in order. A warp takes kRows rows and 32 packs of channels.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    score_dx(const compute_t<T>* __restrict__ ds, const T* __restrict__ w, T* __restrict__ dx, std::int64_t rows,
-             std::int64_t T_, std::int64_t C, std::int64_t H, std::int64_t spans, bool wide) {
+    score_dx(const compute_t<T>* __restrict__ ds, const compute_t<T>* __restrict__ w, T* __restrict__ dx,
+             std::int64_t rows, std::int64_t T_, std::int64_t C, std::int64_t H, std::int64_t spans, bool wide) {
   using S = compute_t<T>;
   constexpr int N = kPack<T>;
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -72,12 +73,12 @@ __global__ void __launch_bounds__(kThreads)
   S sum[kRows][N] = {};
 #pragma unroll 2
   for (std::int64_t h = 0; h < H; ++h) {
-    const Pack<T, N> ws = load_part<N>(w + h * C + i, C - i, wide);
+    const Pack<S, N> ws = load_part<N>(w + h * C + i, C - i, wide);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const S g = ds[at[r] + h * T_];
 #pragma unroll
-      for (int k = 0; k < N; ++k) sum[r][k] = fma(g, to_compute(ws.at[k]), sum[r][k]);
+      for (int k = 0; k < N; ++k) sum[r][k] = fma(g, ws.at[k], sum[r][k]);
     }
   }
 #pragma unroll
@@ -142,7 +143,7 @@ void run(const ScoreArgs& a, Stream stream) {
   dispatch_float(a.dtype, "score", [&]<class T>() {
     constexpr int N = kPack<T>;
     const T* x = static_cast<const T*>(a.x_BTC);
-    const T* w = static_cast<const T*>(a.w_HC);
+    const auto* w = static_cast<const compute_t<T>*>(a.w_HC);
     const bool wide = a.C % N == 0 && aligned<N>(x) && aligned<N>(w);
     const auto blocks = static_cast<unsigned>((rows + kWarps * kRows - 1) / (kWarps * kRows));
     const auto kernel = a.H >= 4 ? scores<T, 4> : scores<T, 1>;
@@ -159,7 +160,7 @@ void run(const ScoreBackwardArgs& a, Stream stream) {
     constexpr int N = kPack<T>;
     const S* ds = static_cast<const S*>(a.ds_BHT);
     const T* x = static_cast<const T*>(a.x_BTC);
-    const T* w = static_cast<const T*>(a.w_HC);
+    const auto* w = static_cast<const compute_t<T>*>(a.w_HC);
     T* dx = static_cast<T*>(a.dx_BTC);
     const std::int64_t spans = (a.C + 32 * N - 1) / (32 * N);
     if (dx != nullptr && rows * a.C > 0) {
