@@ -3,6 +3,7 @@
 #include <cstring>
 #include <thread>
 
+#include "support/gpu.h"
 #include "tensor/kernel_case.h"
 
 using namespace sieve;
@@ -132,4 +133,15 @@ TEST_CASE("tensors in static variables may outlive everything") {
   static Tensor forever;
   forever = zeros({100}, DType::f32);  // freed after main: a crash or a leak report would fail the test program
   CHECK(forever.defined());
+}
+
+// Kernels read null as "not given": an empty tensor is given.
+TEST_CASE("GPU: an empty tensor has an address, and counts no bytes", "[gpu][small]") {
+  SIEVE_NEEDS_GPU();
+  const std::int64_t before = memory_stats(gpu_stream().device).current_bytes;
+  const Tensor t = empty({0, 3}, DType::f32, gpu_stream()), copy = zeros({3, 0}, DType::bf16).to(gpu_stream());
+  CHECK(t.raw() != nullptr);
+  CHECK(copy.raw() != nullptr);
+  CHECK(memory_stats(gpu_stream().device).current_bytes == before);
+  CHECK(copy.to(Stream{}).shape() == Shape{3, 0});
 }
