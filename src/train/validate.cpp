@@ -11,7 +11,8 @@ double validation_loss(const Decoder& model, const ValidationSet& set, Communica
     const Batch batch = set.block(b);
     Tensor losses;
     model.loss_sum({batch.tokens, batch.targets, batch.document_starts}, &losses);
-    for (const float loss : losses.to(Stream{}).span<float>()) sums.data<double>()[b] += static_cast<double>(loss);
+    losses = losses.to(Stream{});
+    for (const float loss : losses.span<float>()) sums.data<double>()[b] += static_cast<double>(loss);
     comm.progress().beat();
   }
   comm.all_reduce(sums, ReduceOp::sum, "validation sums");

@@ -146,8 +146,9 @@ def test_json_lines_that_are_not_json():
 def test_out_of_memory():
     with Folder() as f:
         limit = 1 << 30  # of the address space: the machine itself would swap or kill first
+        few = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}  # their stacks count too, on many cores
         r = f.run("pretrain", "tiny.yaml", "model.d_model=512", "model.n_layers=12", "train.global_batch=8Ki", "train.micro_batch=128",
-                  code=4, before=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+                  code=4, env=few, before=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
         expect(r.err, "out of memory", "weights", "optimizer", "activations", "shrink train.micro_batch=64: ", "shrink train.recompute=")
 
 
