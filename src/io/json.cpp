@@ -129,6 +129,7 @@ class StrictBuilder final : public nlohmann::json_sax<Json> {
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& name, const JsonLimits& limits) {
+  if (text.empty()) fail(limits.code, "json", name, ": byte 1: unexpected end of input: the text is empty");
   StrictBuilder builder(name, limits);
   const char* begin = text.data();
   const char* end = begin + text.size();

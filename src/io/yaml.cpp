@@ -212,9 +212,11 @@ ConfigNode parse_yaml(std::string_view text, const ConfigOrigin& source, const s
     ConfigOrigin origin = source;
     if (source.line != 0 && !e.mark.is_null()) origin.line = e.mark.line + 1, origin.column = e.mark.column + 1;
     const bool alias = e.msg.find("anchor") != std::string::npos;
+    // Newer versions of the library name the anchor, which repeats what stands at the place shown.
+    const std::string what = e.msg.substr(0, e.msg.find(": "));
     throw Error(Exit::config,
                 problem_text({origin, path,
-                              cat("YAML syntax: ", e.msg,
+                              cat("YAML syntax: ", alias ? what : e.msg,
                                   alias ? " (values that begin with \"*\" or \"&\" must be quoted)" : "")}));
   }
   ConfigNode root = builder.take();

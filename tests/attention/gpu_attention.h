@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/dense.h"
 #include "attention_cases.h"
 #include "support/gpu.h"
 
@@ -13,9 +14,17 @@ namespace sieve::test {
 inline Tensor on_gpu(const Tensor& t) { return t.defined() ? t.to(gpu_stream()) : t; }
 inline Tensor on_host(const Tensor& t) { return t.defined() ? t.to(Stream{}) : t; }
 
+// What is tested here is the project's engine, also where the fused library would serve the layer.
+class EngineOnly {
+ public:
+  EngineOnly() { allow_dense_attention(false); }
+  ~EngineOnly() { allow_dense_attention(true); }
+};
+
 // run_engine() on the GPU; the results come back to the host.
 inline EngineRun run_on_gpu(const ReferenceInput& in, DType dtype, const std::vector<double>& dout,
                             SelectionStats* stats = nullptr) {
+  const EngineOnly engine;
   const Variable qkv = Variable::leaf(on_gpu(tensor_of(in.qkv, {in.B, in.T, in.spec.qkv_features()}, dtype)));
   Variable scores;
   if (in.spec.kind == AttentionKind::sparsek) {

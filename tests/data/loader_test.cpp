@@ -231,7 +231,10 @@ TEST_CASE("document starts follow the documents", "[loader]") {
       {0, 0, 0, 3, 4}, {0, 0, 0, 0, 0}, {0, 0, 2, 2, 2}, {0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}};
   for (std::int64_t m = 0; m < 5; ++m) {
     const Batch b = set.micro_batch(m, 1);
-    CHECK(values(b.document_starts) == expected[values(b.tokens)[0] / 5]);
+    const auto& starts = expected[values(b.tokens)[0] / 5];
+    const bool one_document = starts.back() == 0;
+    REQUIRE(b.document_starts.defined() != one_document);  // a row of one document needs no mask
+    if (!one_document) CHECK(values(b.document_starts) == starts);
   }
 }
 

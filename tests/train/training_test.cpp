@@ -69,6 +69,7 @@ log: {every: 2, peak_tflops: 1}
   std::filesystem::path run(const std::string& name) const { return scratch / name; }
   TrainOptions options(const std::string& name, std::vector<std::string> overrides) const {
     overrides.push_back("run.dir=" + run(name).string());
+    overrides.push_back("device.type=cpu");  // these tests are about the CPU, also on a machine with GPUs
     return {.config = (scratch / "tiny.yaml").string(),
             .overrides = overrides,
             .progress = false,
