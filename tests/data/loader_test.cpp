@@ -238,6 +238,19 @@ TEST_CASE("document starts follow the documents", "[loader]") {
   }
 }
 
+TEST_CASE("one row of several documents keeps the mask of its whole batch", "[loader]") {
+  const TrainingSet set({{counting(30, {0, 3, 4, 12}), {}}}, 5, 3, true);
+  const std::vector<std::int32_t> expected[5] = {
+      {0, 0, 0, 3, 4}, {0, 0, 0, 0, 0}, {0, 0, 2, 2, 2}, {0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}};
+  const Batch b = set.micro_batch(0, 5);  // an epoch
+  REQUIRE(b.document_starts.defined());
+  const auto tokens = values(b.tokens), starts = values(b.document_starts);
+  for (std::ptrdiff_t row = 0; row < 5; ++row) {
+    const auto first = starts.begin() + 5 * row;
+    CHECK(std::vector<std::int32_t>(first, first + 5) == expected[tokens[static_cast<std::size_t>(5 * row)] / 5]);
+  }
+}
+
 TEST_CASE("errors of the prefetching thread reach next(), after what was ready", "[loader][threads]") {
   for (const int prefetch : {0, 1, 4}) {
     const auto set = std::make_shared<TrainingSet>(std::vector<TrainingSet::Source>{{std::make_shared<Broken>(3), {}}},
