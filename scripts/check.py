@@ -26,7 +26,7 @@ HOMES = {
     r"catch2/.*": r"tests/support/.*",
 }
 # What kernels may see besides other kernel headers.
-KERNEL_VIEW = r'(core/.*|tensor/(device|dispatch|profile|cuda/check)\.h|attention/(spans|spec)\.h|.*kernels/.*|.*\.cuh)'
+KERNEL_VIEW = r'(core/.*|tensor/(device|dispatch|profile|cuda/check|cuda/runtime)\.h|attention/(spans|spec)\.h|.*kernels/.*|.*\.cuh)'
 MAX_LINES = 500
 LONGER_FOR_A_REASON = {}  # path -> reason
 

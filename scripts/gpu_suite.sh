@@ -27,6 +27,7 @@ run_tests() {
     # Catch2 answers "no tests" for programs without GPU cases; that is no failure here.
     "$program" "[gpu]" >"$out/$(basename "$program").txt" 2>&1
     local code=$?
+    ! grep -q 'GPU cases skipped' "$out/$(basename "$program").txt" || bad=1  # no device: nothing was tested
     printf '%-18s %s\n' "$(basename "$program")" "$(tail -n 3 "$out/$(basename "$program").txt" | tr '\n' ' ')"
     grep -q 'No test' "$out/$(basename "$program").txt" || [ $code -eq 0 ] || bad=1
   done
@@ -43,15 +44,20 @@ run_sanitize() {
   done
   return $bad
 }
-run_kernels() { "$bin/bench_gpu_kernels" | tee "$out/gpu_kernels.md"; }
-run_attention() { "$bin/bench_gpu_attention" | tee "$out/gpu_attention.md"; }
+run_kernels() { "$bin/bench_gpu_kernels" >"$out/gpu_kernels.md" && cat "$out/gpu_kernels.md"; }
+run_attention() { "$bin/bench_gpu_attention" >"$out/gpu_attention.md" && cat "$out/gpu_attention.md"; }
 run_curves() { python3 "$root/scripts/gpu_curves.py" "$bin" "$out" | tee "$out/curves.txt"; }
 run_step() {
   local bad=0 config=$root/configs/gpt2-124m.yaml
-  for shape in "1024 64" "4096 16" "16384 4" "65536 1"; do
+  local medium=(model.n_layers=24 model.d_model=1024 model.n_heads=16 train.recompute.activations=24)
+  : >"$out/step.txt"
+  for shape in "1024 64" "4096 16" "16384 4" "65536 1" "1024 64 ${medium[*]}"; do
     set -- $shape
-    step "$config" data.seq_len="$1" model.max_seq="$1" train.micro_batch="$2" device.precision=bf16 --steps 10 --warmup 3 || bad=1
-  done | tee "$out/step.txt"
+    step "$config" model.vocab_size=50304 data.seq_len="$1" model.max_seq="$1" train.micro_batch="$2" "${@:3}" --steps 10 --warmup 3 \
+      >"$out/one.txt" 2>&1 || bad=1
+    tee -a "$out/step.txt" <"$out/one.txt"
+  done
+  rm -f "$out/one.txt"
   return $bad
 }
 

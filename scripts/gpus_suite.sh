@@ -14,6 +14,7 @@ mkdir -p "$out"
 cd "$(dirname "$0")/.."
 export SIEVE_MPIRUN=${SIEVE_MPIRUN:-$(command -v mpirun || echo none)} OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 gpus=$(nvidia-smi -L | wc -l)
+[ "$gpus" -ge 2 ] || { echo "gpus_suite: $gpus GPU here; several are wanted" >&2; exit 2; }
 failed=0
 on() {  # on N arguments of sieve...
   local n=$1

@@ -108,8 +108,18 @@ bool prepared(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv
 }  // namespace
 
 bool dense_path(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv, bool documents, bool saves) {
-  if (!build::with_cudnn || !qkv.device().is_cuda() || qkv.dtype() != DType::bf16) return false;
-  if (documents || spec.head_dim % 8 != 0 || rope.rotary_dims > spec.head_dim || qkv.numel() == 0) return false;
+  if (!qkv.device().is_cuda() || spec.kind == AttentionKind::sparsek) return false;
+  if (!build::with_cudnn || qkv.dtype() != DType::bf16 || documents) {
+    static std::once_flag said;
+    std::call_once(said, [&] {
+      log_info("full and window attention by the plain engine, which is much slower than the fused one: ",
+               !build::with_cudnn ? "this program was built without cuDNN"
+               : documents        ? "a batch holds several documents a row (model.attention.document_mask)"
+                                  : "the fused one wants device.precision=bf16");
+    });
+    return false;
+  }
+  if (spec.head_dim % 8 != 0 || rope.rotary_dims > spec.head_dim || qkv.numel() == 0) return false;
   if (spec.kind == AttentionKind::sliding_window && spec.sinks > 0) return false;
   return allowed.load(std::memory_order_relaxed) && served(spec, qkv.size(1)) && prepared(spec, rope, qkv, saves);
 }

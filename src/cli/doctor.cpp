@@ -95,10 +95,11 @@ Exit run(Communicator& comm, const std::string& folder) {
   for (int i = 0; i < cuda_device_count(); ++i) {
     const DeviceInfo gpu = device_info({Device::Kind::cuda, i});
     say(cat("gpu ", i), cat(gpu.name, ", sm_", gpu.major, gpu.minor, ", ", gpu.multiprocessors, " multiprocessors, ",
-                            format_bytes(static_cast<double>(gpu.free_bytes)), " of ",
+                            format_bytes(static_cast<double>(free_memory_bytes({Device::Kind::cuda, i}))), " of ",
                             format_bytes(static_cast<double>(gpu.memory_bytes)), " free, driver for ", gpu.driver));
   }
-  if (build::with_cuda && cuda_device_count() == 0) say("gpu", "none seen (nvidia-smi; CUDA_VISIBLE_DEVICES)");
+  if (build::with_cuda && cuda_device_count() == 0)
+    say("gpu", no_cuda_reason().empty() ? "none seen (nvidia-smi; CUDA_VISIBLE_DEVICES)" : no_cuda_reason());
   say("ranks", cat(comm.size(), " by ", comm.backend()));
   say("file system", cat(fs::absolute(folder).string(), ": ", file_system_report(folder)));
   say("locks", lock_report(folder));

@@ -199,7 +199,6 @@ class CudaPool final : public MemoryPool {
       std::lock_guard lock(mutex_);
       ++stats_.allocations;
       stats_.current_bytes += static_cast<std::int64_t>(bytes);
-      stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
     }
     return std::make_shared<Buffer>(data, bytes, bytes, stream, this);
   }
@@ -213,12 +212,14 @@ class CudaPool final : public MemoryPool {
   MemoryStats stats() override {
     std::lock_guard lock(mutex_);
     MemoryStats out = stats_;
-    if constexpr (build::with_cuda) out.cached_bytes = cuda::reserved_bytes(device_) - stats_.current_bytes;
+    if constexpr (build::with_cuda) {
+      out.cached_bytes = cuda::reserved_bytes(device_) - stats_.current_bytes;
+      out.peak_bytes = cuda::peak_bytes(device_);
+    }
     return out;
   }
   void reset_peak() override {
-    std::lock_guard lock(mutex_);
-    stats_.peak_bytes = stats_.current_bytes;
+    if constexpr (build::with_cuda) cuda::reset_peak_bytes(device_);
   }
   void release() override {
     if constexpr (build::with_cuda) cuda::trim_pool(device_);
@@ -259,8 +260,7 @@ class PinnedPool final : public MemoryPool {
     void* data = nullptr;
     if constexpr (build::with_cuda) data = cuda::allocate_pinned(std::max<std::size_t>(bytes, 1));
     if (data == nullptr)
-      fail(Exit::memory, "allocator", "no page-locked memory for ", bytes,
-           " bytes (ulimit -l, or the machine is full)");
+      fail(Exit::memory, "allocator", "no page-locked memory for ", bytes, " bytes (is the machine's memory full?)");
     return std::make_shared<Buffer>(data, bytes, bytes, stream, this);
   }
   void give_back(void* data, std::size_t, std::size_t, const Stream&) override {

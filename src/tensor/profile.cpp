@@ -9,6 +9,7 @@
 #include <mutex>
 #include <utility>
 
+#include "core/error.h"
 #include "tensor/runtime.h"
 
 namespace sieve {
@@ -86,9 +87,13 @@ void KernelTimer::begin(const char* mangled_name, const Stream& stream) {
 
 void KernelTimer::end() {
   if (start_event_) {
-    Event end(stream_.device);
-    end.record(stream_);
-    KernelProfile::add(name_, std::move(*start_event_), std::move(end));
+    try {
+      Event end(stream_.device);
+      end.record(stream_);
+      KernelProfile::add(name_, std::move(*start_event_), std::move(end));
+    } catch (const Error&) {
+      // Called by a destructor. After a fault of the device the next call of the step reports it.
+    }
   } else {
     KernelProfile::add(name_, std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count());
   }

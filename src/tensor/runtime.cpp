@@ -28,6 +28,18 @@ int cuda_device_count() {
   return 0;
 }
 
+std::string no_cuda_reason() {
+  if constexpr (build::with_cuda) return cuda::no_device_reason();
+  return {};
+}
+
+std::int64_t free_memory_bytes(Device device) {
+  if constexpr (build::with_cuda) {
+    if (device.is_cuda()) return cuda::free_bytes(device);
+  }
+  return physical_memory_bytes();
+}
+
 DeviceInfo device_info(Device device) {
   if (device.is_cuda()) {
     if constexpr (build::with_cuda) return cuda::device_info(device);
@@ -36,7 +48,7 @@ DeviceInfo device_info(Device device) {
   DeviceInfo info;
   info.name = "CPU";
   info.multiprocessors = num_threads();
-  info.memory_bytes = info.free_bytes = physical_memory_bytes();
+  info.memory_bytes = physical_memory_bytes();
   return info;
 }
 

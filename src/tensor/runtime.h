@@ -10,15 +10,18 @@
 namespace sieve {
 
 int cuda_device_count();  // 0 in a build without CUDA and where the driver finds no device
+// Why the driver, which is there, shows none (too old, out of order); empty otherwise.
+std::string no_cuda_reason();
 
 struct DeviceInfo {
   std::string name;          // "NVIDIA H200"
-  std::string driver;        // "580.159"
+  std::string driver;        // what the driver supports: "CUDA 13.0"
   int major = 0, minor = 0;  // compute capability
   int multiprocessors = 0;   // SMs; cores of a CPU
-  std::int64_t memory_bytes = 0, free_bytes = 0;
+  std::int64_t memory_bytes = 0;
 };
 DeviceInfo device_info(Device device);
+std::int64_t free_memory_bytes(Device device);  // makes a GPU the calling thread's
 
 // The stream that a device's work runs on, and one beside it for what overlaps with that work (reductions, copies).
 // Created on first use, kept to the end; they do not wait for each other nor for the legacy default stream. Asking for

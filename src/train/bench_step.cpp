@@ -10,6 +10,7 @@
 #include "core/parallel_for.h"
 #include "core/rng.h"
 #include "dist/gpus.h"
+#include "dist/watchdog.h"
 #include "io/json.h"
 #include "nn/model_cost.h"
 #include "tensor/profile.h"
@@ -136,6 +137,8 @@ Exit bench_step(const BenchStepOptions& options, Communicator& comm) {
   config.model.resolve(options.vocab_size, T);
   const Stream stream = compute_stream(config.device.type, comm.local_rank());
   set_gpu_determinism(*config.run.deterministic);
+  std::optional<Watchdog> watchdog;  // a lost rank must not leave the others waiting
+  if (comm.size() > 1) watchdog.emplace(comm.progress(), comm.rank(), config.parallel.timeout);
   const Measured m = measure(options, config, comm);
   if (comm.rank() != 0) return Exit::ok;
 

@@ -4,6 +4,7 @@
 
 #include "core/build.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "core/parallel_for.h"
 
 namespace sieve {
@@ -14,6 +15,9 @@ DType compute_dtype(const RunConfig& config) {
 
 DeviceType resolve_device(DeviceType wanted) {
   const bool there = cuda_device_count() > 0;
+  const std::string reason = no_cuda_reason();
+  if (wanted == DeviceType::automatic && !reason.empty()) log_warn("no GPU is used: ", reason);
+  if (wanted == DeviceType::cuda && !reason.empty()) fail(Exit::config, "device.type", "cuda: ", reason);
   if (wanted == DeviceType::automatic) return there ? DeviceType::cuda : DeviceType::cpu;
   if (wanted == DeviceType::cuda && !there)
     fail(Exit::config, "device.type",

@@ -19,16 +19,17 @@
 namespace sieve {
 namespace {
 
-MemoryPlan memory_of(const RunConfig& config, const ModelCost& cost, const RunScale& scale) {
+MemoryPlan memory_of(const RunConfig& config, const ModelCost& cost, const RunScale& scale, int world_size) {
   const bool low = config.device.precision == Precision::bf16;
   const double n = static_cast<double>(cost.parameters);
   MemoryPlan m;
   m.weights = n * (low ? 6 : 4);
-  m.optimizer = n * 8;
+  m.optimizer = n * 8 / (config.parallel.zero > 0 ? world_size : 1);
   m.gradients = n * 4 * GradientReducer::buffers(scale.accumulation, config.run.deterministic.value_or(true));
   m.activations = cost.activation_bytes_per_token * static_cast<double>(config.train.micro_batch * config.data.seq_len);
   m.loss = cost.loss_bytes;
   if (config.checkpoint.async) m.snapshot = n * 12;
+  m.on_gpu = config.device.type == DeviceType::cuda;
   return m;
 }
 
@@ -43,7 +44,7 @@ RunPlan make_plan(const RunConfig& config, const RunScale& scale, int world_size
   RunPlan plan;
   plan.cost = model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, config.train.recompute,
                          Device{config.device.type == DeviceType::cuda ? Device::Kind::cuda : Device::Kind::cpu, 0});
-  plan.memory = memory_of(config, plan.cost, scale);
+  plan.memory = memory_of(config, plan.cost, scale, world_size);
   plan.scale = scale;
   plan.tokens = checked_product(scale.steps, scale.tokens_per_step, "plan");
   plan.world_size = world_size;
@@ -83,7 +84,8 @@ std::string plan_text(const RunPlan& p) {
   text += row("  gradients", bytes(p.memory.gradients));
   text += row("  activations", bytes(p.memory.activations));
   text += row("  loss", bytes(p.memory.loss));
-  text += row("  checkpoint copy", bytes(p.memory.snapshot) + " (rank 0)");
+  text += row("  checkpoint copy",
+              bytes(p.memory.snapshot) + (p.memory.on_gpu ? " of host memory (rank 0, not in the sum)" : " (rank 0)"));
   text += row("time", "~" + format_seconds(p.seconds) + " at " + format_fixed(100 * kAssumedUtilisation, 0) + " % of " +
                           format_fixed(p.peak_tflops * 1000, 0) + " GFLOP/s a rank");
   return text;
@@ -133,6 +135,12 @@ std::vector<std::string> memory_help(const RunConfig& config, const RunPlan& pla
     scale.micro_batches *= 2, scale.accumulation *= 2;
     offer(cat("train.micro_batch=", half.train.micro_batch), half, scale);
   }
+  RunConfig gelu = config;
+  gelu.train.recompute.activations = config.model.n_layers;
+  offer(cat("train.recompute.activations=", config.model.n_layers, " (1 to 4 % slower)"), gelu, plan.scale);
+  RunConfig shared = config;
+  shared.parallel.zero = 1;
+  offer("parallel.zero=1", shared, plan.scale);
   RunConfig recompute = config;
   recompute.train.recompute.attention = recompute.train.recompute.mlp = true;
   offer("train.recompute={attention: true, mlp: true} (slower)", recompute, plan.scale);

@@ -15,11 +15,12 @@ namespace sieve {
 struct MemoryPlan {
   double weights = 0;      // fp32 masters and bf16 copies
   double optimizer = 0;    // two fp32 moments
-  double gradients = 0;    // partial sums of the reduction tree and the one in flight
+  double gradients = 0;    // partial sums of the reduction tree
   double activations = 0;  // kept for backward, one micro-batch
   double loss = 0;         // one chunk of logits
-  double snapshot = 0;     // rank 0's copy for the checkpoint writer
-  double total() const { return weights + optimizer + gradients + activations + loss + snapshot; }
+  double snapshot = 0;     // rank 0's copy for the checkpoint writer, in host memory
+  bool on_gpu = false;     // then the snapshot is not where the rest is
+  double total() const { return weights + optimizer + gradients + activations + loss + (on_gpu ? 0 : snapshot); }
 };
 
 struct RunPlan {

@@ -16,6 +16,11 @@ inline void check(cudaError_t error, const char* what) {
   if (error == cudaErrorMemoryAllocation)
     fail(Exit::memory, "cuda", what,
          ": out of device memory; smaller micro-batches, shorter sequences or recompute need less");
+  if (error == cudaErrorNoKernelImageForDevice)
+    fail(
+        Exit::config, "cuda", what,
+        ": this program holds no code for this GPU; configure with -DCMAKE_CUDA_ARCHITECTURES=<its compute capability> "
+        "(sieve doctor shows it), or use device.type=cpu");
   fail(Exit::internal, "cuda", what, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
 }
 

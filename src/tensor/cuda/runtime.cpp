@@ -4,6 +4,7 @@
 
 #include <array>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "core/error.h"
@@ -14,22 +15,9 @@ namespace {
 
 cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
 
-// Sets the calling thread's device for a scope: every call below names its device, whatever the caller works on.
-class OnDevice {
- public:
-  explicit OnDevice(Device device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    changed_ = before_ != device.index;
-    if (changed_) check(cudaSetDevice(device.index), "cudaSetDevice");
-  }
-  ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
+// Makes the device the calling thread's, and leaves it so: going back to device 0 would open a context there, some
+// hundreds of MiB of another rank's GPU.
+void use(Device device) { check(cudaSetDevice(device.index), "cudaSetDevice"); }
 
 cudaMemPool_t pool_of(Device device) {
   cudaMemPool_t pool = nullptr;
@@ -38,7 +26,7 @@ cudaMemPool_t pool_of(Device device) {
 }
 
 std::array<void*, 2> create_streams(Device device) {
-  const OnDevice scope(device);
+  use(device);
   // Freed memory stays with the pool: giving it back at every synchronisation would map it again in every step.
   std::uint64_t keep = UINT64_MAX;
   check(cudaMemPoolSetAttribute(pool_of(device), cudaMemPoolAttrReleaseThreshold, &keep), "cudaMemPoolSetAttribute");
@@ -56,30 +44,40 @@ std::array<void*, 2> create_streams(Device device) {
 
 }  // namespace
 
-int device_count() {
-  static const int count = [] {
-    int n = 0;
-    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+namespace {
+struct Devices {
+  int count = 0;
+  std::string reason;  // why there is none, unless there simply is none
+};
+const Devices& devices() {
+  static const Devices found = [] {
+    Devices d;
+    const cudaError_t error = cudaGetDeviceCount(&d.count);
+    if (error == cudaSuccess) return d;
+    d.count = 0;
+    if (error != cudaErrorNoDevice) d.reason = cat(cudaGetErrorName(error), ": ", cudaGetErrorString(error));
+    return d;
   }();
-  return count;
+  return found;
 }
+}  // namespace
 
+int device_count() { return devices().count; }
+std::string no_device_reason() { return devices().reason; }
+
+// Opens no context: any rank may ask about any GPU.
 DeviceInfo device_info(Device device) {
-  const OnDevice scope(device);
   cudaDeviceProp prop{};
   check(cudaGetDeviceProperties(&prop, device.index), "cudaGetDeviceProperties");
   int driver = 0;
   check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
-  std::size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   DeviceInfo info;
   info.name = prop.name;
   info.driver = "CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
   info.major = prop.major;
   info.minor = prop.minor;
   info.multiprocessors = prop.multiProcessorCount;
-  info.memory_bytes = static_cast<std::int64_t>(total);
-  info.free_bytes = static_cast<std::int64_t>(free);
+  info.memory_bytes = static_cast<std::int64_t>(prop.totalGlobalMem);
   return info;
 }
 
@@ -98,7 +96,7 @@ void* stream_handle(Device device, int which) {
 void synchronize(const Stream& stream) { check(cudaStreamSynchronize(handle_of(stream)), "cudaStreamSynchronize"); }
 
 void* create_event(Device device) {
-  const OnDevice scope(device);
+  use(device);
   cudaEvent_t event = nullptr;
   check(cudaEventCreate(&event), "cudaEventCreate");
   return event;
@@ -149,7 +147,7 @@ void release(void* data, const Stream& stream) {
 }
 
 void trim_pool(Device device) {
-  const OnDevice scope(device);
+  use(device);
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   check(cudaMemPoolTrimTo(pool_of(device), 0), "cudaMemPoolTrimTo");
 }
@@ -160,8 +158,19 @@ std::int64_t reserved_bytes(Device device) {
   return static_cast<std::int64_t>(bytes);
 }
 
+std::int64_t peak_bytes(Device device) {
+  std::uint64_t bytes = 0;
+  check(cudaMemPoolGetAttribute(pool_of(device), cudaMemPoolAttrUsedMemHigh, &bytes), "cudaMemPoolGetAttribute");
+  return static_cast<std::int64_t>(bytes);
+}
+
+void reset_peak_bytes(Device device) {
+  std::uint64_t zero = 0;  // the driver takes it as "what is in use now"
+  check(cudaMemPoolSetAttribute(pool_of(device), cudaMemPoolAttrUsedMemHigh, &zero), "cudaMemPoolSetAttribute");
+}
+
 std::int64_t free_bytes(Device device) {
-  const OnDevice scope(device);
+  use(device);
   std::size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   return static_cast<std::int64_t>(free);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "tensor/device.h"
 #include "tensor/runtime.h"
@@ -10,6 +11,7 @@
 namespace sieve::cuda {
 
 int device_count();
+std::string no_device_reason();
 DeviceInfo device_info(Device device);
 void* stream_handle(Device device, int which);  // 0 main, 1 side
 void synchronize(const Stream& stream);
@@ -30,6 +32,8 @@ void* allocate(std::size_t bytes, const Stream& stream);
 void release(void* data, const Stream& stream);
 void trim_pool(Device device);               // what is free goes back to the driver
 std::int64_t reserved_bytes(Device device);  // held by the pool, in use or not
+std::int64_t peak_bytes(Device device);      // most in use at once: tensors and the working memory of kernels
+void reset_peak_bytes(Device device);
 std::int64_t free_bytes(Device device);
 
 void* allocate_pinned(std::size_t bytes);  // null if refused
