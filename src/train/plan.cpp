@@ -42,9 +42,14 @@ std::string row(const std::string& name, const std::string& value) {
 RunPlan make_plan(const RunConfig& config, const RunScale& scale, int world_size, double peak_tflops) {
   const DType compute = config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
   RunPlan plan;
-  plan.cost = model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, config.train.recompute,
-                         Device{config.device.type == DeviceType::cuda ? Device::Kind::cuda : Device::Kind::cpu, 0});
+  const Device device{config.device.type == DeviceType::cuda ? Device::Kind::cuda : Device::Kind::cpu, 0};
+  plan.cost =
+      model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, config.train.recompute, device);
   plan.memory = memory_of(config, plan.cost, scale, world_size);
+  const ModelCost keeps_all =
+      model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, {}, device);
+  plan.memory.recomputed = (keeps_all.activation_bytes_per_token - plan.cost.activation_bytes_per_token) *
+                           static_cast<double>(config.train.micro_batch * config.data.seq_len);
   plan.scale = scale;
   plan.tokens = checked_product(scale.steps, scale.tokens_per_step, "plan");
   plan.world_size = world_size;
@@ -83,6 +88,7 @@ std::string plan_text(const RunPlan& p) {
   text += row("  optimizer", bytes(p.memory.optimizer));
   text += row("  gradients", bytes(p.memory.gradients));
   text += row("  activations", bytes(p.memory.activations));
+  if (p.memory.recomputed > 0) text += row("  recompute saves", bytes(p.memory.recomputed) + " (not in the sum)");
   text += row("  loss", bytes(p.memory.loss));
   text += row("  checkpoint copy",
               bytes(p.memory.snapshot) + (p.memory.on_gpu ? " of host memory (rank 0, not in the sum)" : " (rank 0)"));
@@ -109,6 +115,7 @@ Json plan_json(const RunPlan& p) {
                 {"optimizer", p.memory.optimizer},
                 {"gradients", p.memory.gradients},
                 {"activations", p.memory.activations},
+                {"recomputed", p.memory.recomputed},
                 {"loss", p.memory.loss},
                 {"snapshot", p.memory.snapshot}}},
               {"peak_tflops", p.peak_tflops},

@@ -17,6 +17,7 @@ struct MemoryPlan {
   double optimizer = 0;    // two fp32 moments
   double gradients = 0;    // partial sums of the reduction tree
   double activations = 0;  // kept for backward, one micro-batch
+  double recomputed = 0;   // not kept because train.recompute makes it again
   double loss = 0;         // one chunk of logits
   double snapshot = 0;     // rank 0's copy for the checkpoint writer, in host memory
   bool on_gpu = false;     // then the snapshot is not where the rest is
