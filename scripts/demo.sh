@@ -58,4 +58,4 @@ awk -v b="$bytes" -v p="$packed" 'BEGIN { printf "gzip -9 · bits/byte %.4f   (a
 say "a sample"
 "$sieve" generate runs/demo --prompt "// " --max-new-tokens 200 --temperature 0.8 --top-k 50 --seed 1
 echo
-say "done: runs/demo holds the checkpoints, metrics and samples; sieve help start says what to do next"
+say "done: runs/demo holds the checkpoints, metrics and samples; $sieve help start says what to do next"

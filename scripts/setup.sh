@@ -44,7 +44,7 @@ for name in archive.namelist():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(archive.read(name))
 END
-    echo "setup: cuDNN's frontend is in $deps/cudnn_frontend; configure the cuda preset again" >&2
+    echo "setup: cuDNN's frontend is in $deps/cudnn_frontend (for builds of the cuda preset)" >&2
   else
     echo "setup: the headers of cuDNN's frontend could not be fetched from PyPI; attention on GPUs will use sieve's own kernels." >&2
     echo "       Later: bash scripts/setup.sh, or with a downloaded wheel: SIEVE_CUDNN_FRONTEND=nvidia_cudnn_frontend-$version-*.whl bash scripts/setup.sh" >&2

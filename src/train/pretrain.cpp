@@ -281,6 +281,7 @@ Exit start_training(const TrainOptions& options, bool finetune, Communicator& co
   RunData data;
   on_every_rank(comm, "opening the data", [&] { data = open_run_data(config, start.loaded.tree); });
   resolve_config(config, data.tokenizer->vocab_size(), comm.size());
+  resolve_device(config.device.type);  // asked for and not there: said before anything is opened on it
   const std::string yaml = dump_yaml(config, start.loaded.tree);
   if (options.print_config) {
     if (comm.rank() == 0) std::cout << yaml;
