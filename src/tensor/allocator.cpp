@@ -228,14 +228,7 @@ class CudaPool final : public MemoryPool {
  private:
   void* take(std::size_t bytes, const Stream& stream) {
     void* data = nullptr;
-    if constexpr (build::with_cuda) {
-      data = cuda::allocate(bytes, stream);
-      if (data == nullptr) {
-        // What other streams or earlier steps left in the pool may be in pieces: give it back and ask once more.
-        cuda::trim_pool(device_);
-        data = cuda::allocate(bytes, stream);
-      }
-    }
+    if constexpr (build::with_cuda) data = cuda::allocate(bytes, stream);
     if (data == nullptr) exhausted(bytes);
     return data;
   }

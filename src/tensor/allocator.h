@@ -17,7 +17,7 @@ namespace sieve {
 
 struct MemoryStats {
   std::int64_t current_bytes = 0;  // in live tensors
-  std::int64_t peak_bytes = 0;     // highest current_bytes since reset_peak; on a GPU with the kernels\' working memory
+  std::int64_t peak_bytes = 0;     // highest current_bytes since reset_peak; on a GPU with the kernels' working memory
   std::int64_t cached_bytes = 0;   // held for reuse
   std::int64_t allocations = 0;    // blocks handed out since the start
   std::int64_t system_allocations = 0;  // of them, those that the cache could not serve

@@ -42,9 +42,6 @@ std::array<void*, 2> create_streams(Device device) {
   return streams;
 }
 
-}  // namespace
-
-namespace {
 struct Devices {
   int count = 0;
   std::string reason;  // why there is none, unless there simply is none
@@ -60,6 +57,7 @@ const Devices& devices() {
   }();
   return found;
 }
+
 }  // namespace
 
 int device_count() { return devices().count; }
@@ -89,7 +87,7 @@ void* stream_handle(Device device, int which) {
   const auto index = static_cast<std::size_t>(device.index);
   if (streams.size() <= index) streams.resize(index + 1);
   if (streams[index][0] == nullptr) streams[index] = create_streams(device);
-  check(cudaSetDevice(device.index), "cudaSetDevice");  // launches want their stream's device to be the thread's
+  use(device);  // launches want their stream's device to be the thread's
   return streams[index][static_cast<std::size_t>(which)];
 }
 
@@ -131,14 +129,16 @@ void copy_bytes(void* dst, const Stream& to, const void* src, const Stream& from
 }
 
 void* allocate(std::size_t bytes, const Stream& stream) {
-  void* data = nullptr;
-  const cudaError_t error = cudaMallocAsync(&data, bytes, handle_of(stream));
-  if (error == cudaErrorMemoryAllocation) {
+  for (const bool last : {false, true}) {
+    void* data = nullptr;
+    const cudaError_t error = cudaMallocAsync(&data, bytes, handle_of(stream));
+    if (error == cudaSuccess) return data;
+    if (error != cudaErrorMemoryAllocation) check(error, "cudaMallocAsync");
     cudaGetLastError();  // it is handled
-    return nullptr;
+    // What other streams or earlier steps left in the pool may be in pieces: give it back and ask once more.
+    if (!last) trim_pool(stream.device);
   }
-  check(error, "cudaMallocAsync");
-  return data;
+  return nullptr;
 }
 
 void release(void* data, const Stream& stream) {

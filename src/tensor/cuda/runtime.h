@@ -27,7 +27,7 @@ double seconds_between(void* earlier, void* later);
 void copy_bytes(void* dst, const Stream& to, const void* src, const Stream& from, std::size_t bytes);
 
 // Stream-ordered: the block may be used by work queued on `stream` after allocate, and up to the work queued before
-// release. Null where the device has no memory left.
+// release. Null where the device has no memory left, also after what the pool kept went back to the driver.
 void* allocate(std::size_t bytes, const Stream& stream);
 void release(void* data, const Stream& stream);
 void trim_pool(Device device);               // what is free goes back to the driver

@@ -9,10 +9,6 @@ namespace sieve::cuda {
 Scratch::Scratch(std::size_t bytes, const Stream& stream) : stream_(stream) {
   if (bytes == 0) return;
   data_ = allocate(bytes, stream);
-  if (data_ == nullptr) {  // what the pool keeps may be in pieces
-    trim_pool(stream.device);
-    data_ = allocate(bytes, stream);
-  }
   if (data_ == nullptr)
     fail(Exit::memory, "cuda", "out of memory on ", stream.device.str(), ": ", bytes,
          " bytes of working memory wanted; smaller micro-batches, shorter sequences or recompute need less");
