@@ -35,6 +35,16 @@ def test_k_larger_than_the_context():
         expect(f.run("config", "check", "tiny.yaml", code=2).err, "tiny.yaml:10:", "model.attention.kinds.sk.k", "65", "64")
 
 
+def test_gpu_that_is_not_there():
+    with Folder() as f:
+        expect(f.run("pretrain", "tiny.yaml", "device.type=cuda", code=2).err, "device.type", "cuda", "auto or cpu")
+        assert not (f.path / "run").exists()
+        expect(f.run("pretrain", "tiny.yaml", "device.type=cdua", code=2).err, "device.type", "cdua", "cuda")
+        f.run("pretrain", "tiny.yaml", "train.steps=4", "device.type=auto")
+        expect(f.run("eval", "run", "--device", "cuda", code=2).err, "cuda")
+        expect(f.run("generate", "run", "--prompt", "a", "--device", "gpu", code=2).err, '"gpu"', "cuda")
+
+
 def test_batch_that_does_not_divide():
     with Folder(prepared=False) as f:
         r = f.run("config", "check", "tiny.yaml", "train.global_batch=500", code=2)

@@ -52,6 +52,10 @@ def test_plan_and_config():
     with Folder() as f:
         plan = json.loads(f.run("plan", "tiny.yaml", "--json", "--peak-tflops", "1").out)
         assert plan["steps"] == 12
+        there = json.loads(f.run("plan", "tiny.yaml", "--json", "--gpu", "h200", "device.precision=bf16").out)  # no GPU is needed for that
+        assert there["peak_tflops"] == 989, there["peak_tflops"]
+        expect(f.run("plan", "tiny.yaml", "--gpu", "h2000", code=2).err, "h2000", "h200")
+        expect(f.run("plan", "tiny.yaml", "device.type=cuda", code=2).err, "--gpu")
         expect(f.run("config", "show", "tiny.yaml", "train.steps=9", env={"SIEVE_train__optimizer__lr": "1e-2"}).out, "steps: 9", "command line",
                "lr: 0.01", "SIEVE_train__optimizer__lr", "tiny.yaml:")
         expect(f.run("config", "explain", "train.schedule.warmup").out, "default")

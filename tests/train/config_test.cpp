@@ -194,6 +194,26 @@ TEST_CASE("a plan that does not fit says how to shrink it") {
   has(all, "train.micro_batch=4: " + format_bytes(left) + "/rank");
 }
 
+TEST_CASE("a plan counts what is shared, what is made again and what lies elsewhere") {
+  const ConfigFile file;
+  const auto plan_of = [&](const std::vector<std::string>& more, int ranks) {
+    RunConfig c = load_run_config(file.path, more, ranks).config;
+    resolve_config(c, 300, ranks);
+    return make_plan(c, scale_of(c, ranks, 0), ranks, 1.0).memory;
+  };
+  const MemoryPlan plain = plan_of({"device.type=cpu"}, 2), shared = plan_of({"device.type=cpu", "parallel.zero=1"}, 2);
+  CHECK(shared.optimizer * 2 == plain.optimizer);
+  CHECK(plain.recomputed == 0);
+  const MemoryPlan again = plan_of({"device.type=cpu", "train.recompute.mlp=true"}, 2);
+  CHECK(again.recomputed > 0);
+  CHECK(again.recomputed == Approx(plain.activations - again.activations));
+  const MemoryPlan gpu = plan_of({"device.type=cuda"}, 2);  // planned here, wherever it will run
+  CHECK(gpu.snapshot > 0);
+  CHECK(gpu.total() == gpu.weights + gpu.optimizer + gpu.gradients + gpu.activations + gpu.loss);
+  CHECK(plain.total() ==
+        plain.weights + plain.optimizer + plain.gradients + plain.activations + plain.loss + plain.snapshot);
+}
+
 TEST_CASE("config check tells the two schemas apart") {
   const ConfigFile file;
   CHECK_NOTHROW(check_config(file.path, {}, 1));
