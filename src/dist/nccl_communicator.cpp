@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "dist/gpus.h"
 #include "tensor/cuda/check.h"
 
 namespace sieve {
@@ -207,11 +208,7 @@ class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const Launch& launch, const std::string& folder, double timeout)
       : Communicator(launch.rank, launch.size), local_rank_(launch.local_rank) {
-    const int devices = cuda_device_count();
-    if (local_rank_ >= devices)
-      fail(Exit::config, "nccl", "rank ", local_rank_, " of this machine wants a GPU of its own, and there are ",
-           devices);
-    const Device device{Device::Kind::cuda, local_rank_};
+    const Device device = gpu_of_rank(local_rank_, cuda_device_count());
     main_stream(device);  // makes the device this thread's
     auto collectives =
         std::make_unique<NcclCollectives>(*this, progress(), device, meet_in_folder(launch, folder, timeout), timeout);

@@ -16,6 +16,7 @@ std::string no_cuda_reason();
 struct DeviceInfo {
   std::string name;          // "NVIDIA H200"
   std::string driver;        // what the driver supports: "CUDA 13.0"
+  std::string bus;           // PCI bus id, "0000:1B:00.0": one GPU of a machine, whatever number a process gives it
   int major = 0, minor = 0;  // compute capability
   int multiprocessors = 0;   // SMs; cores of a CPU
   std::int64_t memory_bytes = 0;

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/parallel_for.h"
+#include "dist/gpus.h"
 
 namespace sieve {
 
@@ -35,11 +36,7 @@ DeviceType device_from_name(std::string_view name) {
 
 Stream compute_stream(DeviceType resolved, int local_rank) {
   if (resolved != DeviceType::cuda) return main_stream({});
-  const int devices = cuda_device_count();
-  if (local_rank >= devices)
-    fail(Exit::config, "device.type", "rank ", local_rank, " of this machine wants a GPU of its own, and there are ",
-         devices, "; start at most ", devices, " ranks a machine, or use device.type=cpu");
-  return main_stream({Device::Kind::cuda, local_rank});
+  return main_stream(gpu_of_rank(local_rank, cuda_device_count()));
 }
 
 std::string describe_device(const Stream& stream) {

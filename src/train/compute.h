@@ -14,8 +14,7 @@ DeviceType resolve_device(DeviceType wanted);
 
 DeviceType device_from_name(std::string_view name);  // auto, cpu, cuda; Exit::config otherwise
 
-// The stream a rank computes on: the CPU's, or the main stream of the GPU with the number of the rank on this machine.
-// Exit::config when the machine has fewer GPUs than ranks.
+// The stream a rank computes on: the CPU's, or the main stream of its GPU (gpu_of_rank).
 Stream compute_stream(DeviceType resolved, int local_rank);
 
 // "NVIDIA H200" or "CPU, 2 threads"

@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "data/prepare.h"
 #include "data/token_store.h"
+#include "dist/gpus.h"
 #include "dist/watchdog.h"
 #include "io/json.h"
 #include "io/text_input.h"
@@ -354,6 +355,7 @@ Exit evaluate(const EvalOptions& options, Communicator& comm) {
   constexpr double kTimeout = 600;  // seconds
   std::optional<Watchdog> watchdog;
   if (comm.size() > 1) watchdog.emplace(comm.progress(), comm.rank(), kTimeout);
+  check_own_gpus(comm, compute_stream(device, comm.local_rank()).device);
   std::vector<Result> results;
   std::vector<std::filesystem::path> paths;
   for (const auto& checkpoint : eval.checkpoints) {

@@ -60,7 +60,7 @@ Tensor pattern(std::int64_t n, int rank, DType dtype) {
 // Where the tensors of this rank lie. Connects the GPUs where there are some.
 Stream place_of(Communicator& comm, const Arguments& args) {
   if (!has(args, "--gpu")) return {};
-  const Device device{Device::Kind::cuda, comm.local_rank()};
+  const Device device = gpu_of_rank(comm.local_rank(), cuda_device_count());
   const Stream stream = main_stream(device);
   connect_gpus(comm, device, 60);
   return stream;

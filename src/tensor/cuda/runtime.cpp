@@ -71,6 +71,9 @@ DeviceInfo device_info(Device device) {
   check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
   DeviceInfo info;
   info.name = prop.name;
+  char bus[32] = {};
+  check(cudaDeviceGetPCIBusId(bus, sizeof bus, device.index), "cudaDeviceGetPCIBusId");
+  info.bus = bus;
   info.driver = "CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
   info.major = prop.major;
   info.minor = prop.minor;
