@@ -54,6 +54,11 @@ Launch detect_launch(const Environment& environment) {
   Launch launch = environment("SIEVE_RANK") ? read(environment, Launcher::none, "SIEVE_WORLD_SIZE", "SIEVE_RANK")
                                             : launcher_of(environment);
   launch.meeting_folder = where.substr(kFile.size());
+  // Ranks that were numbered by hand may each be a start of their own.
+  for (const char* name : {"PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID"}) {
+    const char* part = environment("SIEVE_RANK") ? nullptr : environment(name);
+    if (part != nullptr) launch.job += cat(launch.job.empty() ? "" : ".", part);
+  }
   for (const char* name : {"SIEVE_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"}) {
     if (environment(name) == nullptr) continue;
     launch.local_rank = number(environment, name, 0);

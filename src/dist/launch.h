@@ -14,6 +14,7 @@ struct Launch {
   int size = 1;  // as the launcher says
   int local_rank = 0;
   std::string meeting_folder;  // without MPI: where the ranks meet
+  std::string job;             // the launcher's name of this start, where it gives one
 };
 
 // mpirun: OMPI_COMM_WORLD_{SIZE,RANK} (Open MPI) or PMI_{SIZE,RANK} (MPICH and its kin); srun: SLURM_STEP_NUM_TASKS and

@@ -5,16 +5,14 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #include "core/error.h"
 #include "dist/gpus.h"
+#include "dist/meeting.h"
 #include "tensor/cuda/check.h"
 
 namespace sieve {
@@ -179,42 +177,17 @@ class NcclCollectives final : public DeviceCollectives {
   ncclComm_t comm_ = nullptr;
 };
 
-// Rank 0 leaves an id in the folder, complete from the moment it has its name; the others wait for it.
-ncclUniqueId meet_in_folder(const Launch& launch, const std::filesystem::path& folder, double timeout) {
-  const auto file = folder / "nccl_id";
-  if (launch.rank == 0) {
-    if (std::filesystem::exists(file))
-      fail(Exit::peer, "nccl", file.string(), " is left from an earlier run: give every run a folder of its own");
-    const ncclUniqueId id = new_id();
-    const auto aside = folder / "nccl_id.tmp";
-    std::ofstream(aside, std::ios::binary) << bytes_of(id);
-    std::error_code failed;
-    std::filesystem::rename(aside, file, failed);
-    if (failed) fail(Exit::peer, "nccl", file.string(), ": ", failed.message());
-    return id;
-  }
-  const auto begin = Clock::now();
-  while (!std::filesystem::exists(file)) {
-    if (seconds_since(begin) > timeout)
-      fail(Exit::peer, "nccl", "rank ", launch.rank, ": no ", file.string(), " after ", timeout,
-           " s: do all ranks see this folder, and has rank 0 started?");
-    std::this_thread::sleep_for(20ms);
-  }
-  std::ifstream in(file, std::ios::binary);
-  return id_of({std::istreambuf_iterator<char>(in), {}});
-}
-
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const Launch& launch, const std::string& folder, double timeout)
       : Communicator(launch.rank, launch.size), local_rank_(launch.local_rank) {
     const Device device = gpu_of_rank(local_rank_, cuda_device_count());
     main_stream(device);  // makes the device this thread's
-    auto collectives =
-        std::make_unique<NcclCollectives>(*this, progress(), device, meet_in_folder(launch, folder, timeout), timeout);
+    const std::string id = meet_in_folder(launch, folder, timeout, [] { return bytes_of(new_id()); });
+    auto collectives = std::make_unique<NcclCollectives>(*this, progress(), device, id_of(id), timeout);
     gpus_ = collectives.get();
     connect(std::move(collectives));
-    if (rank() == 0) std::filesystem::remove(std::filesystem::path(folder) / "nccl_id");
+    if (rank() == 0) clear_meeting(folder);
   }
   std::string_view backend() const override { return "nccl"; }
   int local_rank() const override { return local_rank_; }

@@ -54,12 +54,17 @@ TEST_CASE("ranks that meet in a folder are told by the launcher or by hand") {
   const Launch slurm = launched({{"SIEVE_NCCL_INIT", "file:/shared/job7"},
                                  {"SLURM_STEP_NUM_TASKS", "8"},
                                  {"SLURM_PROCID", "5"},
+                                 {"SLURM_JOB_ID", "31"},
+                                 {"SLURM_STEP_ID", "2"},
                                  {"SLURM_LOCALID", "1"}});
+  CHECK(slurm.job == "31.2");
   CHECK(slurm.meeting_folder == "/shared/job7");
   CHECK(slurm.size == 8);
   CHECK(slurm.rank == 5);
   CHECK(slurm.local_rank == 1);
-  const Launch hand = launched({{"SIEVE_NCCL_INIT", "file:x"}, {"SIEVE_RANK", "1"}, {"SIEVE_WORLD_SIZE", "2"}});
+  const Launch hand =
+      launched({{"SIEVE_NCCL_INIT", "file:x"}, {"SIEVE_RANK", "1"}, {"SIEVE_WORLD_SIZE", "2"}, {"SLURM_STEP_ID", "2"}});
+  CHECK(hand.job.empty());  // each rank may be a step of its own
   CHECK(hand.size == 2);
   CHECK(hand.rank == 1);
   CHECK(launched({{"SLURM_STEP_NUM_TASKS", "8"}, {"SLURM_PROCID", "5"}}).meeting_folder.empty());
