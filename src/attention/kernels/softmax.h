@@ -54,12 +54,20 @@ struct PlanView {
 // What a GPU visits instead of a PlanView: it computes the spans from `window` and `sinks` as spans.h does, and gathers
 // the rows of lists that kernels fill, so that no array crosses to the host.
 //
-// The rows of a list: keys that some query of [list * queries, (list + 1) * queries) sees as selected, ascending.
+// The rows of a list: keys that some query of [list * queries, (list + 1) * queries), those of the sequence, sees as
+// selected. Three runs follow each other, keys ascending inside each (RowRun): a kernel can leave masks out of the
+// first two and gates out of the first.
 struct RowLists {
-  std::int32_t* keys = nullptr;    // (B, Hs, lists, capacity)
-  std::int32_t* counts = nullptr;  // (B, Hs, lists)
+  std::int32_t* keys = nullptr;  // (B, Hs, lists, capacity)
+  std::int32_t* ends = nullptr;  // (B, Hs, lists, kRowRuns): where each run ends; the last one is the list's count
   std::int64_t queries = 0, lists = 0, capacity = 0;
 };
+enum RowRun : int {
+  kSteadyRows = 0,   // every query of the list sees the key, with m = 1 (without thresholds: as kWholeRows)
+  kWholeRows = 1,    // every query of the list sees the key
+  kPartialRows = 2,  // some query does
+};
+inline constexpr int kRowRuns = 3;
 inline constexpr std::int64_t kRowListQueries = 512;  // of the lists that dK and dV are summed over
 // At most k members at the first query and one newcomer at each later one.
 constexpr std::int64_t row_list_capacity(std::int64_t T, std::int64_t k, std::int64_t queries) {
@@ -72,11 +80,12 @@ struct DevicePlan {
   // Gathered rows: key j is seen by the queries from <= i < to with i >= j + window, (B, Hs, T). Null: none.
   const std::int32_t* from_BHT = nullptr;
   const std::int32_t* to_BHT = nullptr;
-  std::int64_t heads = 0;  // Hs
-  RowLists tiles;          // of kQueryTile queries
-  RowLists chunks;         // of kRowListQueries queries; backward only
+  const std::int32_t* band_from_BHT = nullptr;  // m = 1 for i < band_from (kernels/select.h); null: no thresholds
+  std::int64_t heads = 0;                       // Hs
+  RowLists tiles;                               // of the queries that a block of the forward pass works on
+  RowLists chunks;                              // of a multiple of them; dK and dV are summed over these
 };
-// Fills plan.tiles by way of plan.chunks.
+// Fills plan.tiles and plan.chunks. Working memory: 16 bytes a key and row.
 struct RowListArgs : KernelArgs {
   DevicePlan plan;
   std::int64_t B = 0, T = 0;
