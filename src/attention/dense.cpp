@@ -68,8 +68,12 @@ RotaryTable table_of(const RopeSpec& rope, const Tensor& qkv) {
 // A slice may begin anywhere; the kernels load 16 bytes at a time.
 Tensor aligned(const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0 ? t : t.clone(); }
 
+struct Answer {
+  bool yes = false, lasting = true;
+};
+
 // Makes forward's and backward's plans, side by side, so that no surprise is left for backward.
-bool prepare(DenseAttentionBackwardArgs args, bool saves, const Tensor& qkv) {
+Answer prepare(DenseAttentionBackwardArgs args, bool saves, const Tensor& qkv) {
   if constexpr (build::with_cudnn) {
     float kept = 0;  // only whether statistics are kept is looked at
     if (saves) args.forward.statistics_BHT = &kept;
@@ -78,17 +82,19 @@ bool prepare(DenseAttentionBackwardArgs args, bool saves, const Tensor& qkv) {
       if (saves) backward = std::async(std::launch::async, [&] { return cuda::workspace_bytes(args, qkv.stream()); });
       std::size_t workspace = cuda::workspace_bytes(args.forward, qkv.stream());
       if (saves) workspace = std::max(workspace, backward.get());
-      if (affordable(workspace, qkv)) return true;
+      if (affordable(workspace, qkv)) return {.yes = true};
       log_info("attention of T = ", args.forward.T, " by the softmax engine: the fused one would take ",
                workspace >> 20, " MiB of working memory");
     } catch (const DenseUnsupported& e) {
-      log_info("attention of T = ", args.forward.T, " by the softmax engine: ", e.what());
+      log_info("attention of T = ", args.forward.T, " by the softmax engine", e.lasting() ? "" : " this time", ": ",
+               e.what());
+      return {.yes = false, .lasting = e.lasting()};
     }
   }
-  return false;
+  return {};
 }
 
-// The answer for a shape, found out once.
+// The answer for a shape, found out once; not kept where the next call may get another.
 bool prepared(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv, bool saves) {
   DenseAttentionBackwardArgs args;
   args.forward = args_of(spec, rope, qkv, {});
@@ -102,7 +108,9 @@ bool prepared(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv
   const std::lock_guard lock(mutex);
   const auto found = answers.find(shape);
   if (found != answers.end()) return found->second;
-  return answers[shape] = prepare(args, saves, qkv);
+  const Answer answer = prepare(args, saves, qkv);
+  if (answer.lasting) answers[shape] = answer.yes;
+  return answer.yes;
 }
 
 }  // namespace

@@ -15,11 +15,17 @@
 
 namespace sieve {
 
-// The library has no kernel for a shape (or is not there at all). Where it is thrown nothing has been launched, and it
-// will be thrown again for this shape: take the softmax engine.
+// The library has no kernel for a shape (or is not there at all). Where it is thrown nothing has been launched: take
+// the softmax engine. If it lasts it will be thrown again for this shape; otherwise (no memory left, for one) the next
+// call may fare better.
 class DenseUnsupported : public Error {
  public:
-  explicit DenseUnsupported(const std::string& why) : Error(Exit::internal, "[dense attention] " + why) {}
+  explicit DenseUnsupported(const std::string& why, bool lasting = true)
+      : Error(Exit::internal, "[dense attention] " + why), lasting_(lasting) {}
+  bool lasting() const { return lasting_; }
+
+ private:
+  bool lasting_;
 };
 
 // Query i sees the keys j with i - window < j <= i; window 0: every j <= i. statistics_BHT (fp32, null: not kept):

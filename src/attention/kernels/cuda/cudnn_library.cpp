@@ -48,6 +48,7 @@ CudnnHandle create_cudnn(Device device) {
   CudnnHandle made;
   made.missing = library_error();
   if (!made.missing.empty()) return made;
+  made.loaded = true;
   check(cudaSetDevice(device.index), "cudaSetDevice");
   const cudnnStatus_t status = function_of<decltype(cudnnCreate)>("cudnnCreate")(&made.handle);
   if (status != CUDNN_STATUS_SUCCESS) {

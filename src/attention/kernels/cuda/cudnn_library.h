@@ -16,6 +16,7 @@ namespace sieve::cuda {
 struct CudnnHandle {
   cudnnHandle_t handle = nullptr;
   std::string missing;
+  bool loaded = false;  // the library is there: that it gives no handle may pass
 };
 CudnnHandle create_cudnn(Device device);
 void set_cudnn_stream(cudnnHandle_t handle, const Stream& stream);

@@ -9,11 +9,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "attention/kernels/cuda/build_once.h"
 #include "attention/kernels/cuda/cudnn_library.h"
 #include "attention/kernels/dense.h"
 #include "tensor/cuda/check.h"
@@ -99,10 +101,9 @@ void describe_backward(fe::graph::Graph& graph, const DensePlanKey& key) {
 }
 
 struct Plan {
-  std::once_flag built;
+  BuildOnce built;
   fe::graph::Graph graph;
   std::int64_t workspace = 0;
-  std::string unsupported;  // why there is none
 };
 
 // The library's reasons run over many lines, one for every kernel that it tried.
@@ -111,15 +112,30 @@ std::string shortened(std::string text) {
   return text.substr(0, 300);
 }
 
+// Does the library mean that it has no kernel for this graph? All other failures may be the moment's.
+bool means_unsupported(const fe::error_t& status) {
+  switch (status.code) {
+    case fe::error_code_t::ATTRIBUTE_NOT_SET:
+    case fe::error_code_t::SHAPE_DEDUCTION_FAILED:
+    case fe::error_code_t::INVALID_TENSOR_NAME:
+    case fe::error_code_t::INVALID_VALUE:
+    case fe::error_code_t::GRAPH_NOT_SUPPORTED:
+    case fe::error_code_t::UNSUPPORTED_GRAPH_FORMAT:
+    case fe::error_code_t::HEURISTIC_QUERY_FAILED: return !speaks_of_memory(status.err_msg);
+    default: return false;
+  }
+}
+
 // Half a second of compilation, mostly, by the library's heuristic A and the first kernel of its list that it can
 // build.
-void build(Plan& plan, const CudnnHandle& cudnn, const DensePlanKey& key) {
-  plan.unsupported = cudnn.missing;
-  if (cudnn.handle == nullptr) return;
+std::optional<Refusal> build(Plan& plan, const CudnnHandle& cudnn, const DensePlanKey& key) {
+  if (cudnn.handle == nullptr) return Refusal{cudnn.missing, !cudnn.loaded};
+  std::optional<Refusal> refusal;
   const auto succeeded = [&](fe::error_t status) {
-    if (status.is_bad()) plan.unsupported = "cuDNN: " + shortened(status.get_message());
+    if (status.is_bad()) refusal = Refusal{"cuDNN: " + shortened(status.get_message()), means_unsupported(status)};
     return status.is_good();
   };
+  plan.graph = {};  // an attempt that failed may have left a part of one
   try {
     plan.graph.set_io_data_type(fe::DataType_t::BFLOAT16)
         .set_intermediate_data_type(fe::DataType_t::FLOAT)
@@ -129,9 +145,11 @@ void build(Plan& plan, const CudnnHandle& cudnn, const DensePlanKey& key) {
     if (succeeded(plan.graph.build(cudnn.handle, {fe::HeurMode_t::A})))
       succeeded(plan.graph.get_workspace_size(plan.workspace));
   } catch (const std::exception& e) {  // a function that this cuDNN or driver does not have
-    plan.unsupported = cat("cuDNN: ", e.what());
+    refusal = Refusal{cat("cuDNN: ", e.what()), !speaks_of_memory(e.what())};
   }
-  cudaGetLastError();  // a refusal may have left one; it is handled
+  // A refusal may have left an error; it is handled.
+  if (cudaGetLastError() == cudaErrorMemoryAllocation && refusal) refusal->lasting = false;
+  return refusal;
 }
 
 // A handle serves one thread at a time: `execution` under the mutex, every build one of `idle` or a new one, so that
@@ -150,7 +168,7 @@ DevicePlans& plans_of(Device device) {
   return devices[device.index];
 }
 
-void build_with_own_handle(DevicePlans& device, Plan& plan, const DensePlanKey& key, Device where) {
+std::optional<Refusal> build_with_own_handle(DevicePlans& device, Plan& plan, const DensePlanKey& key, Device where) {
   check(cudaSetDevice(where.index), "cudaSetDevice");
   CudnnHandle cudnn;
   {
@@ -161,10 +179,11 @@ void build_with_own_handle(DevicePlans& device, Plan& plan, const DensePlanKey& 
     }
   }
   if (cudnn.handle == nullptr) cudnn = create_cudnn(where);
-  build(plan, cudnn, key);
-  if (cudnn.handle == nullptr) return;
+  std::optional<Refusal> refusal = build(plan, cudnn, key);
+  if (cudnn.handle == nullptr) return refusal;
   const std::lock_guard lock(device.mutex);
   device.idle.push_back(cudnn);
+  return refusal;
 }
 
 // Each plan holds memory of its own, on the host and on the device. Training needs a handful; whoever feeds ever new
@@ -180,8 +199,8 @@ Plan& find_plan(DevicePlans& device, const DensePlanKey& key, Device where) {
       throw DenseUnsupported(cat("more than ", kMostPlans, " shapes"));
     plan = found != device.plans.end() ? &found->second : &device.plans[key];
   }
-  std::call_once(plan->built, [&] { build_with_own_handle(device, *plan, key, where); });
-  if (!plan->unsupported.empty()) throw DenseUnsupported(plan->unsupported);
+  const auto refusal = plan->built([&] { return build_with_own_handle(device, *plan, key, where); });
+  if (refusal) throw DenseUnsupported(refusal->why, refusal->lasting);
   return *plan;
 }
 

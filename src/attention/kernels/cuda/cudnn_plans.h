@@ -24,7 +24,8 @@ struct DensePointers {
   void *dq = nullptr, *dk = nullptr, *dv = nullptr;
 };
 
-// Both throw DenseUnsupported where cuDNN has no kernel or is not there, at once if it was asked before. Thread-safe.
+// Both throw DenseUnsupported where cuDNN has no kernel or is not there, at once if it was asked before; a failure that
+// may pass (no memory left for the kernel) is tried again, at most BuildOnce::kAttempts times. Thread-safe.
 std::size_t plan_workspace_bytes(const DensePlanKey& key, Stream stream);
 void run_plan(const DensePlanKey& key, const DensePointers& pointers, void* workspace, Stream stream);
 
