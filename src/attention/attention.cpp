@@ -99,7 +99,8 @@ struct Plan {
 Plan plan_of(const AttentionSpec& spec, const Tensor& qkv, const Tensor& starts, const Selection& selection) {
   const std::int64_t B = qkv.size(0), T = qkv.size(1);
   if (qkv.device().is_cuda())
-    return {{}, make_device_plan(spec, B, T, starts, selection.from, selection.to, qkv.stream())};
+    return {{},
+            make_device_plan(spec, B, T, starts, selection.from, selection.to, selection.band_from, qkv.stream())};
   SelectedKeys keys;
   if (selection.from.defined()) {
     keys.from = selection.from.data<std::int32_t>();

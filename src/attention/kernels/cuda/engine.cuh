@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/kernels/cuda/launch.cuh"
+#include "attention/kernels/cuda/row_lists.cuh"
 #include "attention/kernels/cuda/tile.cuh"
 #include "attention/spans.h"
 
@@ -113,7 +114,7 @@ struct QueryTile {
   __device__ std::int64_t list(const Engine& e) const { return list_row * e.plan.tiles.lists + tile; }
   // Keys (of a span) or list entries [begin, end) of a visit; begin is aligned. Empty where the plan has no such visit.
   __device__ Interval range(const Engine& e, Visit visit) const {
-    if (is_rows(visit)) return {0, e.plan.from_BHT != nullptr ? e.plan.tiles.counts[list(e)] : 0};
+    if (is_rows(visit)) return {0, e.plan.from_BHT != nullptr ? count_of(e.plan.tiles, list(e)) : 0};
     if (visit == kSinkSpan && e.plan.sinks == 0) return {0, 0};
     const Interval any = spans::any_of(span_of(e, visit, b, q0), span_of(e, visit, b, q1 - 1));
     return {spans::align_down(any.begin, kSide), any.end};

@@ -13,17 +13,6 @@ struct SpanQueries {
   C statistics[kSide], delta[kSide];
 };
 
-// First index in an ascending list with list[x] >= key.
-__device__ inline std::int64_t place_of(const std::int32_t* list, std::int64_t count, std::int32_t key) {
-  std::int64_t low = 0;
-  while (low < count) {
-    const std::int64_t middle = (low + count) / 2;
-    if (list[middle] < key) low = middle + 1;
-    else count = middle;
-  }
-  return low;
-}
-
 // Rows of the stage += the sums that key's chunks left, in the order of chunks; `part` 0: dK, 1: dV. One warp a row;
 // its lanes look up a chunk each.
 template <class C, int kPieces>
@@ -44,9 +33,8 @@ __device__ inline void add_chunks(const Engine& e, C* stage, std::int64_t b, std
     for (std::int64_t base = begin; base < end; base += 32) {
       std::int64_t place = 0;
       if (const std::int64_t chunk = base + lane; chunk < end) {
-        const std::int64_t list = list_row * lists.lists + chunk;
         place = (out_row * lists.lists + chunk) * lists.capacity +
-                place_of(lists.keys + list * lists.capacity, lists.counts[list], static_cast<std::int32_t>(j));
+                place_in_list(e.plan, lists, e.T, list_row, chunk, static_cast<std::int32_t>(j));
       }
       const int n = static_cast<int>(end - base < 32 ? end - base : 32);
       for (int c = 0; c < n; ++c) {

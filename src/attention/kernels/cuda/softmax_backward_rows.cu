@@ -1,6 +1,6 @@
 // Backward towards gathered keys: one block per (row, key-value head, chunk of queries, 64 rows of the chunk's list).
 // Its sums of dK and dV wait in the workspace for the pass over keys: a key lives in consecutive chunks, and its place
-// in each ascending list is found again by bisection.
+// in each list is found again by bisection.
 #include "attention/kernels/cuda/backward.cuh"
 
 namespace sieve::cuda {
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kTileThreads) backward_rows(const Engine e) {
   const std::int64_t blocks = (lists.capacity + kSide - 1) / kSide;
   const std::int64_t first = blockIdx.x % blocks * kSide, chunk = blockIdx.x / blocks % lists.lists,
                      kv = blockIdx.x / blocks / lists.lists % e.Hkv, b = blockIdx.x / blocks / lists.lists / e.Hkv;
-  const std::int64_t list_row = e.list_row(b, kv), list = list_row * lists.lists + chunk, count = lists.counts[list];
+  const std::int64_t list_row = e.list_row(b, kv), list = list_row * lists.lists + chunk, count = count_of(lists, list);
   if (first >= count) return;
   if (thread < kSide) block.gather(e, thread, list_row, lists.keys + list * lists.capacity, first + thread, count);
 
