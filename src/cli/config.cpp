@@ -1,10 +1,13 @@
+#include <algorithm>
 #include <iostream>
 #include <memory>
+#include <utility>
 
 #include "cli/command_line.h"
 #include "core/log.h"
 #include "io/yaml.h"
 #include "train/commands.h"
+#include "train/eval_config.h"
 #include "train/load_config.h"
 
 namespace sieve {
@@ -30,16 +33,16 @@ void explain_field(const FieldInfo& field) {
   std::cout << "  default  " << field.default_text << '\n';
 }
 
-// docs/configuration.md: one table per group, in field order.
-void print_markdown(const std::vector<FieldInfo>& fields) {
-  std::cout << "# Configuration\n\nEvery key, generated from the field lists of the code by `sieve config explain "
-               "--markdown`. Written in YAML;\n"
-               "`key.path=value` on the command line and `SIEVE_key__path=value` in the environment say the same. "
-               "Precedence: built-in,\n"
-               "`extends`, file, environment, command line. Whole numbers take suffixes (512Ki, 10B = 10^10, 4M), "
-               "durations are written\n"
-               "90s, 10m or 11h50m, and `auto` or `null` stand where the default says so.\n\n"
-               "| key | type | default | values | meaning |\n|---|---|---|---|---|\n";
+// Keys of `sieve eval`, which has a configuration of its own.
+std::vector<FieldInfo> eval_fields() {
+  std::vector<FieldInfo> fields = list_fields(EvalFile{});
+  fields.erase(std::remove_if(fields.begin(), fields.end(), [](const FieldInfo& f) { return f.path == "schema"; }),
+               fields.end());
+  return fields;
+}
+
+void print_table(const std::vector<FieldInfo>& fields) {
+  std::cout << "| key | type | default | values | meaning |\n|---|---|---|---|---|\n";
   for (const FieldInfo& field : fields) {
     if (!field.is_leaf) {
       std::cout << "| **`" << field.path << "`** | | | | *" << field.doc << "* |\n";
@@ -52,11 +55,33 @@ void print_markdown(const std::vector<FieldInfo>& fields) {
   }
 }
 
+// docs/configuration.md: one table per schema, in field order.
+void print_markdown() {
+  std::cout << "# Configuration\n\nEvery key, generated from the field lists of the code by `sieve config explain "
+               "--markdown`. Written in YAML;\n"
+               "`key.path=value` on the command line and `SIEVE_key__path=value` in the environment say the same. "
+               "Precedence: built-in,\n"
+               "`extends`, file, environment, command line. Whole numbers take suffixes (512Ki, 10B = 10^10, 4M), "
+               "durations are written\n"
+               "90s, 10m or 11h50m, and `auto` or `null` stand where the default says so.\n\n"
+               "## Training and planning\n\n";
+  print_table(list_fields(RunConfig{}));
+  std::cout << "\n## `sieve eval`\n\n"
+               "These keys go beside a checkpoint (`sieve eval runs/demo eval.data=book.txt`) or into a YAML file that "
+               "`sieve eval`\nis given instead of one. They are no keys of a training run, whose own `eval` group is "
+               "above.\n\n";
+  print_table(eval_fields());
+}
+
 Exit explain(const std::string& key, bool markdown) {
-  const std::vector<FieldInfo> fields = list_fields(RunConfig{});
   if (markdown) {
-    print_markdown(fields);
+    print_markdown();
     return Exit::ok;
+  }
+  std::vector<FieldInfo> fields = list_fields(RunConfig{});
+  for (FieldInfo& field : eval_fields()) {
+    field.doc = "sieve eval: " + field.doc;
+    fields.push_back(std::move(field));
   }
   bool found = false;
   std::vector<std::string_view> names;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/fields.h"
+#include "io/yaml.h"
 #include "train/perplexity.h"
 
 namespace sieve {
@@ -39,5 +40,8 @@ struct EvalFile {
   EvalRunGroup eval;
   void fields(FieldVisitor& v);
 };
+
+// Relations between keys; problems are reported together, each with its place.
+void check_eval(const EvalRunGroup& eval, const ConfigTree& tree);
 
 }  // namespace sieve

@@ -25,46 +25,6 @@
 
 namespace sieve {
 
-void EvalDataConfig::fields(FieldVisitor& v) {
-  v.text({"name", "name in tables and in fail_if; auto = the file's name without its ending"}, name);
-  v.text({"path", "token shards (.h5, patterns allowed), or text: files, folders, JSON lines"}, path);
-  v.text({.name = "document_separator",
-          .doc = "text: a document begins where this text does; null = one document a file",
-          .none = "null"},
-         document_separator);
-  v.text({"field", "JSON lines: the field that holds the text"}, field);
-}
-
-void EvalRunGroup::fields(FieldVisitor& v) {
-  v.texts({"checkpoints", "checkpoints or run folders (their best, else latest)"}, checkpoints);
-  v.list(
-      {.name = "data", .doc = "texts to evaluate; none = the validation shards of the training", .shorthand = "path"},
-      data);
-  v.choice({"method", "protocol: disjoint windows, or windows moved by a stride"}, kEvalMethodNames, method);
-  v.integers({"contexts", "tokens of a window, one result each; none = data.seq_len of the training"}, contexts);
-  v.real({.name = "stride",
-          .doc = "sliding: step of the windows; up to 1 a share of the context, above 1 tokens",
-          .min = 1e-9},
-         stride);
-  v.real({.name = "score_from", .doc = "chunked: share of each window that is context only", .min = 0, .max = 0.999},
-         score_from);
-  v.integer({.name = "batch", .doc = "windows of one forward", .min = 1}, batch);
-  v.integer({.name = "position_buckets", .doc = "buckets of the loss by position", .min = 1}, position_buckets);
-  v.integer(
-      {.name = "max_tokens", .doc = "only the first so many tokens of a text; null = all", .min = 1, .none = "null"},
-      max_tokens);
-  v.text({.name = "out",
-          .doc = "JSON report; null = eval/ in the run folder of the checkpoint, where it lies in one",
-          .none = "null"},
-         out);
-  v.texts({"fail_if", "comparisons that make the exit code 7, such as \"token_ppl > 30\""}, fail_if);
-}
-
-void EvalFile::fields(FieldVisitor& v) {
-  v.integer({.name = "schema", .doc = "version of this schema", .min = 1, .max = 1}, schema);
-  v.group({"eval", "what to evaluate"}, eval);
-}
-
 namespace {
 
 struct Result {
@@ -143,8 +103,7 @@ EvalProtocol protocol_of(const EvalRunGroup& eval, std::int64_t context) {
   EvalProtocol p;
   p.method = eval.method;
   p.context = context;
-  p.stride = eval.stride <= 1 ? static_cast<std::int64_t>(std::llround(eval.stride * static_cast<double>(context)))
-                              : static_cast<std::int64_t>(std::llround(eval.stride));
+  p.stride = std::llround(eval.stride < 1 ? eval.stride * static_cast<double>(context) : eval.stride);
   if (eval.method == EvalMethod::sliding && (p.stride < 1 || p.stride > context))
     fail(Exit::config, "eval.stride", eval.stride, " is ", p.stride, " tokens; it must lie between 1 and the context, ",
          context);
@@ -332,10 +291,7 @@ EvalRunGroup load_eval(const EvalOptions& options) {
   EvalFile file;
   tree.bind(file);
   if (!is_file) file.eval.checkpoints.insert(file.eval.checkpoints.begin(), options.target);
-  if (file.eval.checkpoints.empty()) tree.fail_at("eval.checkpoints", "names no checkpoint");
-  for (const std::int64_t context : file.eval.contexts) {
-    if (context < 1) tree.fail_at("eval.contexts", cat(context, " is not a number of tokens"));
-  }
+  check_eval(file.eval, tree);
   file.eval.fail_if.insert(file.eval.fail_if.end(), options.fail_if.begin(), options.fail_if.end());
   // A malformed expression or an unknown metric is found before the work, not after it.
   for (const auto& expression : file.eval.fail_if) {

@@ -178,6 +178,16 @@ def test_threshold():
         expect(f.run("eval", "run", "eval.data=data/val", "--fail-if", "ppl_token > 1", code=2).err, "ppl_token")
 
 
+def test_evaluation_options_of_another_protocol():
+    with Folder(prepared=False) as f:
+        expect(f.run("eval", "run", "eval.stride=0.5", code=2).err, "command line: error: eval.stride", "eval.method=chunked", "eval.method=sliding")
+        expect(f.run("eval", "run", "eval.score_from=0.5", "eval.method=sliding", code=2).err, "eval.score_from", "eval.method=chunked")
+        expect(f.run("eval", "run", "eval.stride=1.5", "eval.method=sliding", code=2).err, "eval.stride", "1.5", "tokens")
+        f.config("schema: 1\neval: {checkpoints: [run], method: sliding, stride: 0.5}\n", "eval.yaml")
+        f.run("config", "check", "eval.yaml", "eval.method=chunked")  # the nearer choice sets the file's option aside
+        f.run("config", "check", "eval.yaml", "eval.method=chunked", "eval.stride=0.25", code=2)
+
+
 def test_unknown_command_and_flag():
     with Folder(prepared=False) as f:
         f.run("pretrian", code=2)

@@ -24,10 +24,13 @@ def test_train_evaluate_generate():
         losses = [row["loss/train"] for row in rows if "loss/train" in row]
         assert losses[-1] < losses[0] - 0.3, losses
         assert json.loads((run / "status.json").read_text())["status"] == "finished"
-        for method in ("chunked", "sliding"):
-            report = json.loads(f.run("eval", "run", "eval.data=data/val", f"eval.method={method}", "eval.stride=16", "--json").out)
+        for method, option in (("chunked", "eval.score_from=0.5"), ("sliding", "eval.stride=16")):
+            report = json.loads(f.run("eval", "run", "eval.data=data/val", f"eval.method={method}", option, "--json").out)
             expect(json.dumps(report), method, "token_ppl", "word_ppl", "byte_ppl", "bits_per_byte")
         expect(f.run("eval", "run", "eval.data=text/00.txt").out, "token-ppl", "bits/byte")
+        one = ["eval.data=text/00.txt", "eval.max_tokens=200", "eval.method=sliding"]
+        expect(f.run("eval", "run", *one, "eval.stride=1").out, "stride 1,")  # a token, not the whole context
+        expect(f.run("eval", "run", *one, "eval.stride=0.5").out, "stride 32,")
         a = f.run("generate", "run", "--prompt", "some ", "--max-new-tokens", "100", "--seed", "3").out
         b = f.run("generate", "run", "--prompt", "some ", "--max-new-tokens", "100", "--seed", "3").out
         assert a == b and len(a) > 20
@@ -59,6 +62,8 @@ def test_plan_and_config():
         expect(f.run("config", "show", "tiny.yaml", "train.steps=9", env={"SIEVE_train__optimizer__lr": "1e-2"}).out, "steps: 9", "command line",
                "lr: 0.01", "SIEVE_train__optimizer__lr", "tiny.yaml:")
         expect(f.run("config", "explain", "train.schedule.warmup").out, "default")
+        expect(f.run("config", "explain", "eval.stride").out, "sieve eval: sliding", "default  0.5")
+        expect(f.run("config", "explain", "eval").out, "eval.every", "eval.method")
         expect(f.run("pretrain", "tiny.yaml", "--dry-run").err, "plan")
         assert not (f.path / "run").exists()
 
