@@ -45,7 +45,7 @@ run_sanitize() {
   return $bad
 }
 run_kernels() { "$bin/bench_gpu_kernels" >"$out/gpu_kernels.md" && cat "$out/gpu_kernels.md"; }
-run_attention() { "$bin/bench_gpu_attention" >"$out/gpu_attention.md" && cat "$out/gpu_attention.md"; }
+run_attention() { "$bin/sieve" bench attention --device cuda --patterns full,sliding_window --lengths 1k,4k,16k,64k | tee "$out/gpu_attention.md"; }
 run_curves() { python3 "$root/scripts/gpu_curves.py" "$bin" "$out" | tee "$out/curves.txt"; }
 run_step() {
   local bad=0 config=$root/configs/gpt2-124m.yaml

@@ -23,7 +23,7 @@ namespace {
 std::atomic<bool> allowed{true};
 
 // Which shapes the library serves faster than the softmax engine: a layer takes it if some row holds. Edit this table
-// where measurements (bench/gpu_attention.cpp) say otherwise. T = 1 has no backward there.
+// where measurements (sieve bench attention) say otherwise. T = 1 has no backward there.
 struct Served {
   AttentionKind kind;
   std::int64_t largest_head;  // D

@@ -5,6 +5,7 @@ import pathlib
 import pty
 import signal
 import subprocess
+import sys
 import time
 
 from harness import CONFIG, SIEVE, Folder, expect, main, until
@@ -89,6 +90,22 @@ def test_tokenizer_round_trip():
         f.run("data", "prepare", "text", "-o", "bpe", "--tokenizer", "tok/tokenizer.json", "--val-fraction", "0.2")
         expect(f.run("data", "inspect", "bpe/train").out, "bpe")
         f.run("data", "verify", "bpe/train", "bpe/val")
+
+
+def test_bench_attention():
+    small = ["--lengths", "64,1k", "--rows", "2", "--k", "16", "--window", "16", "--seconds", "0.001"]
+    plot = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "plot_attention.py"
+    with Folder(prepared=False) as f:
+        table = f.run("bench", "attention", *small, "--csv", "a.csv", "--json", "a.json").out
+        expect(table, "| full | 1024 |", "| sliding_window | 64 |", "| sparsek | 1024 |", "as fast as full attention")
+        assert [row["T"] for row in json.loads((f.path / "a.json").read_text())["results"]] == [64, 1024] * 3
+        expect(f.run("bench", "attention", *small, "--patterns", "full,dense", code=2).err, "dense", "sliding_window")
+        expect(f.run("bench", "attention", "--device", "cpu", "--k", "0", code=2).err, "k 0")
+        drawn = subprocess.run([sys.executable, plot, "a.csv", "-o", "a.png"], cwd=f.path, capture_output=True, text=True)
+        assert (f.path / "a.png").exists() if drawn.returncode == 0 else "matplotlib is missing" in drawn.stderr, drawn.stderr
+        (f.path / "b.json").write_text("{}")
+        refused = subprocess.run([sys.executable, plot, "b.json", "-o", "b.png"], cwd=f.path, capture_output=True, text=True)
+        assert refused.returncode == 1 and "not a table" in refused.stderr, refused.stderr
 
 
 def test_help_teaches():

@@ -1,0 +1,53 @@
+#include "train/bench_attention.h"
+
+#include <memory>
+
+#include "cli/command_line.h"
+
+namespace sieve {
+
+void add_bench_attention(CommandLine& line, CLI::App& bench) {
+  auto options = std::make_shared<BenchAttentionOptions>();
+  BenchAttentionOptions& o = *options;
+  CLI::App* command =
+      add_command(line, bench, "attention", "the attention op alone, every pattern over a sweep of lengths");
+  command->footer(
+      "Milliseconds forward, backward, of the selection in both, and in all: medians on random data, the caches "
+      "emptied "
+      "before every pass.\n"
+      "Says from which length on a pattern is as fast as full attention. scripts/plot_attention.py draws the CSV.\n"
+      "  sieve bench attention --lengths 1k,2k,4k,8k,16k --head-dim 128 --scores sigma4 --csv attention.csv");
+  command->add_option("--patterns", o.patterns, "of full, sliding_window, sparsek")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--lengths", o.lengths, "4k is 4,096 (default: 1k .. 128k on a GPU, 1k .. 8k on a CPU)")
+      ->delimiter(',');
+  command->add_option("--rows", o.rows, "batch * heads, at every length (default: 64 on a GPU, 4 on a CPU)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--heads", o.heads, "query heads (default: 16, at most rows)")->check(CLI::PositiveNumber);
+  command->add_option("--kv-heads", o.kv_heads, "key-value heads (default: heads)")->check(CLI::PositiveNumber);
+  command->add_option("--head-dim", o.head_dim, "features of a head")->capture_default_str();
+  command->add_option("--k", o.k, "selected keys a query")->capture_default_str();
+  command->add_option("--window", o.window, "keys of the window, self included, of both sparse patterns")
+      ->capture_default_str();
+  command->add_option("--gate", o.gate, "kv, value, prob or hard")->capture_default_str();
+  command->add_option("--pool", o.pool, "thresholds see pool * k scores; 0: all")->capture_default_str();
+  command->add_option("--slope", o.slope, "added to the score of every later token")->capture_default_str();
+  command->add_option("--scores", o.scores, "iid, sigma4, fifo, or a safetensors file with scores f32 (rows, T)")
+      ->capture_default_str();
+  command->add_option("--dtype", o.dtype, "bf16 or fp32 (auto: bf16 on a GPU)")->capture_default_str();
+  command->add_option("--device", o.device, "auto, cpu or cuda")->capture_default_str();
+  command->add_flag("--forward-only", o.forward_only, "no backward");
+  command->add_flag("--rotary", o.rotary, "with rotary positions");
+  command->add_flag("--deterministic", o.deterministic, "the same bits in every run, as run.deterministic=true");
+  command->add_option("--seconds", o.seconds, "spent on one timing")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--pass-seconds", o.pass_seconds, "leave out lengths whose pass would take longer")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--json", o.json_file, "file for the table with the settings and the time of every kernel");
+  command->add_option("--csv", o.csv_file, "file for the table");
+  command->callback(
+      [&line, options] { line.action = [options](Communicator& comm) { return bench_attention(*options, comm); }; });
+}
+
+}  // namespace sieve
