@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -19,11 +20,14 @@ void die(Exit code, std::string_view reason) {
   // A log on a full pipe or a dead file server must not keep a dying rank alive: its peers wait for it.
   std::signal(SIGALRM, SIG_DFL);
   alarm(5);
-  std::string line(reason);
-  for (char& c : line) {
-    if (c == '\n' || c == '\r') c = ' ';
+  // A record of its own for every line, so that each carries its rank and can be told from those of other ranks.
+  for (std::size_t at = 0; at <= reason.size();) {
+    const std::size_t end = std::min(reason.size(), reason.find('\n', at));
+    std::string line(reason.substr(at, end - at));
+    std::replace(line.begin(), line.end(), '\r', ' ');
+    log_error(line);
+    at = end + 1;
   }
-  log_error(line);
   log_flush();
   std::fflush(stdout);
   usleep(50'000);  // mpirun drops what is still in a rank's pipe once that rank is gone: let it read the line first

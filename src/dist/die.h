@@ -7,9 +7,9 @@
 
 namespace sieve {
 
-// Logs the reason as one line, flushes, and leaves by _exit: no destructors, never MPI_Finalize (it would wait for
-// ranks that are still working; leaving without it makes mpirun end them). Safe from any thread, not from a signal
-// handler. Of several callers the first speaks. Ends within 5 s even where the log cannot be written.
+// Logs the reason, a record for each of its lines, flushes, and leaves by _exit: no destructors, never MPI_Finalize (it
+// would wait for ranks that are still working; leaving without it makes mpirun end them). Safe from any thread, not
+// from a signal handler. Of several callers the first speaks. Ends within 5 s even where the log cannot be written.
 [[noreturn]] void die(Exit code, std::string_view reason);
 
 }  // namespace sieve

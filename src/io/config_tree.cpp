@@ -238,27 +238,29 @@ ConfigOrigin ConfigTree::origin_of(std::string_view path) const {
   return node == nullptr ? ConfigOrigin{} : node->origin;
 }
 
-std::string ConfigTree::place_of(std::string_view path) const {
+ConfigOrigin ConfigTree::nearest_origin(std::string_view path) const {
   const ConfigNode* node = &root_;
   ConfigOrigin nearest;
+  // What nothing gives is missing from the file that was named.
+  if (!files_.empty()) nearest = ConfigOrigin{files_.back().string(), 1, 1, sources_};
   while (!path.empty()) {
     node = child(*node, pop_part(path));
     if (node == nullptr) break;
     nearest = node->origin;
   }
-  return nearest.place();
+  return nearest;
 }
 
+std::string ConfigTree::place_of(std::string_view path) const { return nearest_origin(path).place(); }
+
 void ConfigTree::fail_at(std::string_view path, std::string_view message) const {
-  throw Error(Exit::config, cat(place_of(path), ": error: ", path, ": ", message));
+  throw Error(Exit::config, problem_text({nearest_origin(path), std::string(path), std::string(message)}));
 }
 
 void ConfigTree::fail_all(std::span<const std::pair<std::string, std::string>> problems) const {
-  std::string text;
-  for (const auto& [path, message] : problems) {
-    text += cat(text.empty() ? "" : "\n", place_of(path), ": error: ", path, ": ", message);
-  }
-  if (!text.empty()) throw Error(Exit::config, text);
+  std::vector<ConfigProblem> placed;
+  for (const auto& [path, message] : problems) placed.push_back({nearest_origin(path), path, message});
+  throw_problems(std::move(placed));
 }
 
 }  // namespace sieve

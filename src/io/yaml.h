@@ -65,9 +65,9 @@ class ConfigTree {
   ConfigOrigin origin_of(std::string_view path) const;  // is_default() where it was not given
   bool gives_scalar(std::string_view path) const;       // the key is given, as a scalar
   // Error(Exit::config) "PLACE: error: path: message"; the place of a key that was not given is that of the nearest
-  // given parent.
+  // given parent, without one the beginning of the last file.
   [[noreturn]] void fail_at(std::string_view path, std::string_view message) const;
-  // The same for several (path, message) pairs at once; returns if there are none.
+  // The same for several (path, message) pairs at once, in the order of their places; returns if there are none.
   void fail_all(std::span<const std::pair<std::string, std::string>> problems) const;
   std::string place_of(std::string_view path) const;  // for warnings: "file.yaml:14:5"
 
@@ -78,6 +78,7 @@ class ConfigTree {
   void load_file(const std::filesystem::path& file, std::vector<std::filesystem::path>& open);
   void set_path(std::string_view path, std::string_view value, const ConfigOrigin& origin);
   const ConfigNode* find(std::string_view path) const;
+  ConfigOrigin nearest_origin(std::string_view path) const;
 
   ConfigNode root_;
   std::vector<ConfigProblem> problems_;  // found while reading; bind reports them with its own

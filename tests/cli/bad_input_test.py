@@ -16,6 +16,23 @@ def test_misspelt_key():
         expect(f.run("pretrain", "tiny.yaml", "train.stepz=4", code=2).err, "train.stepz", "steps")
 
 
+def test_several_mistakes_are_several_lines():
+    with Folder(prepared=False) as f:
+        f.config(CONFIG.replace("window: 8", "windwo: 8").replace("steps: 12", "stepz: 12"))
+        lines = f.run("config", "check", "tiny.yaml", code=2).err.splitlines()
+        places = [line for line in lines if line.startswith("tiny.yaml:")]
+        assert len(places) == 2 and places[0].startswith("tiny.yaml:10:33: error: model") and places[1].startswith("tiny.yaml:14:3: error: train.stepz"), lines
+        assert all(line.startswith("  known keys here: ") for line in lines if line not in places), lines
+        # The same for relations between keys, in the order of the file.
+        f.config(CONFIG.replace("k: 8", "k: 65").replace("global_batch: 512", "global_batch: 500"))
+        lines = f.run("pretrain", "tiny.yaml", "log.sinks=[cvs]", code=2).err.splitlines()
+        assert len(lines) == 3, lines
+        for line, (place, key) in zip(lines, [("tiny.yaml:10:", ".sk.k"), ("tiny.yaml:15:", "train.global_batch"), ("command line:", "log.sinks")]):
+            assert line.startswith(place) and key in line, lines
+        f.config("schema: 1\n", "nothing.yaml")
+        expect(f.run("config", "check", "nothing.yaml", code=2).err, "nothing.yaml:1:1: error: train: give exactly one of")
+
+
 def test_doubled_key():
     with Folder(prepared=False) as f:
         f.config(CONFIG.replace("  n_layers: 2\n", "  n_layers: 2\n  n_layers: 4\n"))

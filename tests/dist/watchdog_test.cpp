@@ -130,18 +130,19 @@ TEST_CASE("time in which the process was stopped does not count") {
   REQUIRE(WEXITSTATUS(ended.status) == 0);
 }
 
-TEST_CASE("die() leaves one line and the exit code, past destructors and from a hanging main thread") {
+TEST_CASE("die() leaves its reason and the exit code, past destructors and from a hanging main thread") {
   if (!can_fork_or_note_skip()) return;
   struct Loud {
     ~Loud() { _exit(98); }
   };
   Ended ended = in_child([] {
     Loud loud;
+    log_init(1, LogLevel::info);
     die(Exit::data, "[store] two\nlines");
   });
   REQUIRE(WIFEXITED(ended.status));
   REQUIRE(WEXITSTATUS(ended.status) == 3);
-  REQUIRE(contains(ended.err, "[store] two lines"));
+  REQUIRE(contains(ended.err, "[rank 1] [store] two\n[rank 1] lines\n"));
   ended = in_child([] {
     Progress progress;
     Progress::Scope scope(progress, "backward");

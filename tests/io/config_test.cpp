@@ -228,11 +228,11 @@ TEST_CASE("sources override each other in order and each value knows its own") {
         run + ":3:3: error: model.layers: is odd");
   CHECK(error_of(Exit::config, [&] { tree.fail_at("model.kinds.sk.pool", "is small"); }) ==
         run + ":5:5: error: model.kinds.sk.pool: is small");
-  CHECK(error_of(Exit::config, [&] { tree.fail_at("schema", "is old"); }) == "default: error: schema: is old");
+  CHECK(error_of(Exit::config, [&] { tree.fail_at("schema", "is old"); }) == run + ":1:1: error: schema: is old");
   tree.fail_all({});
   const std::pair<std::string, std::string> two[] = {{"name", "is taken"}, {"lr", "is high"}};
   CHECK(error_of(Exit::config, [&] { tree.fail_all(two); }) ==
-        "command line: error: name: is taken\n" + more + ":2:1: error: lr: is high");
+        more + ":2:1: error: lr: is high\ncommand line: error: name: is taken");  // in the order of places
 
   const std::string dump = dump_yaml(config, tree);
   INFO(dump);
