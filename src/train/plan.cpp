@@ -198,6 +198,15 @@ double measured_peak(const RunConfig& config) {
   return measure_peak_tflops(compute_dtype(config), compute_stream(config.device.type, 0));
 }
 
+// A plan wants no tokenizer, only its size.
+std::int64_t planned_vocabulary(const RunConfig& config, const ConfigTree& tree) {
+  try {
+    return open_run_tokenizer(config, tree)->vocab_size();
+  } catch (const Error& e) {
+    throw Error(e.code(), cat(e.what(), "\nTo plan without it, give its size: model.vocab_size=8192"));
+  }
+}
+
 }  // namespace
 
 Exit plan(const PlanOptions& options) {
@@ -212,7 +221,7 @@ Exit plan(const PlanOptions& options) {
     samples = data.train->sampler().epoch_samples();
     vocab = data.tokenizer->vocab_size();
   } else if (vocab == 0) {
-    vocab = open_run_tokenizer(config)->vocab_size();
+    vocab = planned_vocabulary(config, loaded.tree);
   }
   resolve_config(config, vocab, options.world_size);
   double peak = options.peak_tflops.value_or(config.log.peak_tflops.value_or(0));

@@ -31,15 +31,20 @@ void check_disjoint(const RunConfig& config, const ConfigTree& tree) {
 
 }  // namespace
 
-std::shared_ptr<const Tokenizer> open_run_tokenizer(const RunConfig& config) {
-  return open_tokenizer(std::string(kTokenizerTypeNames[static_cast<std::size_t>(config.tokenizer.type)]),
-                        config.tokenizer.path.value_or(""));
+std::shared_ptr<const Tokenizer> open_run_tokenizer(const RunConfig& config, const ConfigTree& tree) {
+  const std::string path = config.tokenizer.path.value_or("");
+  if (config.tokenizer.type == TokenizerType::hf_json && !std::filesystem::exists(path))
+    throw Error(Exit::data,
+                cat(tree.place_of("tokenizer.path"), ": error: tokenizer.path: there is no file ", path,
+                    "; sieve tokenizer train TEXT -o ", path, " --vocab-size ", config.model.vocab_size.value_or(8192),
+                    " makes one from your text; any byte-level BPE tokenizer.json, such as GPT-2's, will do too"));
+  return open_tokenizer(std::string(kTokenizerTypeNames[static_cast<std::size_t>(config.tokenizer.type)]), path);
 }
 
 RunData open_run_data(const RunConfig& config, const ConfigTree& tree) {
   if (config.data.train.empty()) tree.fail_at("data.train", "names no training shards (sieve data prepare makes them)");
   RunData data;
-  data.tokenizer = open_run_tokenizer(config);
+  data.tokenizer = open_run_tokenizer(config, tree);
   data.tokenizer_hash = hex64(data.tokenizer->hash());
   if (config.model.vocab_size && *config.model.vocab_size < data.tokenizer->vocab_size())
     tree.fail_at("model.vocab_size", cat(*config.model.vocab_size, " rows cannot hold the ",

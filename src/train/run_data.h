@@ -24,7 +24,8 @@ struct RunData {
 // with the place of data.val), a vocabulary that holds every token (Exit::config).
 RunData open_run_data(const RunConfig& config, const ConfigTree& tree);
 
-std::shared_ptr<const Tokenizer> open_run_tokenizer(const RunConfig& config);
+// Exit::data with the place of tokenizer.path, and how to get one, where there is no such file.
+std::shared_ptr<const Tokenizer> open_run_tokenizer(const RunConfig& config, const ConfigTree& tree);
 
 // Fills every `auto` of the configuration from the tokenizer's vocabulary, the sequence length and the number of ranks.
 void resolve_config(RunConfig& config, std::int64_t vocab_size, int world_size);

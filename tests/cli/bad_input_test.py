@@ -1,6 +1,7 @@
 """Every kind of bad input: a message that says what, where and what to do, and the right exit code."""
 import json
 import os
+import pathlib
 import resource
 import shutil
 
@@ -100,6 +101,20 @@ def test_tokenizer_that_does_not_match():
         f.run("tokenizer", "train", "text", "-o", "tok/tokenizer.json", "--vocab-size", "300")
         r = f.run("pretrain", "tiny.yaml", "tokenizer.type=hf_json", "tokenizer.path=tok/tokenizer.json", code=3)
         expect(r.err, "tokenizer", "data/train")
+
+
+def test_tokenizer_that_is_missing():
+    with Folder() as f:
+        f.config(CONFIG.replace("data: {train", "tokenizer: {type: hf_json, path: tok/tokenizer.json}\ndata: {train"))
+        for command in ("plan", "pretrain"):
+            expect(f.run(command, "tiny.yaml", code=3).err, "tiny.yaml:12:28: error: tokenizer.path: there is no file tok/tokenizer.json",
+                   "sieve tokenizer train TEXT -o tok/tokenizer.json --vocab-size 8192")
+        assert not (f.path / "run").exists()
+        expect(f.run("plan", "tiny.yaml", "--peak-tflops", "1", code=3).err, "model.vocab_size=8192")
+        expect(f.run("plan", "tiny.yaml", "--peak-tflops", "1", "model.vocab_size=8192").out, "parameters")
+        # The reference size is planned with nothing at hand.
+        shipped = pathlib.Path(__file__).resolve().parents[2] / "configs" / "gpt2-124m.yaml"
+        expect(f.run("plan", shipped, "--gpu", "h200").out, "parameters            124")
 
 
 def test_damaged_checkpoint_byte():
