@@ -80,6 +80,11 @@ def test_shipped_configurations_check():
     with Folder(prepared=False) as f:
         for path in sorted(configs.glob("*.yaml")):
             f.run("config", "check", path)
+            f.run("plan", path, "model.vocab_size=50304", "--gpu", "h200")
+        # Lengths and patterns that the files leave to the command line.
+        for name in ("gpt2-124m-sparsek", "gpt2-124m-mixed", "gpt2-355m-sparsek"):
+            for change in ("data.seq_len=1024", "data.seq_len=131072", "model.attention.pattern=[swa,sk]", "model.attention.pattern=[sk,sk,full]"):
+                f.run("plan", configs / f"{name}.yaml", "model.vocab_size=50304", "--gpu", "h200", change)
 
 
 def test_tokenizer_round_trip():
