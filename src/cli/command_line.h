@@ -27,6 +27,10 @@ struct CommandLine {
 
 // Adds a subcommand with the common flags.
 CLI::App* add_command(CommandLine& line, CLI::App& parent, const std::string& name, const std::string& summary);
+// For a command line that was refused: its first word that is no subcommand where one is meant, or that is no option
+// there but resembles one, and what it resembles. Empty where there is neither.
+std::string suggestion(const CommandLine& line);
+
 // "CONFIG [key=value ...]": the first argument without '=' is the file. Error(Exit::config) on a second one.
 struct ConfigArguments {
   std::vector<std::string> words;

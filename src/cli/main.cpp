@@ -101,6 +101,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& e) {
     return line.app.exit(e);  // --help, --version
   } catch (const CLI::ParseError& e) {
+    if (const std::string hint = suggestion(line); !hint.empty()) std::cerr << hint << '\n';
     line.app.exit(e, std::cerr, std::cerr);
     return static_cast<int>(Exit::config);
   } catch (const Error& e) {

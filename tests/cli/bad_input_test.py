@@ -222,8 +222,11 @@ def test_evaluation_options_of_another_protocol():
 
 def test_unknown_command_and_flag():
     with Folder(prepared=False) as f:
-        f.run("pretrian", code=2)
-        f.run("pretrain", "--resum", "auto", code=2)
+        for words_typed, meant in ((["pretrian"], "pretrain"), (["config", "chekc", "tiny.yaml"], "check"), (["pretrain", "--resum", "auto"], "--resume"),
+                                   (["eval", "run", "--fail_if=x > 1"], "--fail-if"), (["--verison"], "--version")):
+            expect(f.run(*words_typed, code=2).err, f'did you mean "{meant}"?')
+        expect(f.run("fly", code=2).err, "unknown command fly\n")
+        expect(f.run("pretrain", "--quux", code=2).err, "--quux")
         expect(f.run("config", "explain", "train.stepz", code=2).err, "train.steps")
         expect(f.run("generate", "nowhere", "--prompt", "x", code=3).err, "nowhere")
 
