@@ -69,6 +69,9 @@ enum RowRun : int {
 };
 inline constexpr int kRowRuns = 3;
 inline constexpr std::int64_t kRowListQueries = 512;  // of the lists that dK and dV are summed over
+// The same of the engine of kernels/cuda/hopper: 64 queries for every warpgroup whose sums fit the registers.
+constexpr std::int64_t warpgroup_tile_queries(std::int64_t D) { return D == 64 ? 192 : 128; }
+inline constexpr std::int64_t kWarpgroupChunkQueries = 768;
 // At most k members at the first query and one newcomer at each later one.
 constexpr std::int64_t row_list_capacity(std::int64_t T, std::int64_t k, std::int64_t queries) {
   return k >= T || k + queries - 1 > T ? T : k + queries - 1;
@@ -82,6 +85,7 @@ struct DevicePlan {
   const std::int32_t* to_BHT = nullptr;
   const std::int32_t* band_from_BHT = nullptr;  // m = 1 for i < band_from (kernels/select.h); null: no thresholds
   std::int64_t heads = 0;                       // Hs
+  bool warpgroups = false;                      // by the engine of kernels/cuda/hopper, for which lists are cut so
   RowLists tiles;                               // of the queries that a block of the forward pass works on
   RowLists chunks;                              // of a multiple of them; dK and dV are summed over these
 };
