@@ -55,8 +55,10 @@ std::string header_folder() {
 
 std::string_view demo_config() { return kConfig; }
 
+bool demo_data_exists() { return std::filesystem::exists(std::string(kFolder) + "/train"); }
+
 void prepare_demo_data() {
-  if (std::filesystem::exists(std::string(kFolder) + "/train")) return;
+  if (demo_data_exists()) return;
   const std::string headers = header_folder();
   log_info("demo   text from ", headers);
   const PrepareReport report =

@@ -265,6 +265,31 @@ Exit train_in_folder(const TrainOptions& options, const Start& start, const RunC
   return code;
 }
 
+// The built-in demo's text is made first where it is not there yet, but not by a dry run, which writes nothing: then
+// train stays null, and the plan goes without.
+RunData open_text(const TrainOptions& options, const RunConfig& config, const ConfigTree& tree, Communicator& comm) {
+  RunData data;
+  const bool demo = tree.origin_of("data.train").source == kDemoName;
+  const bool dry = options.dry_run || options.print_config;
+  if (demo && !dry) {
+    on_root(comm, "preparing the demo text", [] {
+      prepare_demo_data();
+      return std::string();
+    });
+  }
+  on_every_rank(comm, "opening the data", [&] {
+    if (!demo || !dry || demo_data_exists()) {
+      data = open_run_data(config, tree);
+      return;
+    }
+    if (config.train.epochs)
+      tree.fail_at("train.epochs", "needs the demo's text, which a run makes and a dry run does not; give train.steps");
+    data.tokenizer = open_run_tokenizer(config, tree);
+  });
+  if (!data.train && comm.rank() == 0) log_info("demo   no text yet: a run makes it from the headers of this machine");
+  return data;
+}
+
 Exit start_training(const TrainOptions& options, bool finetune, Communicator& comm) {
   const RunConfig given = bind_run_config(options.config, options.overrides, finetune ? "schema: 1" : "").config;
   const Watchdog watchdog(comm.progress(), comm.rank(), given.parallel.timeout,
@@ -272,14 +297,7 @@ Exit start_training(const TrainOptions& options, bool finetune, Communicator& co
   Start start = open_configuration(options, given, finetune, comm);
   RunConfig config = start.loaded.config;
   if (comm.rank() == 0) warn_of_idle_keys(config, start.loaded.tree);
-  if (start.loaded.tree.origin_of("data.train").source == kDemoName) {
-    on_root(comm, "preparing the demo text", [] {
-      prepare_demo_data();
-      return std::string();
-    });
-  }
-  RunData data;
-  on_every_rank(comm, "opening the data", [&] { data = open_run_data(config, start.loaded.tree); });
+  const RunData data = open_text(options, config, start.loaded.tree, comm);
   resolve_config(config, data.tokenizer->vocab_size(), comm.size());
   resolve_device(config.device.type);  // asked for and not there: said before anything is opened on it
   const std::string yaml = dump_yaml(config, start.loaded.tree);
@@ -287,7 +305,7 @@ Exit start_training(const TrainOptions& options, bool finetune, Communicator& co
     if (comm.rank() == 0) std::cout << yaml;
     return Exit::ok;
   }
-  const RunScale scale = scale_of(config, comm.size(), data.train->sampler().epoch_samples());
+  const RunScale scale = scale_of(config, comm.size(), data.train ? data.train->sampler().epoch_samples() : 0);
   if (start.restored) check_resume(start, config, data, scale, comm);
 
   const Stream stream = compute_stream(config.device.type, comm.local_rank());

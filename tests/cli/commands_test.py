@@ -69,6 +69,15 @@ def test_plan_and_config():
         assert not (f.path / "run").exists()
 
 
+def test_dry_run_of_the_demo_writes_nothing():
+    with Folder(prepared=False) as f:
+        before = sorted(f.path.rglob("*"))
+        expect(f.run("pretrain", "--dry-run", "log.peak_tflops=1").err, "demo   no text yet", "plan", "300 steps")
+        expect(f.run("pretrain", "--print-config", "log.peak_tflops=1").out, "data/demo-bytes")
+        expect(f.run("pretrain", "--dry-run", "train.epochs=1", code=2).err, "train.epochs", "train.steps")
+        assert sorted(f.path.rglob("*")) == before
+
+
 def test_configuration_reference_is_current():
     page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
     with Folder(prepared=False) as f:
