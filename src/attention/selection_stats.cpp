@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "attention/attention.h"
 #include "attention/kernels/select.h"
 #include "attention/sparsek.h"
+#include "core/parallel_for.h"
 
 namespace sieve {
 namespace {
@@ -50,23 +52,41 @@ double deviation(const Score* s, std::int64_t n) {
   return std::sqrt(squares / count);
 }
 
+struct RowStats {
+  Sums sums;
+  double deviation = 0;
+};
+
+RowStats row_stats(const SelectArgs& a, std::int64_t r) {
+  RowStats row;
+  const std::int64_t offset = r * a.T;
+  const std::int32_t* starts = a.document_starts_BT == nullptr ? nullptr : a.document_starts_BT + r / a.H * a.T;
+  for (std::int64_t begin = 0, end; begin < a.T; begin = end) {
+    end = starts == nullptr ? a.T : std::upper_bound(starts + begin, starts + a.T, starts[begin]) - starts;
+    add_document(a, offset, begin, end, row.sums);
+  }
+  row.deviation = a.dtype == DType::f32 ? deviation(static_cast<const float*>(a.scores_BHT) + offset, a.T)
+                                        : deviation(static_cast<const double*>(a.scores_BHT) + offset, a.T);
+  return row;
+}
+
 }  // namespace
 
 SelectionStats selection_stats(const SelectArgs& a) {
+  const std::int64_t rows = a.B * a.H;
+  std::vector<RowStats> all(static_cast<std::size_t>(rows));
+  parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) all[static_cast<std::size_t>(r)] = row_stats(a, r);
+  });
   Sums sums;
   SelectionStats stats;
-  for (std::int64_t r = 0; r < a.B * a.H; ++r) {
-    const std::int64_t offset = r * a.T;
-    const std::int32_t* starts = a.document_starts_BT == nullptr ? nullptr : a.document_starts_BT + r / a.H * a.T;
-    for (std::int64_t begin = 0, end; begin < a.T; begin = end) {
-      end = starts == nullptr ? a.T : std::upper_bound(starts + begin, starts + a.T, starts[begin]) - starts;
-      add_document(a, offset, begin, end, sums);
-    }
-    stats.score_std += a.dtype == DType::f32 ? deviation(static_cast<const float*>(a.scores_BHT) + offset, a.T)
-                                             : deviation(static_cast<const double*>(a.scores_BHT) + offset, a.T);
+  for (const RowStats& row : all) {
+    sums.candidates += row.sums.candidates, sums.selected += row.sums.selected, sums.lifetime += row.sums.lifetime;
+    sums.binding += row.sums.binding, sums.band += row.sums.band, sums.saturated += row.sums.saturated;
+    stats.score_std += row.deviation;
   }
   const auto over = [](double sum, double count) { return count > 0 ? sum / count : 0; };
-  stats.score_std = over(stats.score_std, static_cast<double>(a.B * a.H));
+  stats.score_std = over(stats.score_std, static_cast<double>(rows));
   stats.band_over_k = over(sums.band, sums.binding * static_cast<double>(a.k));
   stats.saturated_over_k = over(sums.saturated, sums.binding * static_cast<double>(a.k));
   stats.ever_selected = over(sums.selected, sums.candidates);

@@ -3,6 +3,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "core/error.h"
@@ -32,6 +33,23 @@ std::string progress_line(const ProgressRow& row) {
   if (row.mfu) line += " mfu " + format_fixed(100 * *row.mfu, 1) + "%";
   line += " mem " + format_bytes(row.memory_bytes) + " data " + format_fixed(100 * row.data_wait, 1) + "%";
   return line + " eta " + format_seconds(row.eta_seconds);
+}
+
+std::string selection_line(const std::vector<SelectionStats>& layers) {
+  require(!layers.empty(), "selection_line", "no layer selects keys");
+  std::string line = "selection";
+  const auto range = [&](const char* name, double SelectionStats::*field, int decimals) {
+    const auto [low, high] = std::minmax_element(layers.begin(), layers.end(),
+                                                 [&](const auto& a, const auto& b) { return a.*field < b.*field; });
+    line += std::string(" ") + name + " " + format_fixed((*low).*field, decimals);
+    if (layers.size() > 1) line += ".." + format_fixed((*high).*field, decimals);
+  };
+  range("|F|/k", &SelectionStats::band_over_k, 2);
+  range("saturated", &SelectionStats::saturated_over_k, 2);
+  range("ever", &SelectionStats::ever_selected, 2);
+  range("lifetime", &SelectionStats::mean_lifetime, 0);
+  range("score std", &SelectionStats::score_std, 2);
+  return line;
 }
 
 void ConsoleLine::show(const std::string& line) {

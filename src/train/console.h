@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
+
+#include "attention/attention.h"
 
 namespace sieve {
 
@@ -21,6 +24,9 @@ struct ProgressRow {
 
 // "step    1200/19073 loss 3.412 val 3.510 lr 5.9e-04 gnorm 0.83 412k tok/s mfu 38.1% mem 41.2 GiB data 0.3% eta 4h42m"
 std::string progress_line(const ProgressRow& row);
+// "selection |F|/k 1.02..1.92 saturated 0.04..0.50 ever 0.79..1.00 lifetime 428..537 score std 0.06..0.61": the lowest
+// and the highest of the layers (docs/attention.md, "Reading the statistics"). At least one.
+std::string selection_line(const std::vector<SelectionStats>& layers);
 
 class ConsoleLine {
  public:

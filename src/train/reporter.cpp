@@ -71,7 +71,11 @@ void Reporter::row(const TrainState& state) {
   if (!due && !state.val_loss) return;
   metrics_->write(metric_row(state, due));
   if (!due) { return; }
-  if (config_.has_sink("console")) console_.record(console_row(state));
+  if (config_.has_sink("console")) {
+    console_.record(console_row(state));
+    const std::vector<SelectionStats> layers = selecting_layers();
+    if (!layers.empty()) console_.record(selection_line(layers));
+  }
   tokens_since_row_ = 0;
   seconds_since_row_ = 0;
   wait_at_row_ = wait_;
@@ -138,6 +142,14 @@ MetricRow Reporter::metric_row(const TrainState& state, bool with_step) const {
     for (auto& [key, value] : layer_values(static_cast<std::int64_t>(layer), last_.stats[layer])) row.add(key, value);
   }
   return row;
+}
+
+std::vector<SelectionStats> Reporter::selecting_layers() const {
+  std::vector<SelectionStats> layers;
+  for (std::size_t layer = 0; layer < last_.stats.size(); ++layer) {
+    if (config_.model.score_heads(static_cast<std::int64_t>(layer)) > 0) layers.push_back(last_.stats[layer]);
+  }
+  return layers;
 }
 
 std::optional<double> Reporter::val_bits_per_byte(const TrainState& state) const {

@@ -58,6 +58,7 @@ class Reporter {
   };
   Rates rates(std::int64_t step) const;
   MetricRow metric_row(const TrainState& state, bool with_step) const;
+  std::vector<SelectionStats> selecting_layers() const;  // of the last step, where asked for
   std::optional<double> val_bits_per_byte(const TrainState& state) const;
   std::string console_row(const TrainState& state) const;
 

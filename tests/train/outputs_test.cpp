@@ -186,6 +186,17 @@ TEST_CASE("the progress line") {
         "4h42m");
 }
 
+TEST_CASE("the line of the selection has the range of the layers") {
+  const SelectionStats a{
+      .band_over_k = 1.02, .saturated_over_k = 0.5, .ever_selected = 0.79, .mean_lifetime = 537.4, .score_std = 0.61};
+  const SelectionStats b{
+      .band_over_k = 1.92, .saturated_over_k = 0.04, .ever_selected = 1, .mean_lifetime = 428, .score_std = 0.06};
+  CHECK(selection_line({a, b}) ==
+        "selection |F|/k 1.02..1.92 saturated 0.04..0.50 ever 0.79..1.00 lifetime 428..537 score std 0.06..0.61");
+  CHECK(selection_line({b}) == "selection |F|/k 1.92 saturated 0.04 ever 1.00 lifetime 428 score std 0.06");
+  CHECK_THROWS_AS(selection_line({}), Error);
+}
+
 TEST_CASE("the run folder refuses to be written over") {
   const Scratch scratch;
   const RunFolder folder(scratch / "run");

@@ -161,6 +161,7 @@ TEST_CASE("a run learns and leaves the documented folder") {
         "checkpoints/best/state.json"})
     CHECK(std::filesystem::exists(w.run("a") / name));
   CHECK(text_of(w.run("a") / "logs/rank0000.log").find('\r') == std::string::npos);
+  has(text_of(w.run("a") / "logs/rank0000.log"), "selection |F|/k ");
   const Json status = read_json(w.run("a") / "status.json");
   CHECK(status["status"] == "finished");
   CHECK(status["step"] == 60);
