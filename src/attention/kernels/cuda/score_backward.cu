@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "attention/kernels/cuda/launch.cuh"
+#include "attention/kernels/cuda/row_scan.cuh"
 #include "attention/kernels/select.h"
 #include "tensor/kernels/cuda/block.cuh"
 #include "tensor/kernels/cuda/scratch.h"
@@ -10,26 +11,18 @@
 namespace sieve::cuda {
 namespace {
 
-// G (rows, T + 1): prefix sums of row_i / |F_i|. One warp a row.
-__global__ void sum_prefixes(const SelectBackwardArgs a, double* G) {
-  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (row >= a.B * a.H) return;  // whole warps leave
-  double* out = G + row * (a.T + 1);
-  double carry = 0;
-  if (lane == 0) out[0] = 0;
-  for (std::int64_t base = 0; base < a.T; base += 32) {
-    const std::int64_t i = base + lane, at = row * a.T + i;
-    const std::int32_t band = i < a.T ? a.band_BHT[at] : 0;
-    double v = band > 0 ? a.row_BHT[at] / band : 0;
-    for (int step = 1; step < 32; step *= 2) {
-      const double other = __shfl_up_sync(0xffffffffu, v, step);
-      if (lane >= step) v += other;
-    }
-    v += carry;
-    if (i < a.T) out[i + 1] = v;
-    carry = __shfl_sync(0xffffffffu, v, 31);
-  }
+// G (rows, T + 1): prefix sums of row_i / |F_i|. One block a row.
+__global__ void __launch_bounds__(kScanThreads) sum_prefixes(const SelectBackwardArgs a, double* G) {
+  const std::int64_t row = blockIdx.x * a.T;
+  double* out = G + blockIdx.x * (a.T + 1);
+  if (threadIdx.x == 0) out[0] = 0;
+  scan_row<double>(
+      a.T,
+      [&](std::int64_t i) {
+        const std::int32_t band = a.band_BHT[row + i];
+        return band > 0 ? a.row_BHT[row + i] / band : 0;
+      },
+      [&](std::int64_t i, double sum) { out[i + 1] = sum; });
 }
 
 __global__ void score_gradients(const SelectBackwardArgs a, const double* G) {
@@ -56,8 +49,7 @@ void run(const SelectBackwardArgs& a, Stream stream) {
   const std::int64_t rows = a.B * a.H;
   if (rows * a.T == 0) return;
   const Scratch G(static_cast<std::size_t>(rows * (a.T + 1)) * sizeof(double), stream);
-  start("score gradient: prefix sums", sum_prefixes, (rows * 32 + kThreads - 1) / kThreads, kThreads, 0, stream, a,
-        G.as<double>());
+  start("score gradient: prefix sums", sum_prefixes, rows, kScanThreads, 0, stream, a, G.as<double>());
   start("score gradient", score_gradients, blocks_for(rows * a.T), kThreads, 0, stream, a, G.as<double>());
 }
 

@@ -1,12 +1,14 @@
-// Selection for every prefix: members, thresholds and soft bands of kernels/select.h. Four kernels: what every key can
-// say for itself; the walk over a row, in the order of time; the bands by bisection in the thresholds, one thread a
-// key; the counts |F_i| by a prefix sum. The walk is the tile-wise form of kernels/threshold_walk.h: a block sorts and
-// merges 64 scores into the retained list, then one of its threads follows tau through them, while another warp keeps
-// the members. Arithmetic and order are those of the CPU, but for sums over the band that are taken afresh once a tile.
+// Selection for every prefix: members, thresholds and soft bands of kernels/select.h. By chunks of keys, all at once
+// (select_chunks.h), where a block's shared memory holds the pool; else by a walk over every row in the order of time:
+// the tile-wise form of kernels/threshold_walk.h, for which a block sorts and merges 64 scores into the retained list,
+// then one of its threads follows tau through them, while another warp keeps the members. After either the bands, by
+// bisection in the thresholds, one thread a key, and the counts |F_i| by a prefix sum.
 #include <algorithm>
 #include <cmath>
 
 #include "attention/kernels/cuda/launch.cuh"
+#include "attention/kernels/cuda/row_scan.cuh"
+#include "attention/kernels/cuda/select_chunks.h"
 #include "attention/kernels/cuda/walk.cuh"
 #include "attention/kernels/select.h"
 #include "tensor/kernels/cuda/block.cuh"
@@ -15,37 +17,38 @@
 namespace sieve::cuda {
 namespace {
 
-// End of the document that holds position `begin` (its start).
-__device__ std::int64_t document_end(const std::int32_t* starts, std::int64_t begin, std::int64_t T) {
-  if (starts == nullptr) return T;
-  std::int64_t low = begin + 1, high = T;  // the first position that starts later
-  while (low < high) {
-    const std::int64_t middle = (low + high) / 2;
-    if (starts[middle] > begin) high = middle;
-    else low = middle + 1;
+constexpr std::int64_t kSlabBytes = std::int64_t{256} << 20;
+
+// ends (B, T): the end of each position's document.
+__global__ void find_ends(const std::int32_t* starts_BT, std::int32_t* ends_BT, std::int64_t B, std::int64_t T) {
+  SIEVE_GRID_STRIDE(x, B * T) {
+    const std::int32_t* starts = starts_BT + x / T * T;
+    const std::int32_t begin = starts[x % T];
+    std::int64_t low = x % T + 1, high = T;  // the first position that starts later
+    while (low < high) {
+      const std::int64_t middle = (low + high) / 2;
+      if (starts[middle] > begin) high = middle;
+      else low = middle + 1;
+    }
+    ends_BT[x] = static_cast<std::int32_t>(low);
   }
-  return low;
-}
-__device__ const std::int32_t* starts_of(const SelectArgs& a, std::int64_t row) {
-  return a.document_starts_BT == nullptr ? nullptr : a.document_starts_BT + row / a.H * a.T;
 }
 
 // u and z, lives of keys that nobody selects, and the number of NaN.
-__global__ void order_keys(const SelectArgs a, double* u, std::int32_t* left_pool) {
+__global__ void order_keys(const Chunks c, double* u) {
+  const SelectArgs& a = c.a;
   unsigned long long nan = 0;
-  SIEVE_GRID_STRIDE(x, a.B * a.H * a.T) {
-    const std::int64_t j = x % a.T;
+  SIEVE_GRID_STRIDE(x, c.rows * a.T) {
+    const std::int64_t j = x % a.T, begin = c.begin_of(x / a.T, j), end = c.end_of(x / a.T, j);
     const double s = a.dtype == DType::f32 ? static_cast<double>(static_cast<const float*>(a.scores_BHT)[x])
                                            : static_cast<const double*>(a.scores_BHT)[x];
     nan += s != s;
-    const std::int32_t* starts = starts_of(a, x / a.T);
-    const std::int64_t begin = starts == nullptr ? 0 : starts[j], end = document_end(starts, begin, a.T);
     u[x] = order_score(s, a.slope, j - begin);
     a.from_BHT[x] = a.to_BHT[x] = static_cast<std::int32_t>(a.delay < end - j ? j + a.delay : end);
     if (!a.thresholds) continue;
     a.z_BHT[x] = operator_score(u[x], a.temperature);
     a.tau_BHT[x] = -INFINITY;
-    left_pool[x] = 0x7fffffff;
+    c.left_pool[x] = 0x7fffffff;
   }
   if (nan > 0 && a.nan_count != nullptr) {  // integers: the order of additions does not matter
     atomicAdd(reinterpret_cast<unsigned long long*>(a.nan_count), nan);
@@ -60,27 +63,26 @@ struct WalkMemory {
 };
 
 __global__ void __launch_bounds__(kWalkThreads)
-    walk_rows(const SelectArgs a, const double* u_BHT, std::int32_t* left_pool_BHT, const WalkMemory memory,
-              std::int64_t pool) {
+    walk_rows(const Chunks c, const double* u_BHT, const WalkMemory memory, std::int64_t pool) {
+  const SelectArgs& a = c.a;
   const std::int64_t row = blockIdx.x, offset = row * a.T;
-  const std::int32_t* starts = starts_of(a, row);
   unsigned char* mine = memory.global == nullptr ? dynamic_shared() : memory.global + row * memory.bytes;
   Members members(mine, memory.slots, a.to_BHT + offset);
   Walk walk(mine + Members::bytes(memory.slots), memory.capacity, a.k, pool);
   for (std::int64_t begin = 0, end; begin < a.T; begin = end) {
-    end = document_end(starts, begin, a.T);
+    end = c.end_of(row, begin);
     const std::int64_t candidates = end - begin - (a.delay < end - begin ? a.delay : end - begin);
     const double* u = u_BHT + offset + begin;
     const bool thresholds = a.thresholds && candidates > a.k;
     members.clear();
     walk.clear();
-    for (std::int64_t c = 0; c < candidates; c += kWalkTile) {
-      const int n = static_cast<int>(candidates - c < kWalkTile ? candidates - c : kWalkTile);
-      if (thresholds) walk.merge(u + c, a.z_BHT + offset + begin + c, n, static_cast<std::int32_t>(c));
-      if (threadIdx.x / 32 == 1) members.offer(u + c, n, begin + c, a.delay, end);
+    for (std::int64_t x = 0; x < candidates; x += kWalkTile) {
+      const int n = static_cast<int>(candidates - x < kWalkTile ? candidates - x : kWalkTile);
+      if (thresholds) walk.merge(u + x, a.z_BHT + offset + begin + x, n, static_cast<std::int32_t>(x));
+      if (threadIdx.x / 32 == 1) members.offer(u + x, n, begin + x, a.delay, end);
       if (thresholds && threadIdx.x == 0) {
-        walk.follow(n, static_cast<std::int32_t>(c), a.tau_BHT + offset + (end - candidates) + c,
-                    left_pool_BHT + offset + begin);
+        walk.follow(n, static_cast<std::int32_t>(x), a.tau_BHT + offset + (end - candidates) + x,
+                    c.left_pool + offset + begin);
       }
       __syncthreads();
     }
@@ -98,21 +100,37 @@ __device__ std::int64_t first_where(std::int64_t begin, std::int64_t end, const 
   return begin;
 }
 
+// First query in [begin, end) whose tau pred holds for. Chunk ends are looked at first: few, and neighbours in memory.
+template <class Pred>
+__device__ std::int64_t first_query(const Chunks& c, std::int64_t row, std::int64_t begin, std::int64_t end,
+                                    const Pred& pred) {
+  const std::int64_t delay = c.a.delay;
+  if (c.settled_tau != nullptr && begin < end) {
+    const double* last = c.settled_tau + row * c.chunks;
+    const std::int64_t chunk = first_where((begin - delay) / kChunk, (end - delay) / kChunk,
+                                           [&](std::int64_t x) { return pred(last[x]); }),
+                       first = chunk * kChunk + delay;
+    begin = first > begin ? first : begin;
+    end = first + kChunk < end ? first + kChunk : end;
+  }
+  const double* tau = c.a.tau_BHT + row * c.a.T;
+  return first_where(begin, end, [&](std::int64_t i) { return pred(tau[i]); });
+}
+
 // change (B, H, T): +1 where a key enters its band, -1 where it leaves.
-__global__ void find_bands(const SelectArgs a, const std::int32_t* left_pool, std::int32_t* change) {
-  SIEVE_GRID_STRIDE(x, a.B * a.H * a.T) {
-    const std::int64_t j = x % a.T, row = x / a.T;
-    const std::int32_t* starts = starts_of(a, row);
-    const std::int64_t begin = starts == nullptr ? 0 : starts[j], end = document_end(starts, begin, a.T);
-    if (a.delay >= end - j) {  // never a candidate
-      a.band_from_BHT[x] = a.band_to_BHT[x] = static_cast<std::int32_t>(end);
+__global__ void find_bands(const Chunks c, std::int32_t* change) {
+  const SelectArgs& a = c.a;
+  SIEVE_GRID_STRIDE(x, c.rows * a.T) {
+    const std::int64_t j = x % a.T, row = x / a.T, begin = c.begin_of(row, j), end = c.end_of(row, j);
+    const std::int64_t left = c.left_pool[x];
+    if (a.delay >= end - j || left == j - begin) {  // never a candidate, or never in the pool
+      a.band_from_BHT[x] = a.band_to_BHT[x] = static_cast<std::int32_t>(a.delay >= end - j ? end : j + a.delay);
       continue;
     }
-    const double* tau = a.tau_BHT + row * a.T;
     const double z = a.z_BHT[x];
-    const std::int64_t left = left_pool[x] + begin + a.delay, stop = left < end ? left : end;
-    const std::int64_t first = first_where(j + a.delay, stop, [&](std::int64_t i) { return z - 1 < tau[i]; });
-    const std::int64_t last = first_where(first, stop, [&](std::int64_t i) { return z <= tau[i]; });
+    const std::int64_t leaves = left + begin + a.delay, stop = leaves < end ? leaves : end;
+    const std::int64_t first = first_query(c, row, j + a.delay, stop, [&](double tau) { return z - 1 < tau; });
+    const std::int64_t last = first_query(c, row, first, stop, [&](double tau) { return z <= tau; });
     a.band_from_BHT[x] = static_cast<std::int32_t>(first);
     a.band_to_BHT[x] = static_cast<std::int32_t>(last);
     if (first == last) continue;
@@ -121,22 +139,11 @@ __global__ void find_bands(const SelectArgs a, const std::int32_t* left_pool, st
   }
 }
 
-// In place: prefix sums of every row. One warp a row.
-__global__ void count_bands(std::int32_t* band, std::int64_t rows, std::int64_t T) {
-  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (row >= rows) return;  // whole warps leave
-  std::int32_t carry = 0;
-  for (std::int64_t base = 0; base < T; base += 32) {
-    std::int32_t v = base + lane < T ? band[row * T + base + lane] : 0;
-    for (int step = 1; step < 32; step *= 2) {
-      const std::int32_t other = __shfl_up_sync(0xffffffffu, v, step);
-      if (lane >= step) v += other;
-    }
-    v += carry;
-    if (base + lane < T) band[row * T + base + lane] = v;
-    carry = __shfl_sync(0xffffffffu, v, 31);
-  }
+// In place: prefix sums of every row. One block a row.
+__global__ void __launch_bounds__(kScanThreads) count_bands(std::int32_t* band, std::int64_t T) {
+  std::int32_t* row = band + blockIdx.x * T;
+  scan_row<std::int32_t>(
+      T, [&](std::int64_t i) { return row[i]; }, [&](std::int64_t i, std::int32_t sum) { row[i] = sum; });
 }
 
 void check_arguments(const SelectArgs& a) {
@@ -144,6 +151,44 @@ void check_arguments(const SelectArgs& a) {
   require(a.T < (std::int64_t{1} << 31) - 1 && a.k >= 1 && a.pool >= 0 && a.delay >= 0 && a.temperature > 0, "sparsek",
           "arguments out of range: T ", a.T, ", k ", a.k, ", pool ", a.pool, ", delay ", a.delay, ", temperature ",
           a.temperature);
+}
+
+// Row by row: pools that no block's shared memory holds.
+void walk(const Chunks& c, std::int64_t pool, const Stream& stream) {
+  const std::int64_t T = c.a.T;
+  const Scratch u(static_cast<std::size_t>(c.rows * T) * sizeof(double), stream);
+  start("selection: order", order_keys, blocks_for(c.rows * T), kThreads, 0, stream, c, u.as<double>());
+  WalkMemory memory;
+  memory.slots = std::min(c.a.k, T);
+  memory.capacity = c.a.thresholds ? std::min(pool, T) + kWalkTile : 0;
+  memory.bytes = Members::bytes(memory.slots) + Walk::bytes(memory.capacity);
+  constexpr std::size_t kShared = std::size_t{96} << 10;  // two blocks of a row fit a multiprocessor
+  const bool shared = memory.bytes <= kShared;
+  const Scratch lists(shared ? 0 : memory.bytes * static_cast<std::size_t>(c.rows), stream);
+  if (!shared) memory.global = lists.as<unsigned char>();
+  start("selection: walk", walk_rows, c.rows, kWalkThreads, shared ? memory.bytes : 0, stream, c, u.as<double>(),
+        memory, pool);
+}
+
+// All chunks at once, as many as kSlabBytes of bases serve.
+void settle(Chunks c, const Stream& stream) {
+  const auto items = static_cast<std::size_t>(c.rows * c.chunks);
+  const Scratch sorted(items * kChunk * sizeof(double), stream), places(items * kChunk * sizeof(std::uint16_t), stream),
+      candidates(items * sizeof(std::int32_t), stream);
+  c.sorted = sorted.as<double>(), c.places = places.as<std::uint16_t>(), c.candidates = candidates.as<std::int32_t>();
+  const std::int64_t entry = sizeof(double) + sizeof(std::int32_t);
+  c.slab = std::clamp<std::int64_t>(kSlabBytes / (c.rows * c.P * entry) - 1, 1, c.chunks);
+  const auto slots = static_cast<std::size_t>(c.rows * (c.slab + 1)), size = static_cast<std::size_t>(c.P);
+  const Scratch base(slots * size * sizeof(double), stream), base_keys(slots * size * sizeof(std::int32_t), stream),
+      base_counts(slots * sizeof(std::int32_t), stream);
+  c.base = base.as<double>(), c.base_keys = base_keys.as<std::int32_t>();
+  c.base_counts = base_counts.as<std::int32_t>();
+  sort_chunks(c, stream);
+  for (; c.first < c.chunks; c.first += c.slab) {
+    grow_bases(c, stream);
+    settle_chunks(c, stream);
+  }
+  if (c.a.thresholds) settle_thresholds(c, stream);
 }
 
 }  // namespace
@@ -154,29 +199,29 @@ void run(const SelectArgs& a, Stream stream) {
   if (a.nan_count != nullptr)
     check(cudaMemsetAsync(a.nan_count, 0, sizeof(std::int64_t), handle_of(stream)), "selection");
   if (n == 0) return;
-  const auto bytes = static_cast<std::size_t>(n);
-  const Scratch u(bytes * sizeof(double), stream);
-  const Scratch left_pool(a.thresholds ? bytes * sizeof(std::int32_t) : 0, stream);
-  start("selection: order", order_keys, blocks_for(n), kThreads, 0, stream, a, u.as<double>(),
-        left_pool.as<std::int32_t>());
-
   const std::int64_t wanted = pool_scores(a.pool, a.k), pool = wanted == 0 ? std::max(a.T, a.k) : wanted;
-  WalkMemory memory;
-  memory.slots = std::min(a.k, a.T);
-  memory.capacity = a.thresholds ? std::min(pool, a.T) + kWalkTile : 0;
-  memory.bytes = Members::bytes(memory.slots) + Walk::bytes(memory.capacity);
-  constexpr std::size_t kShared = std::size_t{96} << 10;  // two blocks of a row fit a multiprocessor
-  const bool shared = memory.bytes <= kShared;
-  const Scratch lists(shared ? 0 : memory.bytes * static_cast<std::size_t>(rows), stream);
-  if (!shared) memory.global = lists.as<unsigned char>();
-  start("selection: walk", walk_rows, rows, kWalkThreads, shared ? memory.bytes : 0, stream, a, u.as<double>(),
-        left_pool.as<std::int32_t>(), memory, pool);
+  Chunks c;
+  c.a = a, c.rows = rows, c.chunks = (a.T + kChunk - 1) / kChunk;
+  c.P = std::min(a.thresholds ? pool : a.k, a.T);
+  const bool documents = a.document_starts_BT != nullptr, walks = c.P > kMostBase;
+  const auto keys = static_cast<std::size_t>(n), tokens = static_cast<std::size_t>(a.B * a.T),
+             items = static_cast<std::size_t>(rows * c.chunks);
+  const Scratch ends(documents ? tokens * sizeof(std::int32_t) : 0, stream),
+      left_pool(a.thresholds ? keys * sizeof(std::int32_t) : 0, stream),
+      chunk_taus(a.thresholds && !walks ? 2 * items * sizeof(double) : 0, stream);
+  if (documents) {
+    c.ends_BT = ends.as<std::int32_t>();
+    start("selection: documents", find_ends, blocks_for(a.B * a.T), kThreads, 0, stream, a.document_starts_BT,
+          ends.as<std::int32_t>(), a.B, a.T);
+  }
+  c.left_pool = left_pool.as<std::int32_t>();
+  if (a.thresholds && !walks) c.last_tau = chunk_taus.as<double>(), c.settled_tau = c.last_tau + items;
+  if (walks) walk(c, pool, stream);
+  else settle(c, stream);
   if (!a.thresholds) return;
-  check(cudaMemsetAsync(a.band_BHT, 0, bytes * sizeof(std::int32_t), handle_of(stream)), "selection");
-  start("selection: bands", find_bands, blocks_for(n), kThreads, 0, stream, a, left_pool.as<std::int32_t>(),
-        a.band_BHT);
-  start("selection: counts", count_bands, (rows * 32 + kThreads - 1) / kThreads, kThreads, 0, stream, a.band_BHT, rows,
-        a.T);
+  check(cudaMemsetAsync(a.band_BHT, 0, keys * sizeof(std::int32_t), handle_of(stream)), "selection");
+  start("selection: bands", find_bands, blocks_for(n), kThreads, 0, stream, c, a.band_BHT);
+  start("selection: counts", count_bands, rows, kScanThreads, 0, stream, a.band_BHT, a.T);
 }
 
 }  // namespace sieve::cuda

@@ -1,0 +1,201 @@
+// Sorted chunks of candidates, and the best scores before each of them (select_chunks.h).
+#include <cmath>
+
+#include "attention/kernels/cuda/launch.cuh"
+#include "attention/kernels/cuda/select_chunks.h"
+#include "tensor/kernels/cuda/block.cuh"
+
+namespace sieve::cuda {
+namespace {
+
+constexpr int kGrowThreads = 1024;
+
+// Orders like u; 0 is below every score. -0 equals +0.
+__device__ unsigned long long image_of(double u) {
+  const long long bits = __double_as_longlong(u + 0.0);
+  return static_cast<unsigned long long>(bits) ^ (bits < 0 ? ~0ull : 1ull << 63);
+}
+
+// What key j says for itself; true if it is a candidate.
+__device__ bool say(const Chunks& c, std::int64_t row, std::int64_t j, double& u, bool& nan) {
+  const SelectArgs& a = c.a;
+  const std::int64_t x = row * a.T + j, begin = c.begin_of(row, j), end = c.end_of(row, j);
+  const double s = a.dtype == DType::f32 ? static_cast<double>(static_cast<const float*>(a.scores_BHT)[x])
+                                         : static_cast<const double*>(a.scores_BHT)[x];
+  nan = s != s;
+  u = order_score(s, a.slope, j - begin);
+  const bool candidate = a.delay < end - j;
+  a.from_BHT[x] = static_cast<std::int32_t>(candidate ? j + a.delay : end);
+  a.to_BHT[x] = static_cast<std::int32_t>(end);
+  if (a.thresholds) {
+    a.z_BHT[x] = operator_score(u, a.temperature);
+    c.left_pool[x] = 0x7fffffff;
+    if (j - begin < a.delay) a.tau_BHT[x] = -INFINITY;
+  }
+  return candidate;
+}
+
+// One thread a key. Warps sort 32 keys each, then runs are merged in pairs: a key's place is its place in its own run
+// and the number of keys of the other run before it. On a tie the later key is the better one.
+__global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
+  __shared__ unsigned long long images[2][kChunk];
+  __shared__ std::uint16_t places[2][kChunk];
+  __shared__ double scores[kChunk];
+  const auto thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const std::int64_t row = blockIdx.x / c.chunks, chunk = blockIdx.x % c.chunks, j = chunk * kChunk + thread;
+  double u = 0;
+  bool nan = false;
+  const bool candidate = j < c.a.T && say(c, row, j, u, nan);
+  scores[thread] = u;
+  const unsigned long long mine = candidate ? image_of(u) : 0;
+  int rank = 0;
+  for (int q = 0; q < 32; ++q) {
+    const unsigned long long other = __shfl_sync(0xffffffffu, mine, q);
+    rank += other > mine || (other == mine && q > lane);
+  }
+  images[0][thread - lane + rank] = mine;
+  places[0][thread - lane + rank] = static_cast<std::uint16_t>(thread);
+  int from = 0;
+  for (int run = 32; run < kChunk; run *= 2, from ^= 1) {
+    __syncthreads();
+    const unsigned long long image = images[from][thread];
+    const int place = places[from][thread], inside = thread % run, pair = thread - thread % (2 * run);
+    const bool right = thread % (2 * run) >= run;
+    const unsigned long long* others = images[from] + (right ? pair : pair + run);
+    int low = 0, high = run;  // those of the other run that come first; keys of the right run are later
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (others[middle] > image || (!right && others[middle] == image)) low = middle + 1;
+      else high = middle;
+    }
+    images[from ^ 1][pair + inside + low] = image;
+    places[from ^ 1][pair + inside + low] = static_cast<std::uint16_t>(place);
+  }
+  const int candidates = __syncthreads_count(candidate), nans = __syncthreads_count(nan);
+  const std::int64_t item = blockIdx.x;
+  const int place = places[from][thread];
+  c.sorted[item * kChunk + thread] = scores[place];
+  c.places[item * kChunk + thread] = static_cast<std::uint16_t>(place);
+  if (thread > 0) return;
+  c.candidates[item] = candidates;
+  if (nans > 0 && c.a.nan_count != nullptr)  // integers: the order of additions does not matter
+    atomicAdd(reinterpret_cast<unsigned long long*>(c.a.nan_count), static_cast<unsigned long long>(nans));
+}
+
+// A base in shared memory, best first.
+struct Base {
+  double* u;
+  std::int32_t* keys;
+};
+// How many of a falling array are above u, or equal to it where `ties`.
+template <bool ties>
+__device__ int above(const double* values, int n, double u) {
+  int low = 0;
+  while (low < n) {
+    const int middle = (low + n) / 2;
+    if (ties ? values[middle] >= u : values[middle] > u) low = middle + 1;
+    else n = middle;
+  }
+  return low;
+}
+
+// The best P of the base and the m candidates, which are later keys. Ends with a barrier.
+__device__ int merge(const Base& old, int n, const Base& fresh, int m, const Base& out, int P) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  for (int r = thread; r < n; r += kGrowThreads) {
+    const int to = r + above<true>(fresh.u, m, old.u[r]);
+    if (to < P) out.u[to] = old.u[r], out.keys[to] = old.keys[r];
+  }
+  for (int r = thread; r < m; r += kGrowThreads) {
+    const int to = r + above<false>(old.u, n, fresh.u[r]);
+    if (to < P) out.u[to] = fresh.u[r], out.keys[to] = fresh.keys[r];
+  }
+  __syncthreads();
+  return n + m < P ? n + m : P;
+}
+
+// One block a row, chunk after chunk: only candidates that enter the base are merged.
+__global__ void __launch_bounds__(kGrowThreads, 1) grow(const Chunks c) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  const std::int64_t row = blockIdx.x;
+  const int P = static_cast<int>(c.P);
+  Base bases[2], fresh;
+  bases[0].u = reinterpret_cast<double*>(dynamic_shared());
+  bases[1].u = bases[0].u + P, fresh.u = bases[1].u + P;
+  bases[0].keys = reinterpret_cast<std::int32_t*>(fresh.u + kChunk);
+  bases[1].keys = bases[0].keys + P, fresh.keys = bases[1].keys + P;
+  const std::int64_t slots = row * (c.slab + 1);
+  int n = 0, at = 0;
+  if (c.first > 0) {
+    n = c.base_counts[slots + c.slab];
+    for (int r = thread; r < n; r += kGrowThreads) {
+      bases[0].u[r] = c.base[(slots + c.slab) * P + r];
+      bases[0].keys[r] = c.base_keys[(slots + c.slab) * P + r];
+    }
+  }
+  const std::int64_t left = c.chunks - c.first, count = left < c.slab ? left : c.slab;
+  double next_u = 0;  // what the thread holds of the next chunk
+  int next_place = 0, next_candidates = 0;
+  std::int64_t next_begin = 0;
+  const auto prefetch = [&](std::int64_t chunk) {
+    if (chunk >= c.chunks) return;
+    const std::int64_t item = row * c.chunks + chunk;
+    if (thread < kChunk) next_u = c.sorted[item * kChunk + thread], next_place = c.places[item * kChunk + thread];
+    next_candidates = c.candidates[item];
+    const std::int64_t after = (chunk + 1) * kChunk;
+    next_begin = after < c.a.T ? c.begin_of(row, after) : 0;
+  };
+  prefetch(c.first);
+  __syncthreads();
+  for (std::int64_t x = 0; x < count; ++x) {
+    const std::int64_t slot = slots + x, start = (c.first + x) * kChunk, begin = next_begin;
+    const Base& now = bases[at];
+    for (int r = thread; r < n; r += kGrowThreads) {
+      c.base[slot * P + r] = now.u[r];
+      c.base_keys[slot * P + r] = now.keys[r];
+    }
+    if (thread == 0) c.base_counts[slot] = n;
+    const double u = next_u;
+    const std::int64_t key = start + next_place;
+    // Only the document that goes on in the next chunk matters from here on.
+    if (begin >= start) n = 0;
+    const bool enters = thread < next_candidates && key >= begin && (n < P || u >= now.u[P - 1]);
+    prefetch(c.first + x + 1);
+    const unsigned lanes = __ballot_sync(0xffffffffu, enters);
+    __shared__ int counts[kChunk / 32];
+    if (thread % 32 == 0 && thread < kChunk) counts[thread / 32] = __popc(lanes);
+    __syncthreads();
+    int m = 0, before = 0;
+    for (int w = 0; w < kChunk / 32; ++w) {
+      if (w < thread / 32) before += counts[w];
+      m += counts[w];
+    }
+    if (enters) {
+      const int to = before + __popc(lanes & ((1u << thread % 32) - 1));
+      fresh.u[to] = u, fresh.keys[to] = static_cast<std::int32_t>(key);
+    }
+    __syncthreads();
+    if (m == 0) continue;
+    n = merge(now, n, fresh, m, bases[at ^ 1], P);
+    at ^= 1;
+  }
+  if (c.first + count == c.chunks) return;  // no slab follows
+  for (int r = thread; r < n; r += kGrowThreads) {
+    c.base[(slots + c.slab) * P + r] = bases[at].u[r];
+    c.base_keys[(slots + c.slab) * P + r] = bases[at].keys[r];
+  }
+  if (thread == 0) c.base_counts[slots + c.slab] = n;
+}
+
+}  // namespace
+
+void sort_chunks(const Chunks& c, const Stream& stream) {
+  start("selection: sorted chunks", order_and_sort, c.rows * c.chunks, kChunk, 0, stream, c);
+}
+
+void grow_bases(const Chunks& c, const Stream& stream) {
+  const auto bytes = static_cast<std::size_t>(2 * c.P + kChunk) * (sizeof(double) + sizeof(std::int32_t));
+  start("selection: bases", grow, c.rows, kGrowThreads, bytes, stream, c);
+}
+
+}  // namespace sieve::cuda
