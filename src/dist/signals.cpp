@@ -37,9 +37,14 @@ void install_signal_handlers(Launcher launcher) {
   action.sa_flags =
       SA_RESTART;  // reads and writes in progress carry on: the request is honoured at the end of the step
   sigemptyset(&action.sa_mask);
+  sigset_t ours;
+  sigemptyset(&ours);
   for (int signal : {SIGUSR1, SIGTERM, SIGINT}) {
+    sigaddset(&ours, signal);
     if (sigaction(signal, &action, nullptr) != 0) fail(Exit::internal, "signals", "no handler for signal ", signal);
   }
+  // A process inherits what its parent blocked; some launchers and job systems leave SIGUSR1 so.
+  if (pthread_sigmask(SIG_UNBLOCK, &ours, nullptr) != 0) fail(Exit::internal, "signals", "cannot unblock signals");
 }
 
 StopReason stop_requested() {

@@ -174,6 +174,10 @@ TEST_CASE("a dying rank does not wait for a log that nobody reads") {
 
 TEST_CASE("signals become flags") {
   request_stop(StopReason::none);
+  sigset_t inherited;  // a launcher may have blocked what is meant for us
+  sigemptyset(&inherited);
+  sigaddset(&inherited, SIGUSR1);
+  REQUIRE(pthread_sigmask(SIG_BLOCK, &inherited, nullptr) == 0);
   install_signal_handlers(Launcher::none);
   REQUIRE(stop_requested() == StopReason::none);
   raise(SIGUSR1);

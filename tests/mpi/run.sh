@@ -1,5 +1,11 @@
 # Sourced by the tests here: mpirun and small checks. The first argument of every test is the worker program.
 set -u
+# Whoever started the tests may have blocked signals or told mpirun to keep them: mpirun would never see, or never forward, SIGUSR1. A shell cannot
+# unblock them.
+export OMPI_MCA_ess_base_forward_signals=SIGUSR1
+if ! grep -q '^SigBlk:[[:space:]]*0*$' /proc/self/status && [ -z "${SIEVE_UNBLOCKED:-}" ]; then
+  SIEVE_UNBLOCKED=1 exec python3 -c 'import os, signal, sys; signal.pthread_sigmask(signal.SIG_SETMASK, []); os.execvp("bash", ["bash", *sys.argv[1:]])' "$0" "$@"
+fi
 worker=$1
 shift
 : "${SIEVE_MPIRUN:?the path of mpirun, or none: tests between GPUs go without}"
