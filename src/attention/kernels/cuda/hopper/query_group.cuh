@@ -1,0 +1,169 @@
+// The consumers' side of key_stream.cuh: a warpgroup's 64 queries, which pairs of a block count, and rows on their way
+// between shared memory, registers and results.
+#pragma once
+
+#include "attention/kernels/cuda/hopper/key_stream.cuh"
+
+namespace sieve::cuda::hopper {
+
+inline constexpr int kPairs =
+    kBlockKeys / 2;  // pairs of a (64, 64) product that a thread holds, layout: primitives.cuh
+inline constexpr float kMasked1 = static_cast<float>(kNothing);
+
+__device__ inline int quad_lane() { return static_cast<int>(threadIdx.x) % 4; }
+// The row of element x of an accumulator among the thread's two, and its column less 2 (lane % 4).
+__device__ inline constexpr int row_at(int x) { return x / 2 % 2; }
+__device__ inline constexpr int column_at(int x) { return x / 4 * 8 + x % 2; }
+
+// What a block means to a warpgroup; the same for all its threads.
+struct BlockClass {
+  bool seen, masked, gated, last;
+
+  __device__ BlockClass(const KeyScalars& keys, int group) {
+    const uint4 f = *reinterpret_cast<const uint4*>(keys.flags);
+    const std::uint32_t all = __shfl_sync(0xffffffffu, f.x | f.y | f.z | f.w, 0), own = all >> group;
+    seen = (own & kSeen) != 0, masked = (own & kMasked) != 0, gated = (own & kGated) != 0, last = (all & kLast) != 0;
+  }
+};
+
+// Of a thread in its warpgroup. Opaque, or all that follows from it stays in registers from tile to tile.
+__device__ inline int thread_of_group() {
+  auto thread = static_cast<int>(threadIdx.x % kWarpgroup);
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+// The thread's two queries, i and i + 8, and the first key that each sees in the window.
+struct OwnQueries {
+  int i, begin[2];
+
+  __device__ OwnQueries(const Engine& e, const Tile& t, int group) {
+    const int thread = thread_of_group();
+    i = t.q0 + group * kBlockKeys + thread / 32 * 16 + thread % 32 / 4;
+    begin[0] = span_of(e, kNearSpan, t.b, i).begin, begin[1] = span_of(e, kNearSpan, t.b, i + 8).begin;
+  }
+};
+// How many of the thread's two queries there are.
+__device__ inline int real_of(const Engine& e, int i) { return i + 8 < e.T ? 2 : (i < e.T ? 1 : 0); }
+
+// f(x, alive) for every element of a product with a block of the window.
+template <class F>
+__device__ __forceinline__ void visit_window(const OwnQueries& q, int key, const F& f) {
+  const int column = key + 2 * quad_lane(), low[2] = {q.begin[0] - column, q.begin[1] - column}, high = q.i - column;
+#pragma unroll
+  for (int x = 0; x < kPairs; ++x) {
+    const int at = column_at(x), r = row_at(x);
+    f(x, at >= low[r] && at <= high + 8 * r);
+  }
+}
+// The same for a gathered block.
+template <class F>
+__device__ __forceinline__ void visit_rows(const OwnQueries& q, const KeyScalars& keys, const F& f) {
+#pragma unroll
+  for (int n = 0; n < kPairs; n += 4) {
+    const int at = 2 * n + 2 * quad_lane();
+    const int2 from = *reinterpret_cast<const int2*>(keys.from + at), to = *reinterpret_cast<const int2*>(keys.to + at);
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      const int i = q.i + 8 * row_at(x);
+      f(n + x, i >= (x % 2 == 0 ? from.x : from.y) && i < (x % 2 == 0 ? to.x : to.y));
+    }
+  }
+}
+
+template <class F>
+__device__ __forceinline__ void visit_block(const OwnQueries& q, const KeyScalars& keys, const F& f) {
+  const int first = __shfl_sync(0xffffffffu, keys.first[0], 0);
+  if (first >= 0) visit_window(q, first, f);
+  else visit_rows(q, keys, f);
+}
+
+// tau of the thread's two queries less the tile's center; where it is -inf, low enough for every m to be 1.
+__device__ inline void load_tau(const Engine& e, const Tile& t, const OwnQueries& q, float (&tau)[2]) {
+  const double center = t.center(e);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const double own = q.i + 8 * r < e.T ? e.gate.tau[t.list_row(e) * e.T + q.i + 8 * r] : 0;
+    tau[r] = own > -1e300 ? static_cast<float>(own - center) : kMasked1;
+  }
+}
+
+// One warpgroup's tile of queries (or of gradients of their outputs), by one thread.
+template <int D>
+__device__ inline void copy_left(unsigned char* to, const CUtensorMap* map, std::uint64_t* full, const Tile& t,
+                                 int group) {
+#pragma unroll
+  for (int s = 0; s < D / kSlabFeatures; ++s) {
+    copy_box(to + s * kSlabBytes, map, full, s * kSlabFeatures, t.h, t.q0 + group * kBlockKeys, t.b);
+  }
+}
+// A warpgroup's tile as the left operand of products.
+template <int D>
+__device__ inline void hold_left(std::uint32_t (&a)[D / 16][4], const unsigned char* tile) {
+  const auto thread = static_cast<std::uint32_t>(thread_of_group());
+  const std::uint32_t row = thread / 32 * 16 + thread % 16, half = thread / 16 % 2;
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d) {
+    const unsigned char* at = tile + d / 4 * kSlabBytes + swizzled(row, d % 4 * 2 + half);
+    load_matrices(a[d], reinterpret_cast<const bf16*>(at));
+  }
+}
+// c (64, N) = A B^T, A in registers, B a tile of N rows. Issues only.
+template <int N, int D>
+__device__ __forceinline__ void issue_held_by_rows(float (&c)[N / 2], const std::uint32_t (&a)[D / 16][4],
+                                                   std::uint32_t b) {
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d)
+    product_step<N, false>(c, a[d], tile_descriptor(b + d / 4 * kSlabBytes + d % 4 * 32), d > 0);
+}
+
+// Lane c of four has words w[n] of columns 8 n + 2 c + {0, 1} and gets columns 8 c .. 8 c + 7.
+__device__ inline void gather_columns(std::uint32_t (&w)[4]) {
+  const bool odd = (threadIdx.x & 1) != 0, high = (threadIdx.x & 2) != 0;
+#pragma unroll
+  for (int n = 0; n < 4; n += 2) {
+    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? w[n] : w[n + 1], 1);
+    w[n] = odd ? got : w[n], w[n + 1] = odd ? w[n + 1] : got;
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, high ? w[n] : w[n + 2], 2);
+    w[n] = high ? got : w[n], w[n + 2] = high ? w[n + 2] : got;
+  }
+}
+// The thread's two rows of an accumulator (64, D) in bf16, each row times its factor, in pieces of 16 bytes. All lanes
+// of a warp call it; only the first `real` rows are written.
+template <int D>
+__device__ inline void store_rows(const float (&c)[D / 2], const float (&factor)[2], bf16* const (&row)[2], int real) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int n = 0; n < D / 8; n += 4) {
+      std::uint32_t w[4];
+#pragma unroll
+      for (int x = 0; x < 4; ++x)
+        w[x] = pack_pair(c[4 * (n + x) + 2 * r] * factor[r], c[4 * (n + x) + 2 * r + 1] * factor[r]);
+      gather_columns(w);
+      if (r < real) *reinterpret_cast<uint4*>(row[r] + 8 * (n + quad_lane())) = make_uint4(w[0], w[1], w[2], w[3]);
+    }
+  }
+}
+
+// Blocks of threads of a launch over `items` tiles: one a multiprocessor.
+inline std::int64_t persistent_blocks(const Items& items) {
+  int device = 0, processors = 0;
+  check(cudaGetDevice(&device), "attention");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attention");
+  return items.count < static_cast<unsigned>(processors) ? items.count : processors;
+}
+// The plan's lists must be those of these tiles.
+template <int D>
+Items items_of(const Engine& e) {
+  const std::int64_t tiles = (e.T + kTileQueries<D> - 1) / kTileQueries<D>, count = e.B * e.H * tiles;
+  require(e.plan.from_BHT == nullptr || (e.plan.tiles.queries == kTileQueries<D> && e.plan.tiles.lists == tiles),
+          "attention", "lists of ", e.plan.tiles.queries, " queries for tiles of ", kTileQueries<D>);
+  require(count < (std::int64_t{1} << 31), "attention", count, " tiles of queries exceed a launch");
+  return {static_cast<unsigned>(tiles), static_cast<unsigned>(e.H), static_cast<unsigned>(e.group()),
+          static_cast<unsigned>(count)};
+}
+
+}  // namespace sieve::cuda::hopper
