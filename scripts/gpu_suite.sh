@@ -6,16 +6,21 @@
 #   attention  full and window attention
 #   curves     scripts/gpu_curves.py: losses on GPU and CPU, killed and resumed runs, checkpoints moved between devices
 #   step       the training step of GPT-2 124M at T = 1k, 4k, 16k, 64k and of 355M
-# Prints short results; whole logs go to OUT. The exit code counts the parts that failed.
+#   sparsek    full, window and SparseK attention from 1k to 128k, head size 64 and 128, independent scores and scores of deviation 4, the deterministic
+#              backward; PEERS=attention.py names a benchmark of PyTorch's attention to run beside it, with the interpreter PEER_PYTHON
+#   scaling    the training step of GPT-2 124M by SparseK from 1k to 128k, and how it grows
+#   novels=DATA  the run of configs/novels.yaml on DATA, a folder of scripts/prepare_novels.sh or its .tar.xz; NOVELS_SETTINGS: further key=value
+# All but the last are run where no part is named. Prints short results; whole logs go to OUT. The exit code counts the parts that failed.
 set -uo pipefail
-[ $# -ge 2 ] || { sed -n '2,10p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,12p' "$0" >&2; exit 2; }
 bin=$(realpath -e "$1") || exit 2
 out=$2
 shift 2
-[ $# -gt 0 ] || set -- tests sanitize kernels attention curves step
+[ $# -gt 0 ] || set -- tests sanitize kernels attention curves step sparsek scaling
 mkdir -p "$out"
 root=$(cd "$(dirname "$0")/.." && pwd)
 failed=0
+device=${SUITE_DEVICE:-cuda}  # cpu: the parts sparsek, scaling and novels can be tried where there is no GPU
 head_line() {
   echo "$(date -u +%F), $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | sort -u | tr '\n' ' ')commit ${SIEVE_COMMIT:-$(git -C "$root" rev-parse --short HEAD 2>/dev/null)}"
 }
@@ -61,11 +66,66 @@ run_step() {
   return $bad
 }
 
+bench_attention() {  # name, then options
+  "$bin/sieve" bench attention --device "$device" --csv "$out/attention_$1.csv" --json "$out/attention_$1.json" "${@:2}" >"$out/attention_$1.md" 2>"$out/attention_$1.log"
+  local code=$?
+  cat "$out/attention_$1.md"
+  [ $code -eq 0 ] || tail -n 3 "$out/attention_$1.log"
+  return $code
+}
+run_sparsek() {
+  local bad=0 lengths=${SPARSEK_LENGTHS:-1k,2k,4k,8k,16k,32k,64k,128k}
+  for dim in 64 128; do
+    bench_attention "D${dim}_iid" --head-dim $dim --lengths "$lengths" || bad=1
+    # Full attention to 64k again, for the crossover: it does not look at scores.
+    bench_attention "D${dim}_sigma4" --head-dim $dim --lengths "$lengths" --scores sigma4 --patterns full,sparsek --pass-seconds 0.3 || bad=1
+    bench_attention "D${dim}_deterministic" --head-dim $dim --lengths "$lengths" --patterns sparsek --deterministic --pass-seconds 0.3 || bad=1
+    [ -z "${PEERS:-}" ] || OUT=$out "${PEER_PYTHON:-python3}" "$PEERS" --D $dim --T "${PEER_LENGTHS:-1024,4096,16384,65536}" \
+      --backends cudnn,sparsek_torch --budget_s "${PEER_SECONDS:-40}" 2>&1 | tee "$out/peers_D$dim.txt"
+    local plot=("$out/attention_D${dim}_iid.csv" -o "$out/attention_D$dim.png")
+    [ ! -e "$out/attn_D$dim.json" ] || plot+=(--peers "$out/attn_D$dim.json")
+    python3 "$root/scripts/plot_attention.py" "${plot[@]}" || true  # a picture more or less
+  done
+  return $bad
+}
+run_scaling() { python3 "$root/scripts/scaling.py" "$bin" "$out" device.type="$device" ${SCALING_ARGUMENTS:-} | tee "$out/scaling.md"; }
+run_novels() {
+  local data=$1 work code bad=0
+  [ -e "$data" ] || { echo "novels: no such data: \"$data\" (novels=FOLDER or novels=FILE.tar.xz)"; return 1; }
+  data=$(realpath "$data")
+  work=$(mktemp -d) || return 1
+  if [ -f "$data" ]; then
+    mkdir "$work/data" && tar -xf "$data" -C "$work/data" || return 1
+    data=$(echo "$work"/data/*)
+  fi
+  [ -r "$data/tokenizer.json" ] || { echo "novels: $1 holds no tokenizer.json: make it by scripts/prepare_novels.sh"; return 1; }
+  local settings=(tokenizer.path="$data/tokenizer.json" "data.train=[$data/train]" "data.val=[$data/val]" run.dir="$work/run" device.type="$device" run.max_time=200s)
+  "$bin/sieve" pretrain "$root/configs/novels.yaml" "${settings[@]}" ${NOVELS_SETTINGS:-} >"$out/novels.txt" 2>&1
+  code=$?
+  tail -n 4 "$out/novels.txt"
+  [ $code -eq 0 ] || echo "novels: exit code $code (75: ended by its time limit, before the learning rate had fallen)"
+  [ $code -eq 0 ] || [ $code -eq 75 ] || bad=1
+  mkdir -p "$out/novels"
+  cp -r "$work/run/metrics.jsonl" "$work/run/config.yaml" "$work/run/manifest.json" "$work/run/samples" "$out/novels/" || bad=1
+  local evaluations=()
+  for split in val test; do
+    [ -d "$data/$split" ] || continue
+    "$bin/sieve" eval "$work/run" eval.data="$data/$split" --device "$device" --json >"$out/novels/$split.json" 2>>"$out/novels.txt" || bad=1
+    evaluations+=("$out/novels/$split.json")
+  done
+  "$bin/sieve" generate "$work/run" --device "$device" --prompt "It was " --max-new-tokens 400 --temperature 0.8 --top-p 0.95 >"$out/novels/generated.txt" 2>>"$out/novels.txt" || bad=1
+  python3 "$root/scripts/report.py" "$out/novels" -o "$out/novels.md" --evaluation "${evaluations[@]}" --plot "$out/novels.png" || bad=1
+  cat "$out/novels.md"
+  rm -rf "$work"
+  return $bad
+}
+
 head_line | tee "$out/machine.txt"
 for part in "$@"; do
   echo "== $part"
   start=$SECONDS
-  "run_$part" || { echo "== $part FAILED"; failed=$((failed + 1)); }
+  name=${part%%=*} argument=${part#"${part%%=*}"}
+  "run_$name" "${argument#=}" || { echo "== $part FAILED"; failed=$((failed + 1)); }
   echo "== $part: $((SECONDS - start)) s"
 done
 exit $failed

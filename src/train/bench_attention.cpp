@@ -83,10 +83,10 @@ AttentionInputs inputs_of(const Bench& bench, const std::string& pattern) {
   return in;
 }
 
-// Random data (B, T, features). The host draws 2,048 positions; longer rows repeat them, which changes neither the work
+// Random data (B, T, features). The host draws 512 positions; longer rows repeat them, which changes neither the work
 // nor its cost, because the copies lie at places of their own.
 Tensor random_rows(const Bench& bench, std::int64_t T, std::int64_t features, std::uint64_t seed) {
-  const std::int64_t drawn = std::min<std::int64_t>(T, 2048);
+  const std::int64_t drawn = std::min<std::int64_t>(T, 512);
   const Tensor piece = random_normal({1, drawn, features}, 0, 1, seed, 1, bench.dtype).to(bench.stream);
   Tensor all = empty({bench.B, T, features}, bench.dtype, bench.stream);
   for (std::int64_t b = 0; b < bench.B; ++b) {
@@ -225,7 +225,8 @@ AttentionTiming measure(const Bench& bench, const std::string& pattern, std::int
     time_passes(bench, layer, 1, out);
     const auto affordable = static_cast<std::int64_t>(bench.options.seconds / std::max(out.total, 1e-6));
     time_passes(bench, layer, std::clamp<std::int64_t>(affordable, least, 50), out);
-    profile_passes(bench, layer, std::min(out.passes, least), out);
+    const bool selects = layer.spec().kind == AttentionKind::sparsek;
+    profile_passes(bench, layer, selects ? std::min(out.passes, least) : 1, out);
     const double products = 4 * visible_pairs(layer.spec(), T) * static_cast<double>(bench.B * bench.H * bench.D);
     out.forward_tflops = products / out.forward * 1e-12;
     if (out.backward > 0) out.backward_tflops = 2.5 * products / out.backward * 1e-12;
