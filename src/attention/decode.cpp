@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "attention/attention.h"
 #include "attention/kernels/decode.h"
+#include "attention/kernels/select.h"
 #include "attention/rotary.h"
 #include "attention/sparsek.h"
 #include "attention/streaming_selection.h"
@@ -335,6 +337,35 @@ Tensor AttentionCache::step(const Tensor& qkv_in, const Tensor& scores_in) {
 void AttentionCache::reset() {
   state_->length = 0;
   for (StreamingSelection& s : state_->selection) s.reset();
+}
+
+AttentionCache::Contents AttentionCache::contents() const {
+  const State& s = *state_;
+  Contents out;
+  out.batch = s.B, out.length = s.length, out.keys = s.keys, out.values = s.values;
+  if (!s.sparse()) return out;
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const SparsekSpec& spec = s.spec.sparsek;
+  const auto k = static_cast<std::size_t>(spec.k), heads = s.selection.size();
+  const std::size_t pool = spec.gate == GateMode::hard ? 0 : static_cast<std::size_t>(pool_scores(spec.pool, spec.k));
+  out.u.resize(heads * k), out.key.assign(heads * k, -1);
+  out.pool.assign(heads * pool, -kInfinity), out.tau.resize(heads);
+  for (std::size_t x = 0; x < heads; ++x) {
+    const StreamingSelection& chosen = s.selection[x];
+    for (std::int64_t slot = 0; slot < chosen.size(); ++slot) {
+      const std::size_t at = x * k + static_cast<std::size_t>(slot);
+      out.u[at] = chosen.u(slot), out.key[at] = chosen.key(slot);
+    }
+    out.tau[x] = chosen.thresholds().tau();
+    const std::vector<double> kept = chosen.thresholds().scores();
+    std::copy_n(kept.begin(), std::min(pool, kept.size()), out.pool.begin() + static_cast<std::ptrdiff_t>(x * pool));
+  }
+  for (std::size_t x = 0; x < s.ring_scores.size(); ++x) {
+    const auto place = static_cast<std::int64_t>(x) % s.spec.window, last = s.length - 1;
+    const std::int64_t position = last - (last - place + s.spec.window) % s.spec.window;
+    out.ring.push_back(position < 0 ? 0 : order_score(s.ring_scores[x], spec.slope, position));
+  }
+  return out;
 }
 
 std::int64_t AttentionCache::length() const { return state_->length; }

@@ -43,6 +43,18 @@ class AttentionCache {
   // otherwise). `kv_head` reads the shared selection when Hs is 1.
   std::vector<std::int64_t> selected(std::int64_t batch, std::int64_t kv_head) const;
 
+  // What a cache on a GPU takes over (device_cache.h). keys and values are the cache's own.
+  struct Contents {
+    std::int64_t batch = 0, length = 0;
+    Tensor keys, values;            // (B, Hkv, rows, D)
+    std::vector<double> ring;       // (B, Hs, W) ordered scores, the key at position j at j mod W (candidates on_exit)
+    std::vector<double> u;          // (B, Hs, k) ordered scores of the slots
+    std::vector<std::int64_t> key;  // (B, Hs, k) their positions, -1: free
+    std::vector<double> pool;       // (B, Hs, pool k) what the thresholds see, -infinity: free (soft gates)
+    std::vector<double> tau;        // (B, Hs) -infinity while fewer than k scores came
+  };
+  Contents contents() const;
+
  private:
   struct State;
   std::unique_ptr<State> state_;

@@ -33,9 +33,11 @@ class StreamingSelection {
   std::int64_t size() const { return members_.size(); }  // occupied slots: 0 .. size() - 1
   double tau() const;                                    // -inf while at most k candidates were offered
   std::int64_t key(std::int64_t slot) const { return members_.at_slot(slot).key; }  // key index held by a slot
+  double u(std::int64_t slot) const { return members_.at_slot(slot).u; }            // its ordered score
   double z(std::int64_t slot) const;     // its score as the operator sees it: m = clip(z - tau, 0, 1)
   double gate(std::int64_t slot) const;  // m itself
   std::int64_t scalars() const { return operator_.kept(); }  // scores kept for the threshold, at most pool * k
+  const IncrementalSparseK& thresholds() const { return operator_; }
 
  private:
   double slope_, temperature_;

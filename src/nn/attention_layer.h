@@ -26,6 +26,10 @@ class AttentionLayer {
   const AttentionSpec& spec() const { return spec_; }
   const RopeSpec& rope() const { return rope_; }
   bool has_scorer() const { return score_weight_ != nullptr; }
+  const Linear& qkv() const { return qkv_; }
+  const Linear& out() const { return out_; }
+  Variable score_weight() const { return score_weight_ ? score_weight_->value : Variable(); }
+  Variable score_gain() const { return score_gain_ ? score_gain_->value : Variable(); }
 
  private:
   Variable scores(const Variable& x, const Tensor& document_starts, RunningScore* running) const;

@@ -114,35 +114,4 @@ Tensor Decoder::logits(const Tensor& tokens, const Tensor& document_starts) cons
   return head_logits(hidden(tokens, document_starts, nullptr).value());
 }
 
-Generation::Generation(const Decoder& model, std::int64_t batch, std::int64_t max_tokens)
-    : model_(model), batch_(batch), running_(model.blocks().size()) {
-  for (std::int64_t layer = 0; layer < model.config().n_layers; ++layer) {
-    const AttentionLayer& attention = model.blocks()[static_cast<std::size_t>(layer)].attention();
-    caches_.emplace_back(attention.spec(), attention.rope(), batch, model.compute_dtype(), max_tokens,
-                         model.config().score_heads(layer));
-  }
-}
-
-Tensor Generation::append(const Tensor& tokens) {
-  const NoGrad no_grad;
-  Variable x = model_.embed(tokens, length_);
-  for (std::size_t i = 0; i < caches_.size(); ++i) x = model_.blocks()[i].extend(x, caches_[i], running_[i]);
-  length_ += tokens.size(1);
-  const Variable last = slice(x, 1, tokens.size(1) - 1, tokens.size(1));
-  const Tensor out = model_.head_logits(model_.final_norm_(last).value());
-  return out.reshape({tokens.size(0), out.size(2)});
-}
-
-std::int64_t Generation::cache_rows() const {
-  std::int64_t n = 0;
-  for (const AttentionCache& c : caches_) n += c.rows() * batch_ * *model_.config().n_kv_heads;
-  return n;
-}
-
-std::int64_t Generation::cache_bytes() const {
-  std::int64_t n = 0;
-  for (const AttentionCache& c : caches_) n += c.bytes();
-  return n;
-}
-
 }  // namespace sieve

@@ -37,6 +37,9 @@ class Block {
                       SelectionStats* stats) const;
   Variable extend(const Variable& x, AttentionCache& cache, RunningScore& running) const;
   const AttentionLayer& attention() const { return attention_; }
+  const Norm& norm1() const { return norm1_; }
+  const Norm& norm2() const { return norm2_; }
+  const Mlp& mlp() const { return mlp_; }
 
  private:
   std::int64_t layer_;
@@ -66,6 +69,7 @@ class Decoder {
 
  private:
   friend class Generation;
+  friend class TokenGraph;
   Variable embed(const Tensor& tokens, std::int64_t position) const;
   Tensor head_logits(const Tensor& x) const;
   Variable hidden(const Tensor& tokens, const Tensor& document_starts, std::vector<SelectionStats>* stats) const;
@@ -76,27 +80,6 @@ class Decoder {
   std::vector<Block> blocks_;
   Norm final_norm_;
   std::vector<ParameterPtr> parameters_;
-};
-
-// A generation in progress: B sequences of equal length, one cache per layer. SparseK + window layers hold k + W rows
-// per head, whatever the length. The model must outlive it.
-class Generation {
- public:
-  Generation(const Decoder& model, std::int64_t batch, std::int64_t max_tokens);
-  // Appends tokens i32 (B, T) and returns the logits of the last one, fp32 (B, V). gpt2: Error(Exit::config) beyond
-  // max_seq.
-  Tensor append(const Tensor& tokens);
-
-  std::int64_t length() const { return length_; }
-  std::int64_t cache_rows() const;  // key-value rows held, summed over layers, heads and sequences
-  std::int64_t cache_bytes() const;
-  const AttentionCache& cache(std::int64_t layer) const { return caches_[static_cast<std::size_t>(layer)]; }
-
- private:
-  const Decoder& model_;
-  std::int64_t batch_, length_ = 0;
-  std::vector<AttentionCache> caches_;
-  std::vector<RunningScore> running_;
 };
 
 }  // namespace sieve

@@ -29,6 +29,9 @@ class Norm {
   Norm() = default;
   Norm(ParameterFactory& make, const std::string& name, const ModelConfig& config);
   Variable operator()(const Variable& x) const;
+  Variable weight() const { return weight_->value; }
+  Variable bias() const { return bias_ ? bias_->value : Variable(); }  // LayerNorm alone has one
+  double eps() const { return eps_; }
 
  private:
   ParameterPtr weight_, bias_;
@@ -42,6 +45,8 @@ class Mlp {
   Mlp() = default;
   Mlp(ParameterFactory& make, const std::string& name, const ModelConfig& config);
   Variable operator()(const Variable& x, const Variable& residual, bool keep_activation) const;
+  const Linear& up() const { return up_; }
+  const Linear& down() const { return down_; }
 
  private:
   Arch arch_ = Arch::llama;

@@ -5,6 +5,8 @@
 
 #include "core/error.h"
 #include "core/rng.h"
+#include "nn/generation.h"
+#include "tensor/runtime.h"
 
 namespace sieve {
 namespace {
@@ -25,13 +27,41 @@ std::vector<std::int32_t> prompt_tokens(const Tokenizer& tokenizer, std::string_
   return {*tokenizer.separator()};
 }
 
+// The next token from the logits of the last one: into page-locked memory, then by the sampler of the CPU.
+class Sampler {
+ public:
+  Sampler(const Decoder& model, std::int64_t vocab, const TextGeneration& options)
+      : options_(options),
+        random_{options.seed, options.stream},
+        vocab_(static_cast<std::size_t>(std::min(vocab, *model.config().vocab_size))),
+        logits_(model.stream().device.is_cuda() ? empty_pinned({1, *model.config().vocab_size}, DType::f32)
+                                                : empty({1, *model.config().vocab_size}, DType::f32)) {}
+
+  // Token n of the text.
+  std::int32_t operator()(const Tensor& logits, std::int64_t n) {
+    copy_bytes(logits_.raw(), Stream{}, logits.raw(), logits.stream(), logits.nbytes());
+    synchronize(logits.stream());
+    return sample_token(logits_.span<float>().first(vocab_), options_.sampling,
+                        random_.uniform(static_cast<std::uint64_t>(n)));
+  }
+  std::size_t vocab() const { return vocab_; }  // rows that pad the vocabulary are no tokens
+
+ private:
+  const TextGeneration& options_;
+  Philox random_;
+  std::size_t vocab_;
+  Tensor logits_;
+};
+
+// Tokens that a captured greedy generation makes before the host looks at them.
+constexpr std::int64_t kBurst = 16;
+
 }  // namespace
 
 GeneratedText generate_text(const Decoder& model, const Tokenizer& tokenizer, std::string_view prompt,
                             const TextGeneration& options, const std::function<bool(std::string_view)>& emit) {
   GeneratedText out;
   out.prompt_ids = prompt_tokens(tokenizer, prompt);
-  const Philox random{options.seed, options.stream};
   Utf8Stream utf8;
   bool wanted = true;
   const auto give = [&](const std::string& piece) {
@@ -40,19 +70,30 @@ GeneratedText generate_text(const Decoder& model, const Tokenizer& tokenizer, st
   };
 
   Generation generation(model, 1, static_cast<std::int64_t>(out.prompt_ids.size()) + options.max_new_tokens);
+  Sampler sample(model, tokenizer.vocab_size(), options);
   auto start = Clock::now();
-  Tensor logits = generation.append(row_of(out.prompt_ids)).to(Stream{});
+  Tensor logits = generation.append(row_of(out.prompt_ids));
+  std::vector<std::int32_t> ahead{sample(logits, 0)};  // chosen, not yet given out
   out.prefill_seconds = since(start);
   start = Clock::now();
-  // Rows that pad the vocabulary are no tokens.
-  const auto tokens = static_cast<std::size_t>(std::min(tokenizer.vocab_size(), logits.size(1)));
+  const bool bursts = generation.captured() && options.sampling.temperature <= 0;
+  std::size_t at = 0;
   for (std::int64_t n = 0; wanted && n < options.max_new_tokens; ++n) {
-    const auto id = sample_token(logits.span<float>().first(tokens), options.sampling,
-                                 random.uniform(static_cast<std::uint64_t>(n)));
+    const std::int32_t id = ahead[at++];
     if (tokenizer.separator() == id) break;
     out.new_ids.push_back(id);
     give(utf8.push(tokenizer.token_bytes(id)));
-    if (wanted && n + 1 < options.max_new_tokens) logits = generation.append(row_of({id})).to(Stream{});
+    const std::int64_t left = options.max_new_tokens - n - 1;
+    if (!wanted || left == 0 || at < ahead.size()) continue;
+    at = 0;
+    if (bursts) {
+      const Tensor next =
+          generation.continue_greedily(row_of({id}), std::min(left, kBurst), static_cast<std::int64_t>(sample.vocab()));
+      ahead.assign(next.span<std::int32_t>().begin(), next.span<std::int32_t>().end());
+    } else {
+      logits = generation.append(row_of({id}));
+      ahead.assign(1, sample(logits, n + 1));
+    }
   }
   out.decode_seconds = since(start);
   if (wanted) give(utf8.finish());

@@ -1,10 +1,9 @@
-#include "nn/decoder.h"
-
 #include <cmath>
 #include <map>
 
 #include "core/parallel_for.h"
 #include "core/rng.h"
+#include "nn/generation.h"
 #include "nn/model_cost.h"
 #include "support/catch.h"
 

@@ -1,9 +1,10 @@
 // A generation equals the full forward at every position: logits, selected keys, and memory that does not grow.
+#include "nn/generation.h"
+
 #include <algorithm>
 #include <cmath>
 
 #include "core/rng.h"
-#include "nn/decoder.h"
 #include "support/catch.h"
 
 using namespace sieve;
@@ -58,8 +59,8 @@ TEST_CASE("generation: 4,096 positions one by one give the logits of the full fo
     for (std::int64_t layer = 0; layer < 2; ++layer) {
       for (std::int64_t head = 0; head < kHeads; ++head) {
         INFO("position " << t << ", layer " << layer << ", head " << head);
-        CHECK(prompt.cache(layer).selected(0, head) == generation.cache(layer).selected(0, head));
-        CHECK(static_cast<std::int64_t>(generation.cache(layer).selected(0, head).size()) == kK);
+        CHECK(prompt.selected(layer, 0, head) == generation.selected(layer, 0, head));
+        CHECK(static_cast<std::int64_t>(generation.selected(layer, 0, head).size()) == kK);
         ++compared;
       }
     }

@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "core/rng.h"
-#include "nn/decoder.h"
+#include "nn/generation.h"
 #include "support/catch.h"
 #include "support/compare.h"
 #include "support/gpu.h"
@@ -83,8 +83,8 @@ void check_generation(Arch arch, AttentionKind attention, std::int64_t T) {
     for (std::int64_t layer = 0; attention == AttentionKind::sparsek && layer < 2; ++layer) {
       for (std::int64_t row = 0; row < B; ++row) {
         for (std::int64_t head = 0; head < 2; ++head) {
-          const auto keys = cpu.cache(layer).selected(row, head);
-          different += gpu.cache(layer).selected(row, head) != keys;
+          const auto keys = cpu.selected(layer, row, head);
+          different += gpu.selected(layer, row, head) != keys;
           kept += static_cast<int>(keys.size());
         }
       }

@@ -22,6 +22,12 @@ class IncrementalSparseK {
   }  // F, its closed end z = tau + 1 included
   std::int64_t saturated() const { return static_cast<std::int64_t>(saturated_.size()); }
   std::int64_t kept() const { return band() + saturated(); }
+  // The scores above tau, in no order.
+  std::vector<double> scores() const {
+    std::vector<double> all = saturated_;
+    all.insert(all.end(), fractional_.begin(), fractional_.end());
+    return all;
+  }
 
  private:
   void push_saturated(double z);
