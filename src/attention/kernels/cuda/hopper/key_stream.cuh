@@ -163,6 +163,14 @@ struct KeyProducer {
     pending = false;
   }
 
+  // The stage is free. Where that takes time, consumers may as well have the block before.
+  __device__ void await_empty() {
+    std::uint64_t* empty = ring.empty(at.stage);
+    if (completed(empty, at.phase ^ 1)) return;
+    announce<0>();
+    wait(empty, at.phase ^ 1);
+  }
+
   __device__ void window(const Tile& t, const CUtensorMap* k, const CUtensorMap* v, bool rows_follow) {
     int any[kGroups<D>], all[kGroups<D>];  // first key that some, that every query of a warpgroup sees
 #pragma unroll
@@ -172,7 +180,7 @@ struct KeyProducer {
     }
     const int first = t.first_block(e);
     for (int key = t.last_block(); key >= first; key -= kBlockKeys) {
-      wait(ring.empty(at.stage), at.phase ^ 1);
+      await_empty();
       if (threadIdx.x == 0) {
         std::uint32_t flags = key == first && !rows_follow ? kLast : 0;
 #pragma unroll
@@ -291,7 +299,7 @@ struct KeyProducer {
     if (!is_steady(0)) known = look_up(t, key, center);
     const int blocks = blocks_of(count);
     for (int block = 0; block < blocks; ++block) {
-      wait(ring.empty(at.stage), at.phase ^ 1);
+      await_empty();
       gather(k, v, e.k.stride * 2, e.v.stride * 2, key);
       publish(t, known, is_steady(block), block + 1 == blocks);
       key = next, next = id(block + 2);
