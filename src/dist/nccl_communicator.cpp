@@ -148,6 +148,8 @@ class NcclCollectives final : public DeviceCollectives {
     const char* detail = ncclGetLastError(comm_);
     std::string text = ncclGetErrorString(result);
     if (detail != nullptr && *detail != 0) text += cat(" (", detail, ")");
+    // What it says of a GPU that two ranks name; with MPI they have compared before (check_own_gpus).
+    if (result == ncclInvalidUsage) text += "; has every rank a GPU of its own?";
     return text;
   }
 

@@ -7,6 +7,7 @@
 
 #include "dist/thread_communicator.h"
 #include "support/catch.h"
+#include "support/gpu.h"
 
 using namespace sieve;
 using sieve::testing::run_ranks;
@@ -59,4 +60,15 @@ TEST_CASE("a rank that sees no GPU beside one that does is an error on both") {
   const std::string text = verdict({{"a", "0000:1B:00.0"}, {"", ""}});
   CHECK(contains(text, "rank 0 computes on a GPU"));
   CHECK(contains(text, "rank 1 on the CPU"));
+}
+
+TEST_CASE("a GPU is known by machine and bus id", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  const GpuIdentity first = identity_of({Device::Kind::cuda, 0});
+  INFO(first.host << " " << first.bus);
+  CHECK(!first.host.empty());
+  CHECK(first.bus.size() >= 12);  // domain:bus:device.function
+  CHECK(contains(first.bus, "."));
+  for (int other = 1; other < cuda_device_count(); ++other)
+    CHECK(identity_of({Device::Kind::cuda, other}).bus != first.bus);
 }

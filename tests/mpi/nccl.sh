@@ -21,6 +21,20 @@ for micro_batches in 4 12; do
 done
 ranks 2 hash 12 --gpu --fast >/dev/null || failed "the fast mode: exit code $?"
 
+# Each rank sees one GPU of its own, as under srun --gpus-per-task=1.
+own_gpu=1
+got=$(ranks 2 hash 12 --gpu --own-gpu) || failed "ranks that see one GPU each: exit code $?"
+[ "$got" = "$alone" ] || failed "ranks that see one GPU each give $got, not $alone"
+own_gpu=
+
+# Both see the same one. Only with MPI beside NCCL the ranks can speak before they are connected.
+if [ "$SIEVE_MPIRUN" != none ]; then
+  CUDA_VISIBLE_DEVICES=0 ranks 2 hash 12 --gpu --own-gpu >"$dir/log" 2>&1
+  code=$?
+  [ $code = 2 ] || failed "two ranks on one GPU: exit code $code, not 2"
+  grep -Eq "ranks 0 and 1 compute on one GPU of their machine, PCI bus [0-9A-F:.]+" "$dir/log" || failed "no line about the shared GPU"
+fi
+
 # The same without MPI: the ranks meet in a folder.
 SIEVE_MPIRUN=none
 got=$(ranks 2 hash 12 --gpu) || failed "ranks that meet in a folder: exit code $?"

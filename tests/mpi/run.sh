@@ -16,10 +16,15 @@ trap '[ -n "$job" ] && kill "$job" 2>/dev/null; wait; rm -rf "$dir"' EXIT
 # More ranks than cores are fine; no network beyond this host. Followed by -n N "$worker" arguments...
 mpirun=("$SIEVE_MPIRUN" --oversubscribe --bind-to none --mca btl vader,self --mca pml ob1)
 
-# ranks N arguments...
+# ranks N arguments...   With own_gpu=1 rank n sees GPU n alone.
+own_gpu=
 ranks() {
   local n=$1
   shift
+  if [ "$SIEVE_MPIRUN" != none ] && [ -n "$own_gpu" ]; then
+    "${mpirun[@]}" -n "$n" bash -c 'CUDA_VISIBLE_DEVICES=$OMPI_COMM_WORLD_LOCAL_RANK exec "$@"' rank "$worker" "$@"
+    return
+  fi
   if [ "$SIEVE_MPIRUN" != none ]; then
     "${mpirun[@]}" -n "$n" "$worker" "$@"
     return
@@ -28,6 +33,7 @@ ranks() {
   local meeting r code=0 pids=()
   meeting=$(mktemp -d "$dir/meeting.XXXXXX")
   for r in $(seq 0 $((n - 1))); do
+    [ -z "$own_gpu" ] || local -x CUDA_VISIBLE_DEVICES=$r
     SIEVE_NCCL_INIT=file:$meeting SIEVE_RANK=$r SIEVE_WORLD_SIZE=$n SIEVE_LOCAL_RANK=$r "$worker" "$@" &
     pids[r]=$!
   done

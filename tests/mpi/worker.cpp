@@ -7,7 +7,8 @@
 //     a training loop without a model, until a signal stops it
 //   mpi_worker world
 //     prints rank and size
-// With --gpu tensors lie on a GPU per rank and travel by NCCL; with fewer GPUs than ranks all say "skipped".
+// With --gpu tensors lie on a GPU per rank and travel by NCCL; with fewer GPUs than ranks all say "skipped", with
+// --own-gpu only where there is none.
 // Written as the program itself is: make_communicator() outside, errors through die().
 #include <unistd.h>
 
@@ -237,7 +238,7 @@ int main(int argc, char** argv) {
     const Launch launch = detect_launch();
     install_signal_handlers(launch.launcher);
     log_init(launch.rank, LogLevel::info);
-    if (has(args, "--gpu") && cuda_device_count() < launch.size) {
+    if (has(args, "--gpu") && cuda_device_count() < (has(args, "--own-gpu") ? 1 : launch.size)) {
       if (launch.rank == 0) std::printf("skipped: no CUDA device for every one of %d ranks\n", launch.size);
       return 0;
     }
