@@ -15,6 +15,8 @@ namespace sieve::cuda::hopper {
 // dQ and, if e.row_heads, sums of the score gradient over a query's keys; out, statistics.
 void forward(const Engine& e, Stream stream);
 void backward_queries(const Engine& e, Stream stream);
+// delta (B, H, T) = dO . o.
+void make_delta(const Engine& e, float* delta, Stream stream);
 // Partial dK, dV (fp32) and columns of the score gradient of every chunk's rows; then dK, dV of every key with what
 // waits for it.
 void backward_rows(const Engine& e, Stream stream);
