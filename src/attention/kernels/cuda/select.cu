@@ -17,7 +17,8 @@
 namespace sieve::cuda {
 namespace {
 
-constexpr std::int64_t kSlabBytes = std::int64_t{256} << 20;
+constexpr std::int64_t kSlabBytes = std::int64_t{256} << 20;  // of bases
+constexpr std::int64_t kFirstStep = 8;                        // chunks
 
 // ends (B, T): the end of each position's document.
 __global__ void find_ends(const std::int32_t* starts_BT, std::int32_t* ends_BT, std::int64_t B, std::int64_t T) {
@@ -170,7 +171,7 @@ void walk(const Chunks& c, std::int64_t pool, const Stream& stream) {
         memory, pool);
 }
 
-// All chunks at once, as many as kSlabBytes of bases serve.
+// Many chunks at once, as many as kSlabBytes of bases serve.
 void settle(Chunks c, const Stream& stream) {
   const auto items = static_cast<std::size_t>(c.rows * c.chunks);
   const Scratch sorted(items * kChunk * sizeof(double), stream), places(items * kChunk * sizeof(std::uint16_t), stream),
@@ -183,8 +184,11 @@ void settle(Chunks c, const Stream& stream) {
       base_counts(slots * sizeof(std::int32_t), stream);
   c.base = base.as<double>(), c.base_keys = base_keys.as<std::int32_t>();
   c.base_counts = base_counts.as<std::int32_t>();
-  sort_chunks(c, stream);
-  for (; c.first < c.chunks; c.first += c.slab) {
+  // Steps that grow: few keys are better than the base of a long prefix, the others need not be sorted.
+  const std::int64_t least = std::max(kFirstStep, 2 * (c.P + kChunk - 1) / kChunk);
+  for (; c.first < c.chunks; c.first += c.count) {
+    c.count = std::min({std::max(least, 3 * c.first), c.slab, c.chunks - c.first});
+    sort_chunks(c, stream);
     grow_bases(c, stream);
     settle_chunks(c, stream);
   }

@@ -22,14 +22,15 @@ struct Chunks {
   double* sorted = nullptr;
   std::uint16_t* places = nullptr;
   std::int32_t* candidates = nullptr;  // (rows, chunks)
-  // The bases of the chunks [first, first + slab), best first, and that of the chunk after them.
-  double* base = nullptr;               // (rows, slab + 1, P)
-  std::int32_t* base_keys = nullptr;    // (rows, slab + 1, P)
-  std::int32_t* base_counts = nullptr;  // (rows, slab + 1)
-  std::int64_t first = 0, slab = 0;
-  std::int32_t* left_pool = nullptr;  // (rows, T): the key, counted in its document, that pushed this one out
-  double* last_tau = nullptr;         // (rows, chunks): of the query that the chunk's last key enters at
-  double* settled_tau = nullptr;      // (rows, chunks): the same, never falling inside a document
+  // What a step works on: the chunks [first, first + count) of every row, with their bases, best first. The base of the
+  // chunk after them lies in slot `slab`.
+  double* base = nullptr;                       // (rows, slab + 1, P)
+  std::int32_t* base_keys = nullptr;            // (rows, slab + 1, P)
+  std::int32_t* base_counts = nullptr;          // (rows, slab + 1)
+  std::int64_t first = 0, count = 0, slab = 0;  // count <= slab
+  std::int32_t* left_pool = nullptr;            // (rows, T): the key, counted in its document, that pushed this one out
+  double* last_tau = nullptr;                   // (rows, chunks): of the query that the chunk's last key enters at
+  double* settled_tau = nullptr;                // (rows, chunks): the same, never falling inside a document
 
   SIEVE_HD const std::int32_t* starts_of(std::int64_t row) const {
     return a.document_starts_BT == nullptr ? nullptr : a.document_starts_BT + row / a.H * a.T;
@@ -42,8 +43,9 @@ struct Chunks {
   }
 };
 
-// Each launches one kernel. `sort_chunks` also writes what every key can say for itself: z, from, and the to, left_pool
-// and tau of keys and queries that nothing else writes.
+// Each launches one kernel. `sort_chunks` leaves out what the base before the step already excludes; it also writes
+// what every key can say for itself: z, from, and the to, left_pool and tau of keys and queries that nothing else
+// writes.
 void sort_chunks(const Chunks& c, const Stream& stream);
 void grow_bases(const Chunks& c, const Stream& stream);
 void settle_chunks(const Chunks& c, const Stream& stream);

@@ -54,19 +54,13 @@ class ChunkLives {
  public:
   __device__ ChunkLives(const Chunks& c, Own& own, double* memory)
       : c_(c), own_(own), base_(memory), sums_(memory + c.P), k_(c.a.k), P_(static_cast<int>(c.P)) {
-    const std::int64_t left = c.chunks - c.first, count = left < c.slab ? left : c.slab;
-    row_ = blockIdx.x / count;
-    const std::int64_t x = blockIdx.x % count;
+    row_ = blockIdx.x / c.count;
+    const std::int64_t x = blockIdx.x % c.count;
     slot_ = row_ * (c.slab + 1) + x;
     item_ = row_ * c.chunks + c.first + x;
     start_ = (c.first + x) * kChunk;
     n_ = c.base_counts[slot_];
     candidates_ = c.candidates[item_];
-  }
-
-  __device__ bool empty() const { return candidates_ == 0; }
-  __device__ void forget() const {
-    if (thread() == 0 && c_.a.thresholds) c_.last_tau[item_] = -INFINITY;
   }
 
   // Begins without and ends with a barrier.

@@ -34,7 +34,7 @@ class ChunkThresholds : public ChunkLives {
     }
     for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = operator_score(base_[r], c_.a.temperature);
     __syncthreads();
-    centre_ = n_ == 0 ? own_.ranked[candidates_ / 2] : base_[n_ >= k_ ? k_ - 1 : n_ / 2];
+    centre_ = n_ == 0 ? (candidates_ > 0 ? own_.ranked[candidates_ / 2] : 0) : base_[n_ >= k_ ? k_ - 1 : n_ / 2];
     const int each = (n_ + kSettleThreads - 1) / kSettleThreads, begin = thread() * each,
               end = begin + each < n_ ? begin + each : n_;
     double mine = 0;
@@ -261,7 +261,6 @@ class ChunkThresholds : public ChunkLives {
 __global__ void __launch_bounds__(kSettleThreads) settle(const Chunks c) {
   __shared__ Own own;
   ChunkThresholds s(c, own, reinterpret_cast<double*>(dynamic_shared()));
-  if (s.empty()) return s.forget();
   s.read();
   s.find_lives();
   if (!c.a.thresholds) return;
@@ -304,9 +303,8 @@ __global__ void __launch_bounds__(kThreads) raise_thresholds(const Chunks c) {
 }  // namespace
 
 void settle_chunks(const Chunks& c, const Stream& stream) {
-  const std::int64_t left = c.chunks - c.first, count = left < c.slab ? left : c.slab;
   const auto bytes = static_cast<std::size_t>(2 * c.P + 1) * sizeof(double);
-  start("selection: settle", settle, c.rows * count, kSettleThreads, bytes, stream, c);
+  start("selection: settle", settle, c.rows * c.count, kSettleThreads, bytes, stream, c);
 }
 
 void settle_thresholds(const Chunks& c, const Stream& stream) {

@@ -16,50 +16,72 @@ __device__ unsigned long long image_of(double u) {
   return static_cast<unsigned long long>(bits) ^ (bits < 0 ? ~0ull : 1ull << 63);
 }
 
-// What key j says for itself; true if it is a candidate.
+// What key j says for itself; true if it is a candidate that the base before the step does not exclude.
 __device__ bool say(const Chunks& c, std::int64_t row, std::int64_t j, double& u, bool& nan) {
   const SelectArgs& a = c.a;
-  const std::int64_t x = row * a.T + j, begin = c.begin_of(row, j), end = c.end_of(row, j);
+  const std::int64_t x = row * a.T + j, begin = c.begin_of(row, j), end = c.end_of(row, j), slot = row * (c.slab + 1);
   const double s = a.dtype == DType::f32 ? static_cast<double>(static_cast<const float*>(a.scores_BHT)[x])
                                          : static_cast<const double*>(a.scores_BHT)[x];
   nan = s != s;
   u = order_score(s, a.slope, j - begin);
-  const bool candidate = a.delay < end - j;
+  const bool candidate = a.delay<end - j, bounded = c.first> 0 && c.base_counts[slot + c.slab] == c.P;
+  const bool enters = candidate && !(bounded && begin < c.first * kChunk && u < c.base[(slot + c.slab + 1) * c.P - 1]);
   a.from_BHT[x] = static_cast<std::int32_t>(candidate ? j + a.delay : end);
-  a.to_BHT[x] = static_cast<std::int32_t>(end);
+  a.to_BHT[x] = static_cast<std::int32_t>(candidate && !enters ? j + a.delay : end);
   if (a.thresholds) {
     a.z_BHT[x] = operator_score(u, a.temperature);
-    c.left_pool[x] = 0x7fffffff;
+    c.left_pool[x] = enters ? 0x7fffffff : static_cast<std::int32_t>(j - begin);
     if (j - begin < a.delay) a.tau_BHT[x] = -INFINITY;
   }
-  return candidate;
+  return enters;
 }
 
-// One thread a key. Warps sort 32 keys each, then runs are merged in pairs: a key's place is its place in its own run
-// and the number of keys of the other run before it. On a tie the later key is the better one.
+// One thread a key. Warps sort 32 candidates each, then runs are merged in pairs: a key's place is its place in its own
+// run and the number of keys of the other run before it. On a tie the later key is the better one.
 __global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
   __shared__ unsigned long long images[2][kChunk];
   __shared__ std::uint16_t places[2][kChunk];
   __shared__ double scores[kChunk];
+  __shared__ int counts[kChunk / 32];
   const auto thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const std::int64_t row = blockIdx.x / c.chunks, chunk = blockIdx.x % c.chunks, j = chunk * kChunk + thread;
+  const std::int64_t row = blockIdx.x / c.count, chunk = c.first + blockIdx.x % c.count, j = chunk * kChunk + thread,
+                     item = row * c.chunks + chunk;
   double u = 0;
   bool nan = false;
   const bool candidate = j < c.a.T && say(c, row, j, u, nan);
   scores[thread] = u;
-  const unsigned long long mine = candidate ? image_of(u) : 0;
-  int rank = 0;
-  for (int q = 0; q < 32; ++q) {
-    const unsigned long long other = __shfl_sync(0xffffffffu, mine, q);
-    rank += other > mine || (other == mine && q > lane);
+  const unsigned lanes = __ballot_sync(0xffffffffu, candidate);
+  if (lane == 0) counts[thread / 32] = __popc(lanes);
+  images[0][thread] = 0;
+  const int nans = __syncthreads_count(nan);
+  int m = 0, to = __popc(lanes & ((1u << lane) - 1));
+  for (int w = 0; w < kChunk / 32; ++w) {
+    if (w < thread / 32) to += counts[w];
+    m += counts[w];
   }
-  images[0][thread - lane + rank] = mine;
-  places[0][thread - lane + rank] = static_cast<std::uint16_t>(thread);
+  if (candidate) images[0][to] = image_of(u), places[0][to] = static_cast<std::uint16_t>(thread);
+  int sorted = 32;  // threads at work
+  while (sorted < m) sorted *= 2;
+  __syncthreads();
+  if (thread < sorted) {  // whole warps
+    const unsigned long long mine = images[0][thread];
+    const std::uint16_t place = places[0][thread];
+    int rank = 0;
+    for (int q = 0; q < 32; ++q) {
+      const unsigned long long other = __shfl_sync(0xffffffffu, mine, q);
+      rank += other > mine || (other == mine && q > lane);
+    }
+    __syncwarp();
+    images[0][thread - lane + rank] = mine;
+    places[0][thread - lane + rank] = place;
+  }
   int from = 0;
-  for (int run = 32; run < kChunk; run *= 2, from ^= 1) {
+  for (int run = 32; run < sorted; run *= 2, from ^= 1) {
     __syncthreads();
+    if (thread >= sorted) continue;
     const unsigned long long image = images[from][thread];
-    const int place = places[from][thread], inside = thread % run, pair = thread - thread % (2 * run);
+    const std::uint16_t place = places[from][thread];
+    const int inside = thread % run, pair = thread - thread % (2 * run);
     const bool right = thread % (2 * run) >= run;
     const unsigned long long* others = images[from] + (right ? pair : pair + run);
     int low = 0, high = run;  // those of the other run that come first; keys of the right run are later
@@ -69,15 +91,16 @@ __global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
       else high = middle;
     }
     images[from ^ 1][pair + inside + low] = image;
-    places[from ^ 1][pair + inside + low] = static_cast<std::uint16_t>(place);
+    places[from ^ 1][pair + inside + low] = place;
   }
-  const int candidates = __syncthreads_count(candidate), nans = __syncthreads_count(nan);
-  const std::int64_t item = blockIdx.x;
-  const int place = places[from][thread];
-  c.sorted[item * kChunk + thread] = scores[place];
-  c.places[item * kChunk + thread] = static_cast<std::uint16_t>(place);
+  __syncthreads();
+  if (thread < m) {
+    const std::uint16_t place = places[from][thread];
+    c.sorted[item * kChunk + thread] = scores[place];
+    c.places[item * kChunk + thread] = place;
+  }
   if (thread > 0) return;
-  c.candidates[item] = candidates;
+  c.candidates[item] = m;
   if (nans > 0 && c.a.nan_count != nullptr)  // integers: the order of additions does not matter
     atomicAdd(reinterpret_cast<unsigned long long*>(c.a.nan_count), static_cast<unsigned long long>(nans));
 }
@@ -133,21 +156,20 @@ __global__ void __launch_bounds__(kGrowThreads, 1) grow(const Chunks c) {
       bases[0].keys[r] = c.base_keys[(slots + c.slab) * P + r];
     }
   }
-  const std::int64_t left = c.chunks - c.first, count = left < c.slab ? left : c.slab;
   double next_u = 0;  // what the thread holds of the next chunk
   int next_place = 0, next_candidates = 0;
   std::int64_t next_begin = 0;
   const auto prefetch = [&](std::int64_t chunk) {
-    if (chunk >= c.chunks) return;
+    if (chunk >= c.first + c.count) return;
     const std::int64_t item = row * c.chunks + chunk;
-    if (thread < kChunk) next_u = c.sorted[item * kChunk + thread], next_place = c.places[item * kChunk + thread];
     next_candidates = c.candidates[item];
+    if (thread < kChunk) next_u = c.sorted[item * kChunk + thread], next_place = c.places[item * kChunk + thread];
     const std::int64_t after = (chunk + 1) * kChunk;
     next_begin = after < c.a.T ? c.begin_of(row, after) : 0;
   };
   prefetch(c.first);
   __syncthreads();
-  for (std::int64_t x = 0; x < count; ++x) {
+  for (std::int64_t x = 0; x < c.count; ++x) {
     const std::int64_t slot = slots + x, start = (c.first + x) * kChunk, begin = next_begin;
     const Base& now = bases[at];
     for (int r = thread; r < n; r += kGrowThreads) {
@@ -179,7 +201,7 @@ __global__ void __launch_bounds__(kGrowThreads, 1) grow(const Chunks c) {
     n = merge(now, n, fresh, m, bases[at ^ 1], P);
     at ^= 1;
   }
-  if (c.first + count == c.chunks) return;  // no slab follows
+  if (c.first + c.count == c.chunks) return;  // no slab follows
   for (int r = thread; r < n; r += kGrowThreads) {
     c.base[(slots + c.slab) * P + r] = bases[at].u[r];
     c.base_keys[(slots + c.slab) * P + r] = bases[at].keys[r];
@@ -190,7 +212,7 @@ __global__ void __launch_bounds__(kGrowThreads, 1) grow(const Chunks c) {
 }  // namespace
 
 void sort_chunks(const Chunks& c, const Stream& stream) {
-  start("selection: sorted chunks", order_and_sort, c.rows * c.chunks, kChunk, 0, stream, c);
+  start("selection: sorted chunks", order_and_sort, c.rows * c.count, kChunk, 0, stream, c);
 }
 
 void grow_bases(const Chunks& c, const Stream& stream) {
