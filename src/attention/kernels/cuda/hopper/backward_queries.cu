@@ -108,76 +108,70 @@ __device__ inline void finish(const Engine& e, const Tile& t, const OwnQueries& 
   store_rows<D>(dq, {scale, scale}, rows, real);
 }
 
+// All blocks of one tile: dq += dS K. On return all products are done.
+template <int D, bool kScored>
+__device__ __forceinline__ void add_blocks(Consumer<D, 2>& stream, const OwnQueries& q, QueryScalars& own, float factor,
+                                           float (&dq)[D / 2]) {
+  const std::uint32_t queries = shared_address(stream.ring.left(stream.group, 0)),
+                      douts = shared_address(stream.ring.left(stream.group, 1));
+  float s[kPairs], dp[kPairs];
+  std::uint32_t ds[kBlockKeys / 16][4];
+  int held = -1;  // stage whose keys may still be read by the product that makes dQ
+  for (bool last = false; !last; stream.at.advance()) {
+    const BlockClass c = stream.open();
+    last = c.last;
+    if (!c.seen) {
+      wait_products<0>();
+      if (held >= 0) stream.release(held);
+      held = -1;
+      stream.release(stream.at.stage);
+      continue;
+    }
+    fence_products();
+    issue_rows_by_rows<kBlockKeys, D>(s, queries, kSlabBytes, stream.keys(), kSlabBytes);
+    issue_rows_by_rows<kBlockKeys, D>(dp, douts, kSlabBytes, stream.values(stream.at.stage), kSlabBytes);
+    commit_products();
+    wait_products<1>();
+    if (held >= 0) stream.release(held);
+    held = stream.at.stage;
+    wait_products<0>();
+    pin(s);
+    pin(dp);
+    const KeyScalars& keys = stream.scalars();
+    if (kScored && c.gated) {
+      differentiate_gated(s, dp, own, factor, q, keys, stream.e.gate.mode);
+    } else {
+      differentiate(s, dp, own, factor);
+      if (c.masked) visit_block(q, keys, [&](int x, bool alive) { s[x] = alive ? s[x] : 0.0f; });
+    }
+    pack_left<kBlockKeys>(ds, s);
+    fence_products();
+    issue_left_by_rows<D, kBlockKeys>(dq, ds, stream.keys(), kSlabBytes);
+    commit_products();
+  }
+  wait_products<0>();
+  pin(dq);
+  if (held >= 0) stream.release(held);
+}
+
 // A warpgroup's way through all tiles of its block of threads.
 template <int D, bool kScored>
-__device__ __forceinline__ void consume(const Engine& e, const KeyRing<D, 2> ring, const CUtensorMap* q_map,
-                                        const CUtensorMap* dout_map, int group, const Items& items) {
-  using Ring = KeyRing<D, 2>;
+__device__ __forceinline__ void consume(Consumer<D, 2>& stream) {
+  const Engine& e = stream.e;
   const auto factor = static_cast<float>(e.scale * kLog2E);
-  const auto fetch = [&](unsigned item) {
-    if (item >= items.count || thread_of_group() != 0) return;
-    const Tile t(e, items, item, kTileQueries<D>);
-    arrive_expecting(ring.left_full(group), 2 * Ring::kTileBytes);
-    copy_left<D>(ring.left(group, 0), q_map, ring.left_full(group), t, group);
-    copy_left<D>(ring.left(group, 1), dout_map, ring.left_full(group), t, group);
-  };
-  const auto release = [&](int stage) {
-    __syncwarp();
-    if (thread_of_group() % 32 == 0) arrive(ring.empty(stage));
-  };
-  fetch(blockIdx.x);
-  Cursor<Ring::kStages> at;
-  std::uint32_t left_phase = 0;
-  for (unsigned item = blockIdx.x; item < items.count; item += gridDim.x, left_phase ^= 1) {
-    const Tile t(e, items, item, kTileQueries<D>);
-    const OwnQueries q(e, t, group);
+  stream.fetch(blockIdx.x);
+  for (unsigned item = blockIdx.x; item < stream.items.count; item += gridDim.x) {
+    const Tile t = stream.tile(item);
+    const OwnQueries q(e, t, stream.group);
     QueryScalars own(e, t, q);
     if (kScored && e.gate.mode != GateMode::hard) load_tau(e, t, q, own.tau);
-    float s[kPairs], dp[kPairs], dq[D / 2];
-    std::uint32_t ds[kBlockKeys / 16][4];
+    float dq[D / 2];
 #pragma unroll
     for (int x = 0; x < D / 2; ++x) dq[x] = 0;
-    wait(ring.left_full(group), left_phase);
-    const std::uint32_t queries = shared_address(ring.left(group, 0)), douts = shared_address(ring.left(group, 1));
-    int held = -1;  // stage whose keys may still be read by the product that makes dQ
-    for (bool last = false; !last; at.advance()) {
-      wait(ring.full(at.stage), at.phase);
-      const KeyScalars& keys = ring.scalars(at.stage);
-      const BlockClass c(keys, group);
-      last = c.last;
-      if (!c.seen) {
-        wait_products<0>();
-        if (held >= 0) release(held);
-        held = -1;
-        release(at.stage);
-        continue;
-      }
-      fence_products();
-      issue_rows_by_rows<kBlockKeys, D>(s, queries, kSlabBytes, shared_address(ring.keys(at.stage)), kSlabBytes);
-      issue_rows_by_rows<kBlockKeys, D>(dp, douts, kSlabBytes, shared_address(ring.values(at.stage)), kSlabBytes);
-      commit_products();
-      wait_products<1>();
-      if (held >= 0) release(held);
-      held = at.stage;
-      wait_products<0>();
-      pin(s);
-      pin(dp);
-      if (kScored && c.gated) {
-        differentiate_gated(s, dp, own, factor, q, keys, e.gate.mode);
-      } else {
-        differentiate(s, dp, own, factor);
-        if (c.masked) visit_block(q, keys, [&](int x, bool alive) { s[x] = alive ? s[x] : 0.0f; });
-      }
-      pack_left<kBlockKeys>(ds, s);
-      fence_products();
-      issue_left_by_rows<D, kBlockKeys>(dq, ds, shared_address(ring.keys(at.stage)), kSlabBytes);
-      commit_products();
-    }
-    wait_products<0>();
-    pin(dq);
-    if (held >= 0) release(held);
-    meet(1 + group, kWarpgroup);
-    fetch(item + gridDim.x);
+    stream.await_left();
+    add_blocks<D, kScored>(stream, q, own, factor, dq);
+    stream.meet_group();
+    stream.fetch(item + gridDim.x);
     finish<D>(e, t, q, own, dq);
   }
 }
@@ -195,7 +189,8 @@ __global__ void __launch_bounds__(kStreamThreads<D>, 1)
     KeyProducer<D, 2, kScored>{e, ring, {}}.run(&k, &v, items);
   } else {
     take_registers<kConsumerRegisters<D>>();
-    consume<D, kScored>(e, ring, &q, &dout, group, items);
+    Consumer<D, 2> stream{e, ring, items, &q, &dout, group, {}};
+    consume<D, kScored>(stream);
   }
 }
 

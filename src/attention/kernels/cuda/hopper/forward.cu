@@ -101,7 +101,7 @@ __device__ inline void finish(const Engine& e, const Tile& t, const OwnQueries& 
     const std::int64_t i = q.i + 8 * r;
     const float sum = row_sum(run.sum[r]);
     inverse[r] = sum == 0 ? 0.0f : 1 / sum;
-    rows[r] = static_cast<bf16*>(e.out) + ((t.b * e.T + i) * e.H + t.h) * D;
+    rows[r] = static_cast<bf16*>(e.out) + ((opaque(t.b) * e.T + i) * e.H + t.h) * D;
     if (e.statistics == nullptr || r >= real || quad_lane() != 0) continue;
     static_cast<float*>(e.statistics)[t.query_row(e, static_cast<int>(i))] =
         sum == 0 ? -kMasked1 : run.top[r] * scaling.factor + log2f(sum);
@@ -109,95 +109,103 @@ __device__ inline void finish(const Engine& e, const Tile& t, const OwnQueries& 
   store_rows<D>(sums, inverse, rows, real);
 }
 
-// A warpgroup's way through all tiles of its block of threads.
+// A warpgroup's 64 queries of one tile.
 template <int D, bool kGates>
-__device__ __forceinline__ void consume(const Engine& e, const KeyRing<D, 1> ring, const CUtensorMap* map, int group,
-                                        const Items& items) {
-  using Ring = KeyRing<D, 1>;
-  const Scaling scaling(e.scale);
-  const auto fetch = [&](unsigned item) {
-    if (item >= items.count || thread_of_group() != 0) return;
-    arrive_expecting(ring.left_full(group), Ring::kTileBytes);
-    copy_left<D>(ring.left(group, 0), map, ring.left_full(group), Tile(e, items, item, kTileQueries<D>), group);
-  };
-  const auto release = [&](int stage) {
-    __syncwarp();
-    if (thread_of_group() % 32 == 0) arrive(ring.empty(stage));
-  };
-  fetch(blockIdx.x);
-  Cursor<Ring::kStages> at;
-  std::uint32_t left_phase = 0;
-  for (unsigned item = blockIdx.x; item < items.count; item += gridDim.x, left_phase ^= 1) {
-    const Tile t(e, items, item, kTileQueries<D>);
-    const OwnQueries q(e, t, group);
-    float tau[2] = {0, 0};
-    if constexpr (kGates) load_tau(e, t, q, tau);
-    std::uint32_t queries[D / 16][4], weights[kBlockKeys / 16][4];
-    wait(ring.left_full(group), left_phase);
-    hold_left<D>(queries, ring.left(group, 0));
-    meet(1 + group, kWarpgroup);
-    fetch(item + gridDim.x);
+struct ForwardTile {
+  Consumer<D, 1>& stream;
+  const OwnQueries& q;
+  const Scaling scaling;
+  Running run;
+  float tau[2] = {0, 0};
+  std::uint32_t queries[D / 16][4], weights[kBlockKeys / 16][4];
+  float s[kPairs], sums[D / 2];
 
-    float s[kPairs], sums[D / 2], shrink[2];
+  __device__ __forceinline__ void issue_logits() {
+    fence_products();
+    issue_held_by_rows<kBlockKeys, D>(s, queries, stream.keys());
+    commit_products();
+  }
+  __device__ __forceinline__ void issue_values(int stage) {
+    issue_left_by_rows<D, kBlockKeys>(sums, weights, stream.values(stage), kSlabBytes);
+    commit_products();
+  }
+  __device__ __forceinline__ void rescale(const float (&shrink)[2]) {
 #pragma unroll
-    for (int x = 0; x < D / 2; ++x) sums[x] = 0;
-    Running run;
-    const auto open = [&] {
-      wait(ring.full(at.stage), at.phase);
-      return BlockClass(ring.scalars(at.stage), group);
-    };
-    const auto rescale = [&] {
-#pragma unroll
-      for (int x = 0; x < D / 2; ++x) sums[x] *= shrink[row_at(x)];
-    };
-    BlockClass c = open();
+    for (int x = 0; x < D / 2; ++x) sums[x] *= shrink[row_at(x)];
+  }
+  __device__ __forceinline__ bool absorb_block(float (&shrink)[2], BlockClass c) {
+    pin(s);
+    return absorb<kGates>(s, run, shrink, scaling, q, c, stream.scalars(), stream.e.gate.mode, tau);
+  }
+
+  // Consecutive blocks that concern the warpgroup, from the one at the stream's place on. Ends with the tile, or at the
+  // first block (now c) that does not.
+  __device__ __forceinline__ void take_blocks(BlockClass& c) {
+    float shrink[2];
+    issue_logits();
+    wait_products<0>();
+    if (absorb_block(shrink, c)) rescale(shrink);
+    pack_left<kBlockKeys>(weights, s);
+    int held = stream.at.stage;  // its values are not yet weighed
     for (;;) {
-      if (!c.seen) {
-        release(at.stage);
-        at.advance();
-        if (c.last) break;
-        c = open();
-        continue;
-      }
-      fence_products();
-      issue_held_by_rows<kBlockKeys, D>(s, queries, shared_address(ring.keys(at.stage)));
-      commit_products();
-      wait_products<0>();
-      pin(s);
-      if (absorb<kGates>(s, run, shrink, scaling, q, c, ring.scalars(at.stage), e.gate.mode, tau)) rescale();
-      pack_left<kBlockKeys>(weights, s);
-      int held = at.stage;  // its values are not yet weighed
-      for (;;) {
-        at.advance();
-        if (c.last) break;
-        c = open();
-        if (!c.seen) break;
-        fence_products();
-        issue_held_by_rows<kBlockKeys, D>(s, queries, shared_address(ring.keys(at.stage)));
-        commit_products();
-        issue_left_by_rows<D, kBlockKeys>(sums, weights, shared_address(ring.values(held)), kSlabBytes);
-        commit_products();
-        wait_products<1>();
-        pin(s);
-        const bool shrinks = absorb<kGates>(s, run, shrink, scaling, q, c, ring.scalars(at.stage), e.gate.mode, tau);
-        // Never so; it makes the compiler wait for the values' product behind the exponentials, not before them.
-        if (run.sum[0] + run.sum[1] < 0) __trap();
-        wait_products<0>();
-        pin(sums);
-        release(held);
-        held = at.stage;
-        if (shrinks) rescale();
-        pack_left<kBlockKeys>(weights, s);
-      }
-      fence_products();
-      issue_left_by_rows<D, kBlockKeys>(sums, weights, shared_address(ring.values(held)), kSlabBytes);
-      commit_products();
+      stream.at.advance();
+      if (c.last) break;
+      c = stream.open();
+      if (!c.seen) break;
+      issue_logits();
+      issue_values(held);
+      wait_products<1>();
+      const bool shrinks = absorb_block(shrink, c);
+      // Never so; it makes the compiler wait for the values' product behind the exponentials, not before them.
+      if (run.sum[0] + run.sum[1] < 0) __trap();
       wait_products<0>();
       pin(sums);
-      release(held);
+      stream.release(held);
+      held = stream.at.stage;
+      if (shrinks) rescale(shrink);
+      pack_left<kBlockKeys>(weights, s);
+    }
+    fence_products();
+    issue_values(held);
+    wait_products<0>();
+    pin(sums);
+    stream.release(held);
+  }
+  __device__ __forceinline__ void take_all() {
+#pragma unroll
+    for (int x = 0; x < D / 2; ++x) sums[x] = 0;
+    BlockClass c = stream.open();
+    for (;;) {
+      if (!c.seen) {
+        stream.release(stream.at.stage);
+        stream.at.advance();
+        if (c.last) break;
+        c = stream.open();
+        continue;
+      }
+      take_blocks(c);
       if (c.seen) break;  // it was the last; else the next to be skipped
     }
-    finish<D>(e, t, q, run, scaling, sums);
+  }
+};
+
+// A warpgroup's way through all tiles of its block of threads.
+template <int D, bool kGates>
+__device__ __forceinline__ void consume(Consumer<D, 1>& stream) {
+  const Engine& e = stream.e;
+  const Scaling scaling(e.scale);
+  stream.fetch(blockIdx.x);
+  for (unsigned item = blockIdx.x; item < stream.items.count; item += gridDim.x) {
+    const Tile t = stream.tile(item);
+    const OwnQueries q(e, t, stream.group);
+    ForwardTile<D, kGates> work{stream, q, scaling};
+    if constexpr (kGates) load_tau(e, t, q, work.tau);
+    stream.await_left();
+    hold_left<D>(work.queries, stream.ring.left(stream.group, 0));
+    stream.meet_group();
+    stream.fetch(item + gridDim.x);
+    work.take_all();
+    finish<D>(e, t, q, work.run, scaling, work.sums);
   }
 }
 
@@ -213,7 +221,8 @@ __global__ void __launch_bounds__(kStreamThreads<D>, 1)
     KeyProducer<D, 1, kGates>{e, ring, {}}.run(&k, &v, items);
   } else {
     take_registers<kConsumerRegisters<D>>();
-    consume<D, kGates>(e, ring, &q, group, items);
+    Consumer<D, 1> stream{e, ring, items, &q, nullptr, group, {}};
+    consume<D, kGates>(stream);
   }
 }
 

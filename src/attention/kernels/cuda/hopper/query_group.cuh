@@ -26,12 +26,14 @@ struct BlockClass {
   }
 };
 
-// Of a thread in its warpgroup. Opaque, or all that follows from it stays in registers from tile to tile.
-__device__ inline int thread_of_group() {
-  auto thread = static_cast<int>(threadIdx.x % kWarpgroup);
-  asm volatile("" : "+r"(thread));
-  return thread;
+// The same number, of which the compiler knows nothing: what follows from it is computed anew where it is used, not
+// held in registers from one end of a tile to the other.
+__device__ inline int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
+__device__ inline int thread_of_group() { return opaque(static_cast<int>(threadIdx.x % kWarpgroup)); }
+
 // The thread's two queries, i and i + 8, and the first key that each sees in the window.
 struct OwnQueries {
   int i, begin[2];
@@ -42,6 +44,53 @@ struct OwnQueries {
     begin[0] = span_of(e, kNearSpan, t.b, i).begin, begin[1] = span_of(e, kNearSpan, t.b, i + 8).begin;
   }
 };
+// A warpgroup's end of the stream, and its own tiles (64, D): queries, then output gradients if kLeft is 2.
+template <int D, int kLeft>
+struct Consumer {
+  using Ring = KeyRing<D, kLeft>;
+  const Engine& e;
+  const Ring ring;
+  const Items& items;
+  const CUtensorMap *queries, *douts;
+  const int group;
+  Cursor<Ring::kStages> at;
+  std::uint32_t left_phase = 0;
+
+  __device__ Tile tile(unsigned item) const { return Tile(e, items, item, kTileQueries<D>); }
+  // Starts the copies of the warpgroup's tiles; all its threads are done with the last ones.
+  __device__ __forceinline__ void fetch(unsigned item) const {
+    if (item >= items.count || thread_of_group() != 0) return;
+    const Tile t = tile(item);
+    std::uint64_t* full = ring.left_full(group);
+    arrive_expecting(full, kLeft * Ring::kTileBytes);
+#pragma unroll
+    for (int which = 0; which < kLeft; ++which) {
+#pragma unroll
+      for (int s = 0; s < D / kSlabFeatures; ++s) {
+        copy_box(ring.left(group, which) + s * kSlabBytes, which == 0 ? queries : douts, full, s * kSlabFeatures, t.h,
+                 t.q0 + group * kBlockKeys, t.b);
+      }
+    }
+  }
+  __device__ __forceinline__ void await_left() {
+    wait(ring.left_full(group), left_phase);
+    left_phase ^= 1;
+  }
+  __device__ __forceinline__ void meet_group() const { meet(1 + group, kWarpgroup); }
+  // Waits for the block at `at`.
+  __device__ __forceinline__ BlockClass open() const {
+    wait(ring.full(at.stage), at.phase);
+    return BlockClass(scalars(), group);
+  }
+  __device__ __forceinline__ void release(int stage) const {
+    __syncwarp();
+    if (thread_of_group() % 32 == 0) arrive(ring.empty(stage));
+  }
+  __device__ __forceinline__ const KeyScalars& scalars() const { return ring.scalars(at.stage); }
+  __device__ __forceinline__ std::uint32_t keys() const { return shared_address(ring.keys(at.stage)); }
+  __device__ __forceinline__ std::uint32_t values(int stage) const { return shared_address(ring.values(stage)); }
+};
+
 // How many of the thread's two queries there are.
 __device__ inline int real_of(const Engine& e, int i) { return i + 8 < e.T ? 2 : (i < e.T ? 1 : 0); }
 
@@ -87,15 +136,6 @@ __device__ inline void load_tau(const Engine& e, const Tile& t, const OwnQueries
   }
 }
 
-// One warpgroup's tile of queries (or of gradients of their outputs), by one thread.
-template <int D>
-__device__ inline void copy_left(unsigned char* to, const CUtensorMap* map, std::uint64_t* full, const Tile& t,
-                                 int group) {
-#pragma unroll
-  for (int s = 0; s < D / kSlabFeatures; ++s) {
-    copy_box(to + s * kSlabBytes, map, full, s * kSlabFeatures, t.h, t.q0 + group * kBlockKeys, t.b);
-  }
-}
 // A warpgroup's tile as the left operand of products.
 template <int D>
 __device__ inline void hold_left(std::uint32_t (&a)[D / 16][4], const unsigned char* tile) {
