@@ -59,6 +59,8 @@ __device__ inline void send_keys(const Engine& e, const CUtensorMap* k_map, cons
 // ---- Consumers
 // Keys of spans: query i sees [begin_i, i], and begin_i never falls.
 struct SpanPairs {
+  static constexpr bool kGates = false;
+
   Lane lane;
   int first;  // key of the warpgroup's first row
   float factor;

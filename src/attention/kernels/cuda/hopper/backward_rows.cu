@@ -130,6 +130,8 @@ __device__ inline void send_keys(const Engine& e, KeyShared<D>& s, int items) {
 // Gathered keys: intervals of queries, thresholds (differentiate() of engine.cuh has the formulas).
 template <bool kSoft>
 struct RowPairs {
+  static constexpr bool kGates = kSoft;
+
   const KeyNumbers& keys;
   const Lane& lane;
   float factor;

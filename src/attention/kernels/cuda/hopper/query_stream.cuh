@@ -280,11 +280,9 @@ struct TileProducts {
   std::uint32_t q, dout;  // addresses
 
   __device__ TileProducts(const S& s, int stage) : q(shared_address(s.q[stage])), dout(shared_address(s.dout[stage])) {}
-  __device__ void issue_dv(float (&dv)[D / 2], const std::uint32_t (&p)[4][4]) const {
+  __device__ void issue_last(float (&dk)[D / 2], float (&dv)[D / 2], const std::uint32_t (&ds)[4][4],
+                             const std::uint32_t (&p)[4][4]) const {
     issue_left_by_rows<D, kStageQueries>(dv, p, dout, S::kQuerySlab);
-    commit_products();
-  }
-  __device__ void issue_dk(float (&dk)[D / 2], const std::uint32_t (&ds)[4][4]) const {
     issue_left_by_rows<D, kStageQueries>(dk, ds, q, S::kQuerySlab);
     commit_products();
   }
@@ -295,12 +293,13 @@ struct TileProducts {
 // Pairs: look(x) -> Pass; weigh(x, pass, s): logits to 2^logit over the denominator (gated: left as they are);
 // differentiate(x, pass, s, dp): s to weights of the values, dp from dO . v to dL/dlogit.
 //
-// Where registers allow (D = 64) the last two products of a tile run beside the first two of the next one, and its
-// stage is released when those are seen to be done.
+// The last two products of a tile run beside the first of the next one, and its stage is released when they are seen to
+// be done: before the second product at D = 128, where their left operands' registers are needed. There are too few for
+// that where gates (Pairs::kGates) want some too.
 template <int D, class Pairs>
 __device__ inline void consume(KeyShared<D>& s, int buffer, Ring<KeyShared<D>::kStages>& ring, const Lane& lane,
                                Pairs& pairs, float (&dk)[D / 2], float (&dv)[D / 2]) {
-  constexpr bool kLags = D == 64;
+  constexpr bool kLags = D == 64 || !Pairs::kGates;
   const auto k_rows = [&](int at) { return shared_address(s.k[at]) + lane.warpgroup_row() * kSlabRowBytes; };
   const auto v_rows = [&](int at) { return shared_address(s.v[at]) + lane.warpgroup_row() * kSlabRowBytes; };
   const LeftRows<D> k(k_rows(buffer)), v(v_rows(buffer));
@@ -311,12 +310,22 @@ __device__ inline void consume(KeyShared<D>& s, int buffer, Ring<KeyShared<D>::k
 #pragma unroll
   for (int x = 0; x < D / 2; ++x) dk[x] = dv[x] = 0;
   int pending = -1;  // stage whose last products may still run
+  const auto release_pending = [&] {
+    if (kLags && pending >= 0) release(&s.empty[pending]);
+    pending = -1;
+  };
   for (bool last = false; !last; ++ring.count) {
     wait(&s.full[ring.at()], ring.phase());
     const QueryNumbers& x = s.queries[ring.at()];
     last = x.last != 0;
-    const Pass pass = pairs.look(x);
-    if (pass == Pass::skip) {
+    Pass pass = pairs.look(x);
+    // Said so, the compiler sees that no warp diverges around products that run.
+    if constexpr (kLags) pass = static_cast<Pass>(__shfl_sync(0xffffffffu, static_cast<int>(pass), 0));
+    if (pass == Pass::skip) {  // its stage may come round again before another tile is seen: hold none
+      if constexpr (kLags) {
+        wait_products<0>();
+        release_pending();
+      }
       release(&s.empty[ring.at()]);
       continue;
     }
@@ -326,14 +335,16 @@ __device__ inline void consume(KeyShared<D>& s, int buffer, Ring<KeyShared<D>::k
     fence_products();
     k.issue(logits, k_rows(fresh(buffer)), tile.q);
     commit_products();
+    if constexpr (kLags && D == 128) {
+      wait_products<1>();
+      release_pending();
+      fence_products();
+    }
     v.issue(gradients, v_rows(fresh(buffer)), tile.dout);
     commit_products();
     wait_products<1>();
     pin(logits);
-    if constexpr (kLags) {
-      if (pending >= 0) release(&s.empty[pending]);
-      pending = ring.at();
-    }
+    release_pending();
     pairs.weigh(x, pass, logits);
     wait_products<0>();
     pin(gradients);
@@ -341,9 +352,10 @@ __device__ inline void consume(KeyShared<D>& s, int buffer, Ring<KeyShared<D>::k
     pack_left<kStageQueries>(p, logits);
     pack_left<kStageQueries>(ds, gradients);
     fence_products();
-    tile.issue_dv(dv, p);
-    tile.issue_dk(dk, ds);
-    if constexpr (!kLags) {
+    tile.issue_last(dk, dv, ds, p);
+    if constexpr (kLags) {
+      pending = static_cast<int>(ring.at());
+    } else {
       wait_products<0>();
       release(&s.empty[ring.at()]);
     }
@@ -351,7 +363,7 @@ __device__ inline void consume(KeyShared<D>& s, int buffer, Ring<KeyShared<D>::k
   wait_products<0>();
   pin(dk);
   pin(dv);
-  if (kLags && pending >= 0) release(&s.empty[pending]);
+  release_pending();
 }
 
 // ---- Host side
