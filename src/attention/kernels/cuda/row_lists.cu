@@ -46,8 +46,8 @@ __device__ int offset_of(int count, int* total) {
 }
 
 __global__ void __launch_bounds__(kThreads) compact_keys(const DevicePlan plan, std::int64_t T, const SeenKeys seen) {
-  const std::int64_t row = blockIdx.x / seen.blocks, block = blockIdx.x % seen.blocks,
-                     key = block * kThreads + threadIdx.x;
+  const auto blocks = static_cast<unsigned>(seen.blocks);  // every thread divides: 32 bits
+  const std::int64_t row = blockIdx.x / blocks, block = blockIdx.x % blocks, key = block * kThreads + threadIdx.x;
   RowLife life{0, 0, 0, 0};
   if (key < T) life = life_of(plan, T, row, static_cast<std::int32_t>(key));
   const bool alive = life.begin < life.end;

@@ -118,26 +118,26 @@ __device__ std::int64_t first_query(const Chunks& c, std::int64_t row, std::int6
   return first_where(begin, end, [&](std::int64_t i) { return pred(tau[i]); });
 }
 
-// change (B, H, T): +1 where a key enters its band, -1 where it leaves.
-__global__ void find_bands(const Chunks c, std::int32_t* change) {
+// change (B, H, T): +1 where a key enters its band, -1 where it leaves. `blocks` blocks a row.
+__global__ void __launch_bounds__(kThreads) find_bands(const Chunks c, unsigned blocks, std::int32_t* change) {
   const SelectArgs& a = c.a;
-  SIEVE_GRID_STRIDE(x, c.rows * a.T) {
-    const std::int64_t j = x % a.T, row = x / a.T, begin = c.begin_of(row, j), end = c.end_of(row, j);
-    const std::int64_t left = c.left_pool[x];
-    if (a.delay >= end - j || left == j - begin) {  // never a candidate, or never in the pool
-      a.band_from_BHT[x] = a.band_to_BHT[x] = static_cast<std::int32_t>(a.delay >= end - j ? end : j + a.delay);
-      continue;
-    }
-    const double z = a.z_BHT[x];
-    const std::int64_t leaves = left + begin + a.delay, stop = leaves < end ? leaves : end;
-    const std::int64_t first = first_query(c, row, j + a.delay, stop, [&](double tau) { return z - 1 < tau; });
-    const std::int64_t last = first_query(c, row, first, stop, [&](double tau) { return z <= tau; });
-    a.band_from_BHT[x] = static_cast<std::int32_t>(first);
-    a.band_to_BHT[x] = static_cast<std::int32_t>(last);
-    if (first == last) continue;
-    atomicAdd(change + row * a.T + first, 1);  // integers
-    if (last < a.T) atomicAdd(change + row * a.T + last, -1);
+  const std::int64_t row = blockIdx.x / blocks,
+                     j = static_cast<std::int64_t>(blockIdx.x % blocks) * kThreads + threadIdx.x;
+  if (j >= a.T) return;
+  const std::int64_t x = row * a.T + j, begin = c.begin_of(row, j), end = c.end_of(row, j), left = c.left_pool[x];
+  if (a.delay >= end - j || left == j - begin) {  // never a candidate, or never in the pool
+    a.band_from_BHT[x] = a.band_to_BHT[x] = static_cast<std::int32_t>(a.delay >= end - j ? end : j + a.delay);
+    return;
   }
+  const double z = a.z_BHT[x];
+  const std::int64_t leaves = left + begin + a.delay, stop = leaves < end ? leaves : end;
+  const std::int64_t first = first_query(c, row, j + a.delay, stop, [&](double tau) { return z - 1 < tau; });
+  const std::int64_t last = first_query(c, row, first, stop, [&](double tau) { return z <= tau; });
+  a.band_from_BHT[x] = static_cast<std::int32_t>(first);
+  a.band_to_BHT[x] = static_cast<std::int32_t>(last);
+  if (first == last) return;
+  atomicAdd(change + row * a.T + first, 1);  // integers
+  if (last < a.T) atomicAdd(change + row * a.T + last, -1);
 }
 
 // In place: prefix sums of every row. One block a row.
@@ -224,7 +224,9 @@ void run(const SelectArgs& a, Stream stream) {
   else settle(c, stream);
   if (!a.thresholds) return;
   check(cudaMemsetAsync(a.band_BHT, 0, keys * sizeof(std::int32_t), handle_of(stream)), "selection");
-  start("selection: bands", find_bands, blocks_for(n), kThreads, 0, stream, c, a.band_BHT);
+  const std::int64_t blocks = (a.T + kThreads - 1) / kThreads;
+  start("selection: bands", find_bands, rows * blocks, kThreads, 0, stream, c, static_cast<unsigned>(blocks),
+        a.band_BHT);
   start("selection: counts", count_bands, rows, kScanThreads, 0, stream, a.band_BHT, a.T);
 }
 

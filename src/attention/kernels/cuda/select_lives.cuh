@@ -54,8 +54,9 @@ class ChunkLives {
  public:
   __device__ ChunkLives(const Chunks& c, Own& own, double* memory)
       : c_(c), own_(own), base_(memory), sums_(memory + c.P), k_(c.a.k), P_(static_cast<int>(c.P)) {
-    row_ = blockIdx.x / c.count;
-    const std::int64_t x = blockIdx.x % c.count;
+    const auto count = static_cast<unsigned>(c.count);
+    row_ = blockIdx.x / count;
+    const std::int64_t x = blockIdx.x % count;
     slot_ = row_ * (c.slab + 1) + x;
     item_ = row_ * c.chunks + c.first + x;
     start_ = (c.first + x) * kChunk;

@@ -11,14 +11,24 @@ namespace {
 constexpr int kDirect = 64;       // so many scores of a band are summed one by one
 constexpr double kPrefixed = 64;  // prefix sums hold scores so near to the centre
 
-// Of falling values: how many lie above t, and how many more than 1 above.
-__device__ inline void split(const double* values, int n, double t, int& above, int& beyond) {
-  above = beyond = 0;
-  for (int step = n > 0 ? 1 << (31 - __clz(n)) : 0; step > 0; step /= 2) {  // both at once
-    const int a = above + step, b = beyond + step;
-    if (a <= n && values[a - 1] > t) above = a;
-    if (b <= n && values[b - 1] - 1 > t) beyond = b;
+// Of falling values: how many lie more than `by` above t.
+__device__ inline int count_above(const double* values, int n, double t, double by) {
+  int count = 0;
+  for (int step = n > 0 ? 1 << (31 - __clz(n)) : 0; step > 0; step /= 2) {
+    if (count + step <= n && values[count + step - 1] - by > t) count += step;
   }
+  return count;
+}
+
+// Lanes that work on one query: 1, or kTeam neighbours that take the same turns everywhere.
+constexpr int kTeam = kSettleThreads / kBlock;
+static_assert(kTeam == 4);
+__device__ inline int team_lane() { return static_cast<int>(threadIdx.x) % kTeam; }
+__device__ inline unsigned team_mask() { return ((1u << kTeam) - 1) << (threadIdx.x % 32 / kTeam * kTeam); }
+template <class A>
+__device__ A team_sum(A v) {  // the same bits for every lane
+  for (int offset = 1; offset < kTeam; offset *= 2) v += __shfl_xor_sync(team_mask(), v, offset);
+  return v;
 }
 
 class ChunkThresholds : public ChunkLives {
@@ -58,14 +68,15 @@ class ChunkThresholds : public ChunkLives {
 
   __device__ void find_thresholds() const {
     const double guess = guess_start();
-    if (thread() == kSettleThreads - 1) own_.tau[0] = threshold(-1, guess);
-    for (int block = 0; block * kBlock < size_; ++block) {
-      if (block > 0) sum_earlier(block * kBlock);
-      const int x = block * kBlock + thread();
-      if (thread() < kBlock && x < size_) own_.tau[x + 1] = threshold(x, guess);
+    for (int begin = 0; begin <= size_; begin += kBlock) {
+      if (begin > 0) sum_earlier(begin - 1);
+      const int y = begin + thread() / kTeam;
+      if (y <= size_) {
+        const double tau = threshold(y - 1, guess);
+        if (team_lane() == 0) own_.tau[y] = tau;
+      }
       __syncthreads();
     }
-    __syncthreads();
     // Roundings of neighbours may cross: the largest so far.
     for (int step = 1; step <= size_; step *= 2) {
       double raised[kChunk / kSettleThreads + 1];
@@ -156,30 +167,41 @@ class ChunkThresholds : public ChunkLives {
     }
   }
 
-  // The piece of f just above t.
+  // The piece of f just above t, looked for by `lanes` lanes, 1 or kTeam.
+  template <int lanes>
   __device__ Piece piece_at(const Prefix& p, double t) const {
-    Piece piece;
-    int support, begin;
-    split(base_, p.pool, t, support, begin);
-    piece.saturated = begin, piece.fractional = support - begin;
-    if (!sum_prefixed(p, base_, sums_, begin, support, piece.fractional, piece.sum)) {
-      for (int r = begin; r < support; ++r) piece.sum += base_[r] - p.centre;
+    int support, begin, end = 0, first = 0;
+    if constexpr (lanes == 1) {
+      support = count_above(base_, p.pool, t, 0), begin = count_above(base_, p.pool, t, 1);
+    } else {  // each lane looks for one of the four
+      const bool own = team_lane() >= 2;
+      const int mine =
+          count_above(own ? own_.ranked : base_, own ? (p.tables ? candidates_ : 0) : p.pool, t, team_lane() % 2);
+      const int base = static_cast<int>(threadIdx.x) % 32 / kTeam * kTeam;
+      support = __shfl_sync(team_mask(), mine, base), begin = __shfl_sync(team_mask(), mine, base + 1);
+      end = __shfl_sync(team_mask(), mine, base + 2), first = __shfl_sync(team_mask(), mine, base + 3);
     }
-    if (p.tables) {
-      int end, first;
-      split(own_.ranked, candidates_, t, end, first);
-      const int count = own_.alive[end] - own_.alive[first];
-      piece.saturated += own_.alive[first], piece.fractional += count;
-      if (!sum_prefixed(p, own_.ranked, own_.sums, first, end, count, piece.sum)) {
-        for (int r = first; r < end; ++r)
-          piece.sum += own_.alive[r + 1] > own_.alive[r] ? own_.ranked[r] - p.centre : 0;
-      }
+    const int lane = lanes == 1 ? 0 : team_lane();
+    Piece piece;  // the lane's share
+    double sum = 0;
+    if (!sum_prefixed(p, base_, sums_, begin, support, support - begin, sum)) {
+      for (int r = begin + lane; r < support; r += lanes) piece.sum += base_[r] - p.centre;
     }
-    for (int y = p.scan; y <= p.x; ++y) {
+    if (p.tables && !sum_prefixed(p, own_.ranked, own_.sums, first, end, own_.alive[end] - own_.alive[first], sum)) {
+      for (int r = first + lane; r < end; r += lanes)
+        piece.sum += own_.alive[r + 1] > own_.alive[r] ? own_.ranked[r] - p.centre : 0;
+    }
+    for (int y = p.scan + lane; y <= p.x; y += lanes) {
       if (own_.left_pool[y] > p.x) add(p, own_.z[y], t, 1, piece);
       const int pushed = own_.pushed_pool[y];
       if (pushed < p.scan && p.tables) add(p, own_.z[pushed], t, -1, piece);
     }
+    if constexpr (lanes > 1) {
+      piece.saturated = team_sum(piece.saturated), piece.fractional = team_sum(piece.fractional);
+      piece.sum = team_sum(piece.sum);
+    }
+    piece.saturated += begin, piece.fractional += support - begin, piece.sum += sum;
+    if (p.tables) piece.saturated += own_.alive[first], piece.fractional += own_.alive[end] - own_.alive[first];
     return piece;
   }
 
@@ -199,21 +221,21 @@ class ChunkThresholds : public ChunkLives {
     return own < old ? own : old;
   }
 
-  // After own key x; x = -1: of the base alone.
+  // After own key x; x = -1: of the base alone. A team calls it.
   __device__ double threshold(int x, double guess) const {
     const bool continues = x < continuing_;
     const int first = x < 0 ? 0 : own_.first[x], base = continues ? n_ : 0, count = base + x + 1 - first;
     // Prefixes of at most k candidates see no threshold; before a full base nobody was left out.
     if (count < k_ || (base < P_ && count == k_)) return -INFINITY;
     const double least = least_member(x, first, x < 0 ? continuing_ : own_.last[x], base);
-    const bool tables = first == 0 && x >= kBlock;
-    const int scan = tables ? x - x % kBlock : first;
-    int pool = P_ < count ? P_ : count;
-    for (int y = scan; y <= x; ++y) {
-      pool -= own_.left_pool[y] > x;
-      pool += tables && own_.pushed_pool[y] < scan;
+    const bool tables = first == 0 && x >= kBlock - 1;
+    const int scan = tables ? (x + 1) / kBlock * kBlock - 1 : first;
+    int own = 0;  // keys in the pool
+    for (int y = scan + team_lane(); y <= x; y += kTeam) {
+      own += own_.left_pool[y] > x;
+      own -= tables && own_.pushed_pool[y] < scan;
     }
-    if (tables) pool -= own_.alive[kChunk];
+    const int pool = (P_ < count ? P_ : count) - team_sum(own) - (tables ? own_.alive[kChunk] : 0);
     return cross({scan, x, pool, tables, least - 1}, least - 1, least, guess);
   }
 
@@ -221,7 +243,7 @@ class ChunkThresholds : public ChunkLives {
   __device__ double guess_start() const {
     if (n_ < k_) return -INFINITY;
     const double high = base_[k_ - 1], low = high - 1, t = low + thread() * (1.0 / kSettleThreads);
-    const Piece piece = piece_at({0, -1, n_, false, low}, t);
+    const Piece piece = piece_at<1>({0, -1, n_, false, low}, t);
     const bool enough = piece.sum + piece.saturated - piece.fractional * (t - low) >= static_cast<double>(k_);
     const int steps = __syncthreads_count(enough);
     return low + steps * (1.0 / kSettleThreads);
@@ -233,7 +255,7 @@ class ChunkThresholds : public ChunkLives {
     double t = guess > low && guess < high ? guess : low;
     bool at_floor = false;
     for (int turn = 0; turn < 128; ++turn) {
-      const Piece piece = piece_at(p, t);
+      const Piece piece = piece_at<kTeam>(p, t);
       const double missing = piece.sum + static_cast<double>(piece.saturated - k_);
       const double next = piece.fractional > 0 ? floor + missing / piece.fractional : floor;
       if (t == floor) {

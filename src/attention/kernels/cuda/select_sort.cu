@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
   __shared__ double scores[kChunk];
   __shared__ int counts[kChunk / 32];
   const auto thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const std::int64_t row = blockIdx.x / c.count, chunk = c.first + blockIdx.x % c.count, j = chunk * kChunk + thread,
+  const auto count = static_cast<unsigned>(c.count);  // every thread divides: 32 bits
+  const std::int64_t row = blockIdx.x / count, chunk = c.first + blockIdx.x % count, j = chunk * kChunk + thread,
                      item = row * c.chunks + chunk;
   double u = 0;
   bool nan = false;
@@ -110,28 +111,24 @@ struct Base {
   double* u;
   std::int32_t* keys;
 };
-// How many of a falling array are above u, or equal to it where `ties`.
-template <bool ties>
-__device__ int above(const double* values, int n, double u) {
-  int low = 0;
-  while (low < n) {
-    const int middle = (low + n) / 2;
-    if (ties ? values[middle] >= u : values[middle] > u) low = middle + 1;
-    else n = middle;
-  }
-  return low;
-}
-
-// The best P of the base and the m candidates, which are later keys. Ends with a barrier.
+// The best P of the base and the m candidates, which are later keys. Three searches go side by side: of two scores of
+// the base among the candidates, and of a candidate in the base. Ends with a barrier.
 __device__ int merge(const Base& old, int n, const Base& fresh, int m, const Base& out, int P) {
   const auto thread = static_cast<int>(threadIdx.x);
-  for (int r = thread; r < n; r += kGrowThreads) {
-    const int to = r + above<true>(fresh.u, m, old.u[r]);
-    if (to < P) out.u[to] = old.u[r], out.keys[to] = old.keys[r];
-  }
-  for (int r = thread; r < m; r += kGrowThreads) {
-    const int to = r + above<false>(old.u, n, fresh.u[r]);
-    if (to < P) out.u[to] = fresh.u[r], out.keys[to] = fresh.keys[r];
+  for (int base = 0; base < n || base < m; base += 2 * kGrowThreads) {
+    const int x = base + thread, y = x + kGrowThreads;
+    const double u = x < n ? old.u[x] : 0, v = y < n ? old.u[y] : 0, w = x < m ? fresh.u[x] : 0;
+    const int searched = x < m ? n : 0, most = searched > m ? searched : m;
+    int before_u = 0, before_v = 0, before_w = 0;
+    for (int step = most > 0 ? 1 << (31 - __clz(most)) : 0; step > 0; step /= 2) {
+      const int a = before_u + step, b = before_v + step, c = before_w + step;
+      if (a <= m && fresh.u[a - 1] >= u) before_u = a;
+      if (b <= m && fresh.u[b - 1] >= v) before_v = b;
+      if (c <= searched && old.u[c - 1] > w) before_w = c;
+    }
+    if (x < n && x + before_u < P) out.u[x + before_u] = u, out.keys[x + before_u] = old.keys[x];
+    if (y < n && y + before_v < P) out.u[y + before_v] = v, out.keys[y + before_v] = old.keys[y];
+    if (x < m && x + before_w < P) out.u[x + before_w] = w, out.keys[x + before_w] = fresh.keys[x];
   }
   __syncthreads();
   return n + m < P ? n + m : P;
