@@ -19,23 +19,29 @@ inline constexpr int kBaseMark = 0x8000;  // of a base's place among the pushed
 
 // The chunk's keys that can enter the base, in the order of arrival: x = 0 .. size - 1.
 struct Own {
-  double ranked[kChunk];  // the chunk's candidates, best first: u, then z
-  double z[kChunk];
-  double tau[kChunk + 1];           // [x + 1] after key x arrived; [0]: before all
-  double sums[kChunk + 1];          // of a block: z less the centre of ranks below r, of earlier arrivals in the pool
-  std::uint16_t alive[kChunk + 1];  // their number
-  std::uint16_t earlier[kBlocks - 1][kChunk + 1];   // arrivals before block b + 1 with ranks below r
+  double ranked[kChunk];                            // the chunk's candidates, best first: u, then z
   std::uint16_t at_rank[kChunk];                    // arrival of a rank
   std::uint16_t rank[kChunk];                       // in the chunk, 0 the best
   std::uint16_t place[kChunk];                      // in the chunk
-  std::uint16_t first[kChunk], last[kChunk];        // of its document, [first, last)
-  std::uint16_t better[kChunk];                     // scores of the base above it
+  std::uint16_t first[kChunk];                      // arrival of its document
   std::uint16_t left_k[kChunk], left_pool[kChunk];  // the arrival that pushed it out; its own: it never entered
   std::uint16_t pushed_k[kChunk];     // whom an arrival pushed out of the members: an own key, or a base's | kBaseMark
   std::uint16_t pushed_pool[kChunk];  // the own key that it pushed out of the pool
   std::uint16_t upto[kChunk];         // of a place: how many arrived up to it
   int counts[kSettleThreads / 32];
   double parts[kSettleThreads / 32];
+  union {  // four blocks fit a multiprocessor
+    struct {
+      std::uint16_t earlier[kBlocks - 1][kChunk + 1];  // arrivals before block b + 1 with ranks below r
+      std::uint16_t better[kChunk];                    // scores of the base above it
+      std::uint16_t last[kChunk];                      // one past the last arrival of its document
+    } lives;
+    struct {
+      double tau[kChunk + 1];   // [x + 1] after key x arrived; [0]: before all
+      double sums[kChunk + 1];  // of a block: z less the centre of ranks below r, of earlier arrivals in the pool
+      std::uint16_t alive[kChunk + 1];  // their number
+    } taus;
+  };
 };
 
 // values[0 .. n) falls. First index where pred, false and then true, holds.
@@ -136,7 +142,7 @@ class ChunkLives {
       own_.at_rank[rank] = static_cast<std::uint16_t>(x);
       own_.place[x] = static_cast<std::uint16_t>(p);
       const double u = own_.ranked[rank];  // on a tie the later key, this one, is the better
-      own_.better[x] =
+      own_.lives.better[x] =
           static_cast<std::uint16_t>(continues ? first_in(base_, n_, [&](double b) { return b <= u; }) : 0);
     }
     __syncthreads();
@@ -146,7 +152,7 @@ class ChunkLives {
     const std::int64_t j = start_ + own_.place[x], begin = c_.begin_of(row_, j) - start_,
                        end = c_.end_of(row_, j) - start_;
     own_.first[x] = begin <= 0 ? 0 : own_.upto[begin - 1];
-    own_.last[x] = own_.upto[(end < kChunk ? end : kChunk) - 1];
+    own_.lives.last[x] = own_.upto[(end < kChunk ? end : kChunk) - 1];
   }
 
   // One warp a block.
@@ -156,18 +162,18 @@ class ChunkLives {
     int count = 0;
     for (int r = lane; r < kChunk; r += 32) {
       const unsigned lanes = __ballot_sync(0xffffffffu, own_.at_rank[r] < block * kBlock);
-      own_.earlier[block - 1][r] = static_cast<std::uint16_t>(count + __popc(lanes & ((1u << lane) - 1)));
+      own_.lives.earlier[block - 1][r] = static_cast<std::uint16_t>(count + __popc(lanes & ((1u << lane) - 1)));
       count += __popc(lanes);
     }
-    if (lane == 0) own_.earlier[block - 1][kChunk] = static_cast<std::uint16_t>(count);
+    if (lane == 0) own_.lives.earlier[block - 1][kChunk] = static_cast<std::uint16_t>(count);
   }
   // The arrival of the `wanted`-th key of a rank below `bound`, out of [first, last).
   __device__ int arrival(int bound, int wanted, int first, int last) const {
     int y = first;
     if (first == 0) {
       int seen = 0;
-      for (int block = 1; block * kBlock < last && own_.earlier[block - 1][bound] < wanted; ++block)
-        seen = own_.earlier[block - 1][bound], y = block * kBlock;
+      for (int block = 1; block * kBlock < last && own_.lives.earlier[block - 1][bound] < wanted; ++block)
+        seen = own_.lives.earlier[block - 1][bound], y = block * kBlock;
       wanted -= seen;
     }
     for (; y < last; ++y) {
@@ -178,10 +184,10 @@ class ChunkLives {
   }
   // When own key x leaves a set of n.
   __device__ int own_death(int x, std::int64_t n) const {
-    const std::int64_t wanted = n - own_.better[x];
+    const std::int64_t wanted = n - own_.lives.better[x];
     if (wanted <= 0) return x;
     if (wanted > kChunk) return kNever;
-    const int y = arrival(own_.rank[x], static_cast<int>(wanted), own_.first[x], own_.last[x]);
+    const int y = arrival(own_.rank[x], static_cast<int>(wanted), own_.first[x], own_.lives.last[x]);
     return y < x ? x : y;
   }
   __device__ void own_life(int x) const {

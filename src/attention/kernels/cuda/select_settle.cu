@@ -38,9 +38,7 @@ class ChunkThresholds : public ChunkLives {
   // Ends with a barrier; find_lives of all threads lies behind one.
   __device__ void prepare_sums() {
     for (int r = thread(); r < candidates_; r += kSettleThreads) {
-      const double z = operator_score(own_.ranked[r], c_.a.temperature);
-      own_.ranked[r] = z;
-      if (own_.at_rank[r] != kNever) own_.z[own_.at_rank[r]] = z;
+      own_.ranked[r] = operator_score(own_.ranked[r], c_.a.temperature);
     }
     for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = operator_score(base_[r], c_.a.temperature);
     __syncthreads();
@@ -73,7 +71,7 @@ class ChunkThresholds : public ChunkLives {
       const int y = begin + thread() / kTeam;
       if (y <= size_) {
         const double tau = threshold(y - 1, guess);
-        if (team_lane() == 0) own_.tau[y] = tau;
+        if (team_lane() == 0) own_.taus.tau[y] = tau;
       }
       __syncthreads();
     }
@@ -82,10 +80,11 @@ class ChunkThresholds : public ChunkLives {
       double raised[kChunk / kSettleThreads + 1];
       for (int y = thread(), v = 0; y <= size_; y += kSettleThreads, ++v) {
         const int least = y <= continuing_ ? 0 : own_.first[y - 1] + 1;
-        raised[v] = y - step >= least && own_.tau[y - step] > own_.tau[y] ? own_.tau[y - step] : own_.tau[y];
+        raised[v] = y - step >= least && own_.taus.tau[y - step] > own_.taus.tau[y] ? own_.taus.tau[y - step]
+                                                                                    : own_.taus.tau[y];
       }
       __syncthreads();
-      for (int y = thread(), v = 0; y <= size_; y += kSettleThreads, ++v) own_.tau[y] = raised[v];
+      for (int y = thread(), v = 0; y <= size_; y += kSettleThreads, ++v) own_.taus.tau[y] = raised[v];
       __syncthreads();
     }
   }
@@ -98,7 +97,7 @@ class ChunkThresholds : public ChunkLives {
         const std::int64_t begin = c_.begin_of(row_, j);
         const int arrived = own_.upto[p];
         const bool own = arrived > 0 && start_ + own_.place[arrived - 1] >= begin;
-        if (j - begin >= k_) tau = own_.tau[own ? arrived : 0];
+        if (j - begin >= k_) tau = own_.taus.tau[own ? arrived : 0];
         c_.a.tau_BHT[at(j + c_.a.delay)] = tau;
       }
       if (p == kChunk - 1) c_.last_tau[item_] = tau;
@@ -143,11 +142,13 @@ class ChunkThresholds : public ChunkLives {
     if (lane == 31) own_.counts[warp] = count, own_.parts[warp] = sum;
     __syncthreads();
     for (int w = 0; w < warp; ++w) count += own_.counts[w], sum += own_.parts[w];
-    own_.alive[rank + 2] = static_cast<std::uint16_t>(count), own_.sums[rank + 2] = sum;
-    own_.alive[rank + 1] = static_cast<std::uint16_t>(count - counts[1]), own_.sums[rank + 1] = sum - sums[1];
-    if (thread() == 0) own_.alive[0] = 0, own_.sums[0] = 0;
+    own_.taus.alive[rank + 2] = static_cast<std::uint16_t>(count), own_.taus.sums[rank + 2] = sum;
+    own_.taus.alive[rank + 1] = static_cast<std::uint16_t>(count - counts[1]), own_.taus.sums[rank + 1] = sum - sums[1];
+    if (thread() == 0) own_.taus.alive[0] = 0, own_.taus.sums[0] = 0;
     __syncthreads();
   }
+
+  __device__ double z_of(int x) const { return own_.ranked[own_.rank[x]]; }
 
   // Sum of values[begin .. end) less p's centre by prefix sums; false: too far from their centre, or too few.
   __device__ bool sum_prefixed(const Prefix& p, const double* values, const double* sums, int begin, int end, int count,
@@ -187,29 +188,33 @@ class ChunkThresholds : public ChunkLives {
     if (!sum_prefixed(p, base_, sums_, begin, support, support - begin, sum)) {
       for (int r = begin + lane; r < support; r += lanes) piece.sum += base_[r] - p.centre;
     }
-    if (p.tables && !sum_prefixed(p, own_.ranked, own_.sums, first, end, own_.alive[end] - own_.alive[first], sum)) {
+    if (p.tables &&
+        !sum_prefixed(p, own_.ranked, own_.taus.sums, first, end, own_.taus.alive[end] - own_.taus.alive[first], sum)) {
       for (int r = first + lane; r < end; r += lanes)
-        piece.sum += own_.alive[r + 1] > own_.alive[r] ? own_.ranked[r] - p.centre : 0;
+        piece.sum += own_.taus.alive[r + 1] > own_.taus.alive[r] ? own_.ranked[r] - p.centre : 0;
     }
     for (int y = p.scan + lane; y <= p.x; y += lanes) {
-      if (own_.left_pool[y] > p.x) add(p, own_.z[y], t, 1, piece);
+      if (own_.left_pool[y] > p.x) add(p, z_of(y), t, 1, piece);
       const int pushed = own_.pushed_pool[y];
-      if (pushed < p.scan && p.tables) add(p, own_.z[pushed], t, -1, piece);
+      if (pushed < p.scan && p.tables) add(p, z_of(pushed), t, -1, piece);
     }
     if constexpr (lanes > 1) {
       piece.saturated = team_sum(piece.saturated), piece.fractional = team_sum(piece.fractional);
       piece.sum = team_sum(piece.sum);
     }
     piece.saturated += begin, piece.fractional += support - begin, piece.sum += sum;
-    if (p.tables) piece.saturated += own_.alive[first], piece.fractional += own_.alive[end] - own_.alive[first];
+    if (p.tables)
+      piece.saturated += own_.taus.alive[first], piece.fractional += own_.taus.alive[end] - own_.taus.alive[first];
     return piece;
   }
 
-  // z of the worst of the k members after own key x; first: of its document. The next newcomer pushes it out.
-  __device__ double least_member(int x, int first, int last, int base) const {
-    for (int y = x + 1; y < last; ++y) {
+  // z of the worst of the k members after own key x, whose document's first arrival is `first`. The next newcomer of
+  // the document pushes it out.
+  __device__ double least_member(int x, int first, int base) const {
+    const int end = x < continuing_ ? continuing_ : size_;
+    for (int y = x + 1; y < end && own_.first[y] <= first; ++y) {
       const int pushed = own_.pushed_k[y];
-      if (pushed != kNever) return pushed & kBaseMark ? base_[pushed & ~kBaseMark] : own_.z[pushed];
+      if (pushed != kNever) return pushed & kBaseMark ? base_[pushed & ~kBaseMark] : z_of(pushed);
     }
     int members = static_cast<int>(k_), worst = -1;
     for (int y = first; y <= x; ++y) {
@@ -217,7 +222,7 @@ class ChunkThresholds : public ChunkLives {
       --members;
       if (worst < 0 || own_.rank[y] > own_.rank[worst]) worst = y;
     }
-    const double own = worst >= 0 ? own_.z[worst] : INFINITY, old = base > 0 && members > 0 ? base_[members - 1] : own;
+    const double own = worst >= 0 ? z_of(worst) : INFINITY, old = base > 0 && members > 0 ? base_[members - 1] : own;
     return own < old ? own : old;
   }
 
@@ -227,7 +232,7 @@ class ChunkThresholds : public ChunkLives {
     const int first = x < 0 ? 0 : own_.first[x], base = continues ? n_ : 0, count = base + x + 1 - first;
     // Prefixes of at most k candidates see no threshold; before a full base nobody was left out.
     if (count < k_ || (base < P_ && count == k_)) return -INFINITY;
-    const double least = least_member(x, first, x < 0 ? continuing_ : own_.last[x], base);
+    const double least = least_member(x, first, base);
     const bool tables = first == 0 && x >= kBlock - 1;
     const int scan = tables ? (x + 1) / kBlock * kBlock - 1 : first;
     int own = 0;  // keys in the pool
@@ -235,7 +240,7 @@ class ChunkThresholds : public ChunkLives {
       own += own_.left_pool[y] > x;
       own -= tables && own_.pushed_pool[y] < scan;
     }
-    const int pool = (P_ < count ? P_ : count) - team_sum(own) - (tables ? own_.alive[kChunk] : 0);
+    const int pool = (P_ < count ? P_ : count) - team_sum(own) - (tables ? own_.taus.alive[kChunk] : 0);
     return cross({scan, x, pool, tables, least - 1}, least - 1, least, guess);
   }
 
