@@ -3,6 +3,8 @@
 #include <memory>
 
 #include "cli/command_line.h"
+#include "dist/communicator.h"
+#include "train/trained_scores.h"
 
 namespace sieve {
 
@@ -33,8 +35,7 @@ void add_bench_attention(CommandLine& line, CLI::App& bench) {
   command->add_option("--gate", o.gate, "kv, value, prob or hard")->capture_default_str();
   command->add_option("--pool", o.pool, "thresholds see pool * k scores; 0: all")->capture_default_str();
   command->add_option("--slope", o.slope, "added to the score of every later token")->capture_default_str();
-  command->add_option("--scores", o.scores, "iid, sigma4, fifo, or a safetensors file with scores f32 (rows, T)")
-      ->capture_default_str();
+  command->add_option("--scores", o.scores, "iid, sigma4, fifo, or a file of bench scores")->capture_default_str();
   command->add_option("--dtype", o.dtype, "bf16 or fp32 (auto: bf16 on a GPU)")->capture_default_str();
   command->add_option("--device", o.device, "auto, cpu or cuda")->capture_default_str();
   command->add_flag("--forward-only", o.forward_only, "no backward");
@@ -48,6 +49,28 @@ void add_bench_attention(CommandLine& line, CLI::App& bench) {
   command->add_option("--csv", o.csv_file, "file for the table");
   command->callback(
       [&line, options] { line.action = [options](Communicator& comm) { return bench_attention(*options, comm); }; });
+}
+
+void add_bench_scores(CommandLine& line, CLI::App& bench) {
+  auto options = std::make_shared<TrainedScoresOptions>();
+  CLI::App* command = add_command(line, bench, "scores", "the scores of a trained model, for bench attention");
+  command->footer(
+      "How much work a selection is depends on the scores that training has made:\n"
+      "  sieve bench scores runs/novels --data data/novels/val -o scores.safetensors");
+  command->add_option("CHECKPOINT", options->checkpoint, "checkpoint or run folder")->required();
+  command->add_option("--data", options->data, "token shards of the model's tokenizer")->required();
+  command->add_option("-o,--output", options->output, "safetensors file to write")->required();
+  command->add_option("--length", options->length,
+                      "tokens of a row, 16k is 16,384 (default: data.seq_len of the model)");
+  command->add_option("--rows", options->rows, "rows of text")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--layer", options->layer, "this layer alone (default: all that select)")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--device", options->device, "auto, cpu or cuda")->capture_default_str();
+  command->callback([&line, options] {
+    line.action = [options](Communicator& comm) {
+      return comm.rank() == 0 ? write_trained_scores(*options) : Exit::ok;
+    };
+  });
 }
 
 }  // namespace sieve

@@ -27,8 +27,8 @@ struct BenchAttentionOptions {
   double slope = 0;
   std::string gate = "kv";
   // iid: independent standard normals; sigma4: deviation 4, like scores that training has spread; fifo: every score
-  // above the one before, so that every key is selected once; else a safetensors file with `scores` f32 (rows, T), rows
-  // and positions repeated where more are wanted.
+  // above the one before, so that every key is selected once; else a safetensors file with `scores` f32 (rows, T) as
+  // train/trained_scores.h writes it, rows and positions repeated where more are wanted.
   std::string scores = "iid";
   std::string dtype = "auto";   // bf16, fp32; auto: bf16 on a GPU, fp32 on a CPU
   std::string device = "auto";  // auto, cpu, cuda

@@ -122,6 +122,28 @@ def test_bench_attention():
         assert refused.returncode == 1 and "not a table" in refused.stderr, refused.stderr
 
 
+def test_bench_trained_scores_and_report():
+    scripts = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+    with Folder() as f:
+        f.run("pretrain", "tiny.yaml", "log.per_layer=true", "sample.every=6", "sample.max_new_tokens=5")
+        expect(f.run("bench", "scores", "run", "--data", "data/val", "--rows", "2", "-o", "s.safetensors").out, "8 rows of 64 scores from 2 layers", "--k 8 --window 8")
+        attention = ["bench", "attention", "--patterns", "sparsek", "--lengths", "128", "--k", "8", "--window", "8", "--seconds", "0.001"]
+        expect(f.run(*attention, "--scores", "s.safetensors").out, "scores=s.safetensors", "| sparsek | 128 |")
+        expect(f.run("bench", "scores", "run", "--data", "data/val", "--layer", "2", "-o", "t", code=2).err, "the model has 2 layers")
+        expect(f.run("bench", "scores", "run", "--data", "data/val", "--length", "1M", "-o", "t", code=3).err, "fewer than --length")
+        (f.path / "val.json").write_text(f.run("eval", "run", "eval.data=data/val", "--json").out)
+        page = subprocess.run([sys.executable, scripts / "report.py", "run", "-o", "page.md", "--evaluation", "val.json"], cwd=f.path, capture_output=True, text=True)
+        assert page.returncode == 0, page.stderr
+        expect((f.path / "page.md").read_text(), "| step | validation loss |", "| 1 | ", "Evaluation on", "Samples, step_00000012")
+        refused = subprocess.run([sys.executable, scripts / "report.py", "data", "-o", "page.md"], cwd=f.path, capture_output=True, text=True)
+        assert refused.returncode == 1 and "no metrics" in refused.stderr, refused.stderr
+        scaling = subprocess.run([sys.executable, scripts / "scaling.py", pathlib.Path(SIEVE).parent, "out", "--config", "tiny.yaml", "--lengths", "32,64", "--tokens", "64",
+                                  "--from-length", "32", "--steps", "1", "--warmup", "1", "model.n_layers=1"], cwd=f.path, capture_output=True, text=True)
+        assert scaling.returncode == 0, scaling.stderr
+        expect(scaling.stdout, "| 32 | 2 |", "| 64 | 1 |", "slope of log(time)")
+        assert len(json.loads((f.path / "out" / "scaling.json").read_text())["results"]) == 2
+
+
 def test_help_teaches():
     with Folder(prepared=False) as f:
         top = f.run("--help").out

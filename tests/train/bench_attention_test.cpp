@@ -12,6 +12,7 @@
 #include "support/catch.h"
 #include "support/gpu.h"
 #include "support/scratch.h"
+#include "train/trained_scores.h"
 
 using namespace sieve;
 using sieve::test::Scratch;
@@ -146,6 +147,47 @@ TEST_CASE("options that make no sense are refused before anything is measured") 
   const std::string file = (folder / "scores.safetensors").string();
   write_safetensors(file, {{"scores", full({2, 8}, std::nan(""), DType::f32)}});
   has(refusal([&](O& o) { o.scores = file; }, Exit::data), "not all finite");
+}
+
+TEST_CASE("the scores of a model are those that its layers select by") {
+  for (const Arch arch : {Arch::llama, Arch::gpt2}) {
+    ModelConfig config;
+    config.arch = arch;
+    config.n_layers = 3;
+    config.d_model = 32;
+    config.n_heads = 4;
+    config.n_kv_heads = 2;
+    AttentionKindConfig& plain = config.attention.kinds["sk"];
+    plain.type = AttentionKind::sparsek;
+    plain.k = plain.window = 8;
+    AttentionKindConfig& normed = config.attention.kinds["normed"] = plain;
+    normed.score.norm = ScoreNorm::timestep;
+    config.attention.kinds["full"].type = AttentionKind::full;
+    config.attention.pattern = {"sk", "full", "normed"};
+    config.resolve(50, 64);
+    const Decoder model(config, {.compute = DType::f32, .seed = 3, .recompute = {}});
+    Tensor tokens = empty({2, 64}, DType::i32);
+    for (std::int64_t i = 0; i < tokens.numel(); ++i) tokens.data<std::int32_t>()[i] = static_cast<int>(i * i % 50);
+    std::vector<SelectionStats> stats;
+    model.loss_sum({tokens, tokens, {}}, nullptr, &stats);
+    const std::vector<Tensor> scores = layer_scores(model, tokens);
+    REQUIRE(scores.size() == 3);
+    CHECK_FALSE(scores[1].defined());
+    for (const std::size_t layer : {0, 2}) {
+      REQUIRE(scores[layer].shape() == Shape{2, 2, 64});
+      double deviation = 0;
+      for (int row = 0; row < 4; ++row) {
+        const float* s = scores[layer].data<float>() + row * 64;
+        double sum = 0, squares = 0;
+        for (int t = 0; t < 64; ++t) sum += s[t];
+        for (int t = 0; t < 64; ++t) squares += (s[t] - sum / 64) * (s[t] - sum / 64);
+        deviation += std::sqrt(squares / 64) / 4;
+      }
+      INFO("layer " << layer);
+      CHECK(deviation > 0.01);
+      CHECK(deviation == Approx(stats[layer].score_std).epsilon(1e-6));
+    }
+  }
 }
 
 TEST_CASE("lengths are read in powers of 1024") {
