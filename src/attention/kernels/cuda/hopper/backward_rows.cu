@@ -201,7 +201,7 @@ struct RowPairs {
         float g = kValue ? share * value : ds;
         if constexpr (kLogit) g += ds * logit * static_cast<float>(kLn2);
         column[r] += has(learns, 4 * n + y) ? g : 0;
-        dp[4 * n + y] = kLogit ? ds * m : ds;
+        dp[4 * n + y] = kLogit || kMode == GateMode::prob ? ds * m : ds;
       }
     }
   }
