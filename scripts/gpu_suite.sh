@@ -9,10 +9,11 @@
 #   sparsek    full, window and SparseK attention from 1k to 128k, head size 64 and 128, independent scores and scores of deviation 4, the deterministic
 #              backward; PEERS=attention.py names a benchmark of PyTorch's attention to run beside it, with the interpreter PEER_PYTHON
 #   scaling    the training step of GPT-2 124M by SparseK from 1k to 128k, and how it grows
-#   novels=DATA  the run of configs/novels.yaml on DATA, a folder of scripts/prepare_novels.sh or its .tar.xz; NOVELS_SETTINGS: further key=value
+#   novels=DATA  the run of configs/novels.yaml on DATA, a folder of scripts/prepare_novels.sh or its .tar.xz (NOVELS_SETTINGS: further key=value), and
+#              SparseK attention on the scores that it has learned
 # All but the last are run where no part is named. Prints short results; whole logs go to OUT. The exit code counts the parts that failed.
 set -uo pipefail
-[ $# -ge 2 ] || { sed -n '2,12p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,13p' "$0" >&2; exit 2; }
 bin=$(realpath -e "$1") || exit 2
 out=$2
 shift 2
@@ -105,6 +106,7 @@ run_novels() {
   tail -n 4 "$out/novels.txt"
   [ $code -eq 0 ] || echo "novels: exit code $code (75: ended by its time limit, before the learning rate had fallen)"
   [ $code -eq 0 ] || [ $code -eq 75 ] || bad=1
+  rm -rf "$out/novels"  # of an earlier call
   mkdir -p "$out/novels"
   cp -r "$work/run/metrics.jsonl" "$work/run/config.yaml" "$work/run/manifest.json" "$work/run/samples" "$out/novels/" || bad=1
   local evaluations=()
@@ -114,6 +116,10 @@ run_novels() {
     evaluations+=("$out/novels/$split.json")
   done
   "$bin/sieve" generate "$work/run" --device "$device" --prompt "It was " --max-new-tokens 400 --temperature 0.8 --top-p 0.95 >"$out/novels/generated.txt" 2>>"$out/novels.txt" || bad=1
+  # Trained scores need another amount of work than random ones.
+  local lengths=${NOVELS_LENGTHS:-4k,16k,64k}
+  "$bin/sieve" bench scores "$work/run" --data "$data/val" --rows 2 --length "${lengths##*,}" --device "$device" -o "$work/scores.safetensors" >>"$out/novels.txt" 2>&1 &&
+    bench_attention novels_scores --patterns sparsek --lengths "$lengths" --slope 6.1e-5 --scores "$work/scores.safetensors" || bad=1
   python3 "$root/scripts/report.py" "$out/novels" -o "$out/novels.md" --evaluation "${evaluations[@]}" --plot "$out/novels.png" || bad=1
   cat "$out/novels.md"
   rm -rf "$work"
