@@ -255,6 +255,8 @@ template <int D, bool kSoft>
 void launch_rows(const Engine& e, Stream stream) {
   const RowLists& lists = e.plan.chunks;
   const std::int64_t items = e.B * e.Hkv * lists.lists * ((lists.capacity + kItemKeys - 1) / kItemKeys);
+  require(lists.queries % kStageQueries == 0, "attention backward, rows", "lists of ", lists.queries,
+          " queries: tiles of ", kStageQueries, " must not cross their borders");
   require(items < kMostItems, "attention backward, rows", items, " items exceed a launch");
   start("attention backward, rows", backward_rows<D, kSoft>, blocks_that_stay(items), kKeyThreads, kKeySharedBytes<D>,
         stream, e, map_rows(e.q, e.B, e.T, e.H, D, kStageQueries), map_rows(e.dout, e.B, e.T, e.H, D, kStageQueries),
