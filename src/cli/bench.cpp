@@ -10,6 +10,7 @@ void add_bench(CommandLine& line) {
   bench->require_subcommand(1);
   add_bench_attention(line, *bench);
   add_bench_scores(line, *bench);
+  add_bench_decode(line, *bench);
   auto options = std::make_shared<BenchStepOptions>();
   auto arguments = std::make_shared<ConfigArguments>();
   CLI::App* command = add_command(line, *bench, "step", "the training step of a configuration on random tokens");

@@ -50,6 +50,7 @@ void add_ckpt(CommandLine& line);
 void add_config(CommandLine& line);
 void add_bench(CommandLine& line);
 void add_bench_attention(CommandLine& line, CLI::App& bench);
+void add_bench_decode(CommandLine& line, CLI::App& bench);
 void add_bench_scores(CommandLine& line, CLI::App& bench);
 void add_doctor(CommandLine& line);
 void add_help(CommandLine& line);

@@ -27,6 +27,10 @@ void add_generate(CommandLine& line) {
   command->add_option("--seed", options->seed, "seed of the choice");
   command->add_flag("--json", options->json, "one object on stdout: text, ids, rates, cache rows");
   command->add_option("--device", options->device, "auto, cpu or cuda");
+  command->add_option("--precision", options->precision, "auto (the checkpoint's), fp32 or bf16");
+  command->add_flag("--verify", options->verify,
+                    "with --temperature 0: one forward over the whole text must find every new token the likeliest, "
+                    "but for ties within 1e-3 (at most 0.5 %); exit code 7 otherwise");
   command->callback([&line, options] {
     line.action = [options](Communicator&) {
       if (options->prompt == "-")

@@ -114,4 +114,14 @@ Tensor Decoder::logits(const Tensor& tokens, const Tensor& document_starts) cons
   return head_logits(hidden(tokens, document_starts, nullptr).value());
 }
 
+void Decoder::visit_logits(const Tensor& tokens, std::int64_t begin, std::int64_t rows,
+                           const std::function<void(std::int64_t, const Tensor&)>& visit) const {
+  require(tokens.rank() == 2 && tokens.size(0) == 1 && begin >= 0 && rows >= 1, "decoder", "wants tokens (1, T), got ",
+          tokens.shape(), " from ", begin, ", ", rows, " rows at once");
+  const NoGrad no_grad;
+  const Tensor x = hidden(tokens, {}, nullptr).value();
+  for (std::int64_t first = begin; first < x.size(1); first += rows)
+    visit(first, head_logits(x.slice(1, first, std::min(x.size(1), first + rows))));
+}
+
 }  // namespace sieve

@@ -2,6 +2,7 @@
 // + mlp(norm2 x). Letters: B batch, T time, C d_model, V vocabulary, N = B T rows.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -60,6 +61,11 @@ class Decoder {
                     std::vector<SelectionStats>* stats = nullptr) const;
   // (B, T, V) in the compute dtype's accumulator (fp32 for bf16 models: not rounded again). Records nothing.
   Tensor logits(const Tensor& tokens, const Tensor& document_starts = {}) const;
+
+  // The same a chunk of at most `rows` positions at a time, from position `begin` of one sequence tokens (1, T) on:
+  // visit(first position, logits (1, n, V)). For sequences whose logits would fill the memory.
+  void visit_logits(const Tensor& tokens, std::int64_t begin, std::int64_t rows,
+                    const std::function<void(std::int64_t, const Tensor&)>& visit) const;
 
   const std::vector<ParameterPtr>& parameters() const { return parameters_; }
   const ModelConfig& config() const { return config_; }

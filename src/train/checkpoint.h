@@ -109,7 +109,8 @@ struct LoadedModel {
   std::unique_ptr<Decoder> model;
   std::filesystem::path path;
 };
-LoadedModel load_model(const std::filesystem::path& checkpoint_or_run);
+// `compute`: instead of the precision that the checkpoint's configuration names.
+LoadedModel load_model(const std::filesystem::path& checkpoint_or_run, std::optional<DType> compute = {});
 
 // Keys of a configuration that may change when a run goes on, and those that may not.
 struct ResumeComparison {

@@ -153,14 +153,14 @@ WeightReport load_weights(const Checkpoint& checkpoint, const Decoder& model, bo
   return report;
 }
 
-LoadedModel load_model(const std::filesystem::path& path) {
+LoadedModel load_model(const std::filesystem::path& path, std::optional<DType> wanted) {
   const Checkpoint checkpoint(resolve_checkpoint(path));
   LoadedModel loaded;
   loaded.config = checkpoint.config();
   loaded.state = checkpoint.state();
   loaded.tokenizer = checkpoint.tokenizer();
   loaded.path = checkpoint.path();
-  const DType compute = loaded.config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  const DType compute = wanted.value_or(loaded.config.device.precision == Precision::bf16 ? DType::bf16 : DType::f32);
   loaded.model =
       std::make_unique<Decoder>(loaded.config.model, DecoderOptions{.compute = compute, .seed = 0, .recompute = {}});
   load_weights(checkpoint, *loaded.model, true, {});

@@ -48,6 +48,8 @@ struct GenerateOptions {
   std::uint64_t seed = 0;
   bool json = false;  // one object on stdout: text, ids, rates, cache rows
   std::string device = "auto";
+  std::string precision = "auto";  // auto: the checkpoint's; fp32 | bf16
+  bool verify = false;             // greedy texts: Exit::threshold where the full forward says otherwise
 };
 Exit generate(const GenerateOptions& options);
 

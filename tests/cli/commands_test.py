@@ -122,6 +122,24 @@ def test_bench_attention():
         assert refused.returncode == 1 and "not a table" in refused.stderr, refused.stderr
 
 
+def test_bench_decode_and_verified_text():
+    with Folder() as f:
+        small = ["--context", "40", "--warmup", "3"]
+        expect(f.run("bench", "decode", "tiny.yaml", *small, "--tokens", "20", "--batch", "2").out, "B = 2, context 40, 20 tokens", "us/token", "rows", "weights")
+        short, long = (json.loads(f.run("bench", "decode", "tiny.yaml", *small, "--tokens", n, "--json").out) for n in ("20", "90"))
+        assert short["us_per_token_min"] <= short["us_per_token"] <= short["us_per_token_max"] and short["cache_rows"] > 0, short
+        assert short["cache_rows"] == long["cache_rows"] and short["cache_bytes"] == long["cache_bytes"], (short, long)
+        expect(f.run("bench", "decode", "tiny.yaml", "--batch", "0", code=2).err, "batch")
+        f.run("pretrain", "tiny.yaml")
+        expect(f.run("bench", "decode", "run", *small, "--tokens", "9").out, "us/token")
+        text = ["generate", "run", "--prompt", "a", "--max-new-tokens", "50", "--temperature", "0"]
+        expect(f.run(*text, "--verify").err, "tokens against the full forward: 0 differ")
+        checked = json.loads(f.run(*text, "--verify", "--json", "--precision", "fp32").out)
+        assert checked["verified"]["passed"] and checked["verified"]["checked"] == len(checked["ids"]), checked
+        expect(f.run("generate", "run", "--verify", code=2).err, "temperature 0")
+        expect(f.run("generate", "run", "--precision", "fp8", code=2).err, "fp8", "bf16")
+
+
 def test_bench_trained_scores_and_report():
     scripts = pathlib.Path(__file__).resolve().parents[2] / "scripts"
     with Folder() as f:

@@ -164,7 +164,7 @@ __device__ void finish(const TokenLinearArgs& a, std::int64_t b, std::int64_t n,
 // kRows >= B sequences; kJoins: the input is the attention's. Teams of `team` warps; blocks from `blocks` on take score
 // heads.
 template <class T, int kRows, bool kJoins>
-__global__ void __launch_bounds__(kThreads, kJoins ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, kJoins || kRows == 4 || sizeof(T) == 4 ? 2 : 3)
     token_linear(const TokenLinearArgs a, int team, int blocks) {
   constexpr int N = kPack<T>;
   __shared__ float parts[kWarps][kRows];
