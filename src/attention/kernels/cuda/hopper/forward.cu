@@ -218,7 +218,8 @@ __global__ void __launch_bounds__(kStreamThreads<D>, 1)
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0) - 1;
   if (group < 0) {
     keep_registers<kProducerRegisters>();
-    KeyProducer<D, 1, kGates>{e, ring, {}}.run(&k, &v, items);
+    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+    KeyProducer<D, 1, kGates>{e, ring, warp}.run(&k, &v, items);
   } else {
     take_registers<kConsumerRegisters<D>>();
     Consumer<D, 1> stream{e, ring, items, &q, nullptr, group, {}};

@@ -34,9 +34,10 @@ enum BlockBits : std::uint32_t { kSeen = 1, kMasked = 1 << 4, kGated = 1 << 8, k
 struct KeyScalars {
   std::int32_t from[kBlockKeys], to[kBlockKeys];
   std::int32_t band_from[kBlockKeys], band_to[kBlockKeys];
-  float z[kBlockKeys];     // less the tile's `center`
-  std::uint32_t flags[4];  // BlockBits: the block has them all (each gathering warp writes its own)
-  std::int32_t first[4];   // [0]: first key of a block of the window; -1: gathered
+  float z[kBlockKeys];  // less the tile's `center`
+  std::uint32_t flags;  // BlockBits
+  std::int32_t first;   // first key of a block of the window; -1: gathered
+  std::int32_t padding[2];
 };
 
 // What a launch works through: tiles of `heads` query heads of every batch row, `group` of which share keys.
@@ -82,11 +83,11 @@ struct Cursor {
   int stage = 0;
   std::uint32_t phase = 0;
 
-  __device__ void advance() {
-    if (++stage < kStages) return;
-    stage = 0, phase ^= 1;
+  __device__ void advance(int blocks = 1) {
+    stage += blocks;
+    phase ^= static_cast<std::uint32_t>(stage / kStages) & 1;
+    stage %= kStages;
   }
-  __device__ int before() const { return stage == 0 ? kStages - 1 : stage - 1; }
 };
 
 // Shared memory of a block of threads: stages of one key and one value tile; kLeft tiles (64, D) of each consuming
@@ -119,11 +120,11 @@ struct KeyRing {
   __device__ std::uint64_t* empty(int stage) const { return barriers() + kStages + stage; }
   __device__ std::uint64_t* left_full(int group) const { return barriers() + 2 * kStages + group; }
 
-  // All threads of the block. Full: every producer thread arrives; empty: every consuming warp.
+  // All threads of the block. Full: the lanes of a producer's warp arrive; empty: every consuming warp.
   __device__ void open() const {
     if (threadIdx.x == 0) {
       for (int s = 0; s < kStages; ++s) {
-        init_barrier(full(s), kWarpgroup);
+        init_barrier(full(s), 32);
         init_barrier(empty(s), kGroups<D> * kWarpgroup / 32);
       }
       for (int g = 0; g < kGroups<D>; ++g) init_barrier(left_full(g), 1);
@@ -133,14 +134,21 @@ struct KeyRing {
   }
 };
 
-// The producer. kScored: consumers want z and bands of keys that are not steady (RowLists).
+// The producer: four warps that take blocks in turn, so that the copies of four blocks are under way whatever a warp
+// waits for. kScored: consumers want z and bands of keys that are not steady (RowLists).
 template <int D, int kLeft, bool kScored>
 struct KeyProducer {
   using Ring = KeyRing<D, kLeft>;
+  using Place = Cursor<Ring::kStages>;
+  static constexpr int kWarps = kWarpgroup / 32, kHalf = kBlockKeys / 2;
+  // A warp that finds its last block's stage free knows that the stage of this one is at most one use behind: barriers
+  // tell only odd uses from even ones.
+  static_assert(Ring::kStages >= kWarps);
   const Engine& e;
   const Ring ring;
-  Cursor<Ring::kStages> at;
-  bool pending = false;  // the stage before `at` is gathered but not yet announced
+  const int warp;  // this one
+  Place at{};
+  int turn = 0;  // the warp that takes the block at `at`
 
   // What is known of one key, on its way from global memory to a stage.
   struct Known {
@@ -149,27 +157,6 @@ struct KeyProducer {
   };
 
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  // The key of a block that the thread knows; lanes 16 apart know the same.
-  __device__ static int own_row() { return warp() * 16 + lane() % 16; }
-
-  // Announces the gathered stage before `at`; the last kInFlight groups of copies may still be on their way.
-  template <int kInFlight>
-  __device__ void announce() {
-    if (!pending) return;
-    wait_copies<kInFlight>();
-    fence_shared_for_async();
-    arrive(ring.full(at.before()));
-    pending = false;
-  }
-
-  // The stage is free. Where that takes time, consumers may as well have the block before.
-  __device__ void await_empty() {
-    std::uint64_t* empty = ring.empty(at.stage);
-    if (completed(empty, at.phase ^ 1)) return;
-    announce<0>();
-    wait(empty, at.phase ^ 1);
-  }
 
   __device__ void window(const Tile& t, const CUtensorMap* k, const CUtensorMap* v, bool rows_follow) {
     int any[kGroups<D>], all[kGroups<D>];  // first key that some, that every query of a warpgroup sees
@@ -179,9 +166,10 @@ struct KeyProducer {
       any[w] = span_of(e, kNearSpan, t.b, qa).begin, all[w] = span_of(e, kNearSpan, t.b, qb - 1).begin;
     }
     const int first = t.first_block(e);
-    for (int key = t.last_block(); key >= first; key -= kBlockKeys) {
-      await_empty();
-      if (threadIdx.x == 0) {
+    for (int key = t.last_block(); key >= first; key -= kBlockKeys, at.advance(), turn = (turn + 1) % kWarps) {
+      if (turn != warp) continue;
+      wait(ring.empty(at.stage), at.phase ^ 1);
+      if (lane() == 0) {
         std::uint32_t flags = key == first && !rows_follow ? kLast : 0;
 #pragma unroll
         for (int w = 0; w < kGroups<D>; ++w) {
@@ -189,15 +177,11 @@ struct KeyProducer {
           if (qa < t.q1 && key <= qa && key + kBlockKeys > any[w]) flags |= kSeen << w;
           if (key == qa || key < all[w]) flags |= kMasked << w;
         }
-        KeyScalars& to = ring.scalars(at.stage);
-        *reinterpret_cast<uint4*>(to.flags) = make_uint4(flags, 0, 0, 0);
-        to.first[0] = key;
+        ring.scalars(at.stage).flags = flags, ring.scalars(at.stage).first = key;
         copy_block(t, k, v, key);
       } else {
         arrive(ring.full(at.stage));
       }
-      announce<0>();
-      at.advance();
     }
   }
   // One thread: its arrival, too.
@@ -245,34 +229,37 @@ struct KeyProducer {
     }
     return flags;
   }
-  __device__ void publish(const Tile& t, const Known& n, bool steady, bool last) const {
-    KeyScalars& to = ring.scalars(at.stage);
-    const std::uint32_t flags = (steady ? steady_flags(t) : __reduce_or_sync(0xffffffffu, flags_of(t, n))) |
-                                (last ? static_cast<std::uint32_t>(kLast) : 0);
-    if (lane() == 0) to.flags[warp()] = flags;
-    if (threadIdx.x == 0) to.first[0] = -1;
-    if (steady || lane() >= 16) return;
-    const int r = own_row();
-    to.from[r] = n.from, to.to[r] = n.to;
-    if constexpr (kScored) to.z[r] = n.z, to.band_from[r] = n.band_from, to.band_to[r] = n.band_to;
+  // Lane l knows the keys l and l + 32.
+  __device__ void publish(KeyScalars& to, const Tile& t, const Known (&known)[2], bool steady, bool last) const {
+    std::uint32_t flags = steady ? steady_flags(t) : flags_of(t, known[0]) | flags_of(t, known[1]);
+    flags = __reduce_or_sync(0xffffffffu, flags);
+    if (lane() == 0) to.flags = flags | (last ? static_cast<std::uint32_t>(kLast) : 0), to.first = -1;
+    if (steady) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = half * kHalf + lane();
+      const Known& n = known[half];
+      to.from[r] = n.from, to.to[r] = n.to;
+      if constexpr (kScored) to.z[r] = n.z, to.band_from[r] = n.band_from, to.band_to[r] = n.band_to;
+    }
   }
 
   // 64 rows of keys and values, 8 lanes each; zeros where there is no key.
-  __device__ void gather(const unsigned char* k, const unsigned char* v, std::int64_t k_stride, std::int64_t v_stride,
-                         int key) const {
-    const int piece = lane() % 8;
-    const std::uint32_t keys = shared_address(ring.keys(at.stage)), values = shared_address(ring.values(at.stage));
-#pragma unroll
-    for (int pass = 0; pass < 4; ++pass) {
-      const int j = __shfl_sync(0xffffffffu, key, pass * 4 + lane() / 8);
-      const auto row = static_cast<std::uint32_t>(warp() * 16 + pass * 4 + lane() / 8);
-      const std::int64_t real = j < 0 ? 0 : j;
+  __device__ void gather(int stage, const unsigned char* k, const unsigned char* v, const int (&key)[2]) const {
+    const auto k_stride = static_cast<std::uint32_t>(e.k.stride * 2),
+               v_stride = static_cast<std::uint32_t>(e.v.stride * 2);
+    const std::uint32_t keys = shared_address(ring.keys(stage)), values = shared_address(ring.values(stage));
+#pragma unroll 2
+    for (int pass = 0; pass < kBlockKeys / 4; ++pass) {
+      const int row = pass * 4 + lane() / 8;
+      const int j = __shfl_sync(0xffffffffu, row < kHalf ? key[0] : key[1], row % kHalf);
+      const std::uint64_t real = static_cast<std::uint32_t>(j < 0 ? 0 : j);
       const unsigned char *k_row = k + real * k_stride, *v_row = v + real * v_stride;
+      const std::uint32_t to = swizzled(static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(lane() % 8));
 #pragma unroll
       for (int s = 0; s < D / kSlabFeatures; ++s) {
-        const std::uint32_t to = s * kSlabBytes + swizzled(row, static_cast<std::uint32_t>(piece));
-        copy_16(keys + to, k_row + s * kSlabRowBytes, j >= 0);
-        copy_16(values + to, v_row + s * kSlabRowBytes, j >= 0);
+        copy_16(keys + s * kSlabBytes + to, k_row + s * kSlabRowBytes, j >= 0);
+        copy_16(values + s * kSlabBytes + to, v_row + s * kSlabRowBytes, j >= 0);
       }
     }
     commit_copies();
@@ -283,31 +270,33 @@ struct KeyProducer {
     return base + (t.b * e.T * rows.stride + rows.offset + t.kv * D) * 2 + lane() % 8 * 16;
   }
 
-  // Ids are loaded two blocks ahead and what is known of the keys one block ahead, so that no copy waits for them.
+  // Ids are loaded ahead; what is known of the keys arrives beside their rows.
   __device__ void rows(const Tile& t, int count) {
-    const int steady = t.list_end(e, kScored ? 0 : 1);
+    const int steady = t.list_end(e, kScored ? kSteadyRows : kWholeRows), blocks = blocks_of(count);
     const std::int32_t* list = e.plan.tiles.keys + t.list(e) * e.plan.tiles.capacity;
-    const auto id = [&](int block) {
-      const int entry = block * kBlockKeys + own_row();
+    const auto id = [&](int block, int half) {
+      const int entry = block * kBlockKeys + half * kHalf + lane();
       return entry < count ? list[entry] : -1;
     };
-    const auto is_steady = [&](int block) { return (block + 1) * kBlockKeys <= steady; };
     const double center = kScored ? t.center(e) : 0;
     const unsigned char *k = source(e.k, t), *v = source(e.v, t);
-    int key = id(0), next = id(1);
-    Known known;
-    if (!is_steady(0)) known = look_up(t, key, center);
-    const int blocks = blocks_of(count);
-    for (int block = 0; block < blocks; ++block) {
-      await_empty();
-      gather(k, v, e.k.stride * 2, e.v.stride * 2, key);
-      publish(t, known, is_steady(block), block + 1 == blocks);
-      key = next, next = id(block + 2);
-      if (!is_steady(block + 1)) known = look_up(t, key, center);
-      announce<1>();
-      pending = true;
-      at.advance();
+    const int mine = (warp - turn + kWarps) % kWarps;
+    int key[2] = {id(mine, 0), id(mine, 1)};
+    Place place = at;
+    place.advance(mine);
+    for (int block = mine; block < blocks; block += kWarps, place.advance(kWarps)) {
+      wait(ring.empty(place.stage), place.phase ^ 1);
+      gather(place.stage, k, v, key);
+      const bool is_steady = (block + 1) * kBlockKeys <= steady;
+      Known known[2];
+      if (!is_steady) known[0] = look_up(t, key[0], center), known[1] = look_up(t, key[1], center);
+      key[0] = id(block + kWarps, 0), key[1] = id(block + kWarps, 1);
+      publish(ring.scalars(place.stage), t, known, is_steady, block + 1 == blocks);
+      wait_copies<0>();
+      fence_shared_for_async();
+      arrive(ring.full(place.stage));
     }
+    at.advance(blocks), turn = (turn + blocks) % kWarps;
   }
 
   __device__ void run(const CUtensorMap* k, const CUtensorMap* v, const Items& items) {
@@ -317,7 +306,6 @@ struct KeyProducer {
       window(t, k, v, count > 0);
       if (count > 0) rows(t, count);
     }
-    announce<0>();
   }
 };
 

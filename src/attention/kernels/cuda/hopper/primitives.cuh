@@ -69,18 +69,6 @@ __device__ inline void wait(std::uint64_t* bar, std::uint32_t parity) {
       "r"(parity)
       : "memory");
 }
-// Whether wait() would return at once.
-__device__ inline bool completed(std::uint64_t* bar, std::uint32_t parity) {
-  std::uint32_t done = 0;
-  SIEVE_SM90A(
-      "{\n.reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n}"
-      : "=r"(done)
-      : "r"(shared_address(bar)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
 // `threads` of the block meet at hardware barrier `id` (1 .. 15; 0 is __syncthreads).
 __device__ inline void meet(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

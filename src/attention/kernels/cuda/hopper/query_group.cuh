@@ -20,8 +20,7 @@ struct BlockClass {
   bool seen, masked, gated, last;
 
   __device__ BlockClass(const KeyScalars& keys, int group) {
-    const uint4 f = *reinterpret_cast<const uint4*>(keys.flags);
-    const std::uint32_t all = __shfl_sync(0xffffffffu, f.x | f.y | f.z | f.w, 0), own = all >> group;
+    const std::uint32_t all = __shfl_sync(0xffffffffu, keys.flags, 0), own = all >> group;
     seen = (own & kSeen) != 0, masked = (own & kMasked) != 0, gated = (own & kGated) != 0, last = (all & kLast) != 0;
   }
 };
@@ -121,7 +120,7 @@ __device__ __forceinline__ void visit_rows(const OwnQueries& q, const KeyScalars
 
 template <class F>
 __device__ __forceinline__ void visit_block(const OwnQueries& q, const KeyScalars& keys, const F& f) {
-  const int first = __shfl_sync(0xffffffffu, keys.first[0], 0);
+  const int first = __shfl_sync(0xffffffffu, keys.first, 0);
   if (first >= 0) visit_window(q, first, f);
   else visit_rows(q, keys, f);
 }
