@@ -8,7 +8,7 @@ namespace {
 
 // Maximum (of logits before scaling) and this thread's share of the denominator of its two queries.
 struct Running {
-  float top[2] = {kMasked1, kMasked1}, sum[2] = {0, 0};
+  float top[2] = {kMaskedLogit, kMaskedLogit}, sum[2] = {0, 0};
 };
 struct Scaling {
   float factor, slack;  // logit in units of log 2; how far above the maximum a logit may lie: 2^8 in weight
@@ -81,7 +81,7 @@ __device__ __forceinline__ bool absorb(float (&s)[kPairs], Running& run, float (
                                        const float (&tau)[2]) {
   if (kGates && c.gated && mode == GateMode::kv) gate_logits(s, keys, tau);
   if (c.masked) {
-    visit_block(q, keys, [&](int x, bool alive) { s[x] = alive ? s[x] : kMasked1; });
+    visit_block(q, keys, [&](int x, bool alive) { s[x] = alive ? s[x] : kMaskedLogit; });
   }
   const bool shrinks = raise(s, run, shrink, scaling);
   weigh(s, run, scaling);
@@ -104,7 +104,7 @@ __device__ inline void finish(const Engine& e, const Tile& t, const OwnQueries& 
     rows[r] = static_cast<bf16*>(e.out) + ((opaque(t.b) * e.T + i) * e.H + t.h) * D;
     if (e.statistics == nullptr || r >= real || quad_lane() != 0) continue;
     static_cast<float*>(e.statistics)[t.query_row(e, static_cast<int>(i))] =
-        sum == 0 ? -kMasked1 : run.top[r] * scaling.factor + log2f(sum);
+        sum == 0 ? -kMaskedLogit : run.top[r] * scaling.factor + log2f(sum);
   }
   store_rows<D>(sums, inverse, rows, real);
 }

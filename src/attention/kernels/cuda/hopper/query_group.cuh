@@ -8,7 +8,7 @@ namespace sieve::cuda::hopper {
 
 inline constexpr int kPairs =
     kBlockKeys / 2;  // pairs of a (64, 64) product that a thread holds, layout: primitives.cuh
-inline constexpr float kMasked1 = static_cast<float>(kNothing);
+inline constexpr float kMaskedLogit = static_cast<float>(kNothing);
 
 __device__ inline int quad_lane() { return static_cast<int>(threadIdx.x) % 4; }
 // The row of element x of an accumulator among the thread's two, and its column less 2 (lane % 4).
@@ -131,7 +131,7 @@ __device__ inline void load_tau(const Engine& e, const Tile& t, const OwnQueries
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const double own = q.i + 8 * r < e.T ? e.gate.tau[t.list_row(e) * e.T + q.i + 8 * r] : 0;
-    tau[r] = own > -1e300 ? static_cast<float>(own - center) : kMasked1;
+    tau[r] = own > -1e300 ? static_cast<float>(own - center) : kMaskedLogit;
   }
 }
 
