@@ -83,3 +83,38 @@ TEST_CASE("generation: rows and bytes are the same after 1,024 and 16,384 tokens
   CHECK(generation.cache_rows() == rows);
   CHECK(generation.cache_bytes() == bytes);
 }
+
+TEST_CASE("generation: a greedy continuation appends what it chose, and sequences may share a prompt", "[nn]") {
+  const Decoder model = sparse_model(256);
+  const Tensor prompt = random_tokens(80);
+  Generation one(model, 1, 256), loop(model, 1, 256), two(model, 2, 256);
+  loop.append(prompt);
+  CHECK(one.append(prompt).data<float>()[3] == two.append(prompt).data<float>()[kVocab + 3]);
+  CHECK(two.length() == 80);
+  Tensor next = from_values<std::int32_t>(std::vector<std::int32_t>{7}, {1, 1});
+  const Tensor chosen = one.continue_greedily(next, 60, kVocab - 10);
+  CHECK(one.length() == 140);
+  for (std::int64_t t = 0; t < 60; ++t) {
+    const Tensor logits = loop.append(next);
+    const float* row = logits.data<float>();
+    const auto best = static_cast<std::int32_t>(std::max_element(row, row + kVocab - 10) - row);
+    REQUIRE(chosen.data<std::int32_t>()[t] == best);
+    next.data<std::int32_t>()[0] = best;
+  }
+  CHECK_THROWS_AS(two.append(prompt), Error);  // shared at the beginning alone
+  CHECK_THROWS_AS(one.continue_greedily(next, 1, kVocab + 1), Error);
+  CHECK_FALSE(one.captured());
+}
+
+TEST_CASE("generation: logits visited in chunks are those of the whole", "[nn]") {
+  const Decoder model = sparse_model(256);
+  const Tensor tokens = random_tokens(100), all = model.logits(tokens);
+  std::int64_t at = 13;
+  model.visit_logits(tokens, 13, 30, [&](std::int64_t first, const Tensor& logits) {
+    REQUIRE(first == at);
+    for (std::int64_t x = 0; x < logits.numel(); ++x)
+      CHECK(std::abs(logits.data<float>()[x] - all.data<float>()[first * kVocab + x]) < 1e-4);
+    at += logits.size(1);
+  });
+  CHECK(at == 100);
+}

@@ -11,6 +11,7 @@
 #include "train/sample_text.h"
 #include "train/sampling.h"
 #include "train/validate.h"
+#include "train/verify_text.h"
 
 using namespace sieve;
 
@@ -276,6 +277,24 @@ TEST_CASE("generation is a function of prompt and seed") {
   const auto stopped = generate_text(*model, *tokenizer, "", options, [&](std::string_view) { return ++calls < 3; });
   CHECK(stopped.new_ids.size() == 3);
   CHECK(stopped.prompt_ids == std::vector<std::int32_t>{256});  // an empty prompt starts like a document
+}
+
+TEST_CASE("a greedy text is held against one forward over all of it") {
+  const auto model = unigram_model(64);
+  const auto tokenizer = make_byte_tokenizer();
+  TextGeneration options{.max_new_tokens = 40, .sampling = {.temperature = 0}, .seed = 5, .stream = 0};
+  auto out = generate_text(*model, *tokenizer, "ab", options, {});
+  const std::int64_t vocab = tokenizer->vocab_size();
+  const Verification right = verify_greedy(*model, out.prompt_ids, out.new_ids, vocab);
+  CHECK(right.passed());
+  CHECK(right.checked == 40);
+  CHECK(right.excused == 0);
+  out.new_ids[17] = 'b';
+  const Verification wrong = verify_greedy(*model, out.prompt_ids, out.new_ids, vocab);
+  CHECK_FALSE(wrong.passed());
+  CHECK(wrong.first_wrong == 17);
+  CHECK(wrong.wrong == 1);
+  CHECK(verify_greedy(*model, out.prompt_ids, {}, vocab).checked == 0);
 }
 
 TEST_CASE("comparisons of metrics") {

@@ -230,8 +230,9 @@ std::size_t shared_bytes(std::int64_t B, std::int64_t K, std::size_t element) {
 // The fewest warps a feature whose packs are all loaded ahead.
 template <class T>
 int team_of(std::int64_t K) {
+  const std::int64_t packs = K / kPack<T>;
   int team = 1;
-  while (team < kWarps && K / kPack < T >> std::int64_t{32} * kAhead * team) team *= 2;
+  while (team < kWarps && packs > std::int64_t{32} * kAhead * team) team *= 2;
   return team;
 }
 
