@@ -16,35 +16,6 @@ constexpr int kMaxHead = 256;
 constexpr int kPrefetched = 512;    // rows of a block asked for before the wait
 constexpr float kNothing = -1e30f;  // below every logit
 
-// Which rows the query sees, in the order: window (newest first), sinks, slots.
-struct Rows {
-  std::int64_t position, window, sinks, slots, ring, start;
-  std::int64_t first_row = 0, first_sinks = 0;
-
-  __device__ explicit Rows(const DecodeAttendArgs& a) : position(*a.position) {
-    const bool full = a.kind == AttentionKind::full;
-    first_sinks = a.sinks;
-    ring = full ? 0 : a.window;
-    window = full ? position : min(position, a.window - 1);
-    sinks = min(first_sinks, position - window);
-    slots = a.kind == AttentionKind::sparsek ? a.selection.k : 0;
-    first_row = full || position < first_sinks ? position : (position - first_sinks) % ring;
-    start = position < first_sinks ? position : first_sinks + first_row;
-  }
-  __device__ std::int64_t count() const { return window + sinks + slots; }
-  // Cache row of the key `distance` back, 1 <= distance < window.
-  __device__ std::int64_t back(std::int64_t distance) const {
-    const std::int64_t key = position - distance;
-    if (ring == 0 || key < first_sinks) return key;
-    const std::int64_t place = first_row - distance;
-    return first_sinks + (place < 0 ? place + ring : place);
-  }
-  __device__ std::int64_t place(std::int64_t r) const {
-    if (r < window) return back(r + 1);
-    return r < window + sinks ? r - window : ring + (r - window - sinks);
-  }
-};
-
 // Keys and values that this step moves, as they are stored: 0 the new one, 1 the one that leaves the window.
 template <class T>
 struct Moved {
@@ -56,7 +27,8 @@ template <class T>
 __device__ void read_queries(const DecodeAttendArgs& a, std::int64_t b, std::int64_t first, int heads, int places,
                              float* q) {
   const std::int64_t R = a.distance_cos == nullptr ? a.rotary_dims / 2 : 0, F = (a.H + 2 * a.Hkv) * a.D;
-  for (std::int64_t x = threadIdx.x; x < places * a.D; x += kThreads) {
+  // From the last warps on: the first ones move rows meanwhile.
+  for (std::int64_t x = kThreads - 1 - static_cast<int>(threadIdx.x); x < places * a.D; x += kThreads) {
     const std::int64_t g = x / a.D, d = x % a.D;
     float value = 0;
     if (g < heads) {
@@ -74,29 +46,30 @@ __device__ void read_queries(const DecodeAttendArgs& a, std::int64_t b, std::int
 
 // By split 0, all threads: fills `moved`, then writes the rows.
 template <class T>
-__device__ void move_rows(const DecodeAttendArgs& a, const Rows& rows, std::int64_t b, std::int64_t kv, int incoming,
-                          Moved<T>& moved) {
+__device__ void move_rows(const DecodeAttendArgs& a, const DecodeRows& rows, std::int64_t b, std::int64_t kv,
+                          int incoming, Moved<T>& moved) {
   const std::int64_t R = a.distance_cos == nullptr ? a.rotary_dims / 2 : 0, F = (a.H + 2 * a.Hkv) * a.D;
   const T* token = static_cast<const T*>(a.qkv_BF) + b * F;
   T* keys = static_cast<T*>(a.keys_BKCD) + (b * a.Hkv + kv) * a.capacity * a.D;
   T* values = static_cast<T*>(a.values_BKCD) + (b * a.Hkv + kv) * a.capacity * a.D;
   const bool leaves = incoming >= 0 && !a.selection.at_once;
   for (std::int64_t d = threadIdx.x; d < a.D; d += kThreads) {
+    // All that is read is on its way before the first of it is looked at, `incoming` too.
     const T* key = token + (a.H + kv) * a.D;
+    const std::int64_t place = rows.start * a.D + d, r = d < R ? d : d - R;
+    const T old_key = keys[place], old_value = values[place], value = token[(a.H + a.Hkv + kv) * a.D + d];
     T stored = key[d];
     if (d < 2 * R) {
-      const std::int64_t r = d < R ? d : d - R;
-      const float x = to_compute(key[d]), other = to_compute(key[d < R ? d + R : r]), c = a.turn_cos[r],
+      const float x = to_compute(stored), other = to_compute(key[d < R ? d + R : r]), c = a.turn_cos[r],
                   s = a.turn_sin[r];
       stored = to_element<T>(d < R ? x * c - other * s : x * c + other * s);
     }
-    const T value = token[(a.H + a.Hkv + kv) * a.D + d];
-    const std::int64_t place = rows.start * a.D + d, slot = (rows.ring + incoming) * a.D + d;
     moved.key[0][d] = stored, moved.value[0][d] = value;
-    if (leaves) moved.key[1][d] = keys[place], moved.value[1][d] = values[place];
+    moved.key[1][d] = old_key, moved.value[1][d] = old_value;
     if (incoming >= 0) {
-      keys[slot] = leaves ? moved.key[1][d] : stored;
-      values[slot] = leaves ? moved.value[1][d] : value;
+      const std::int64_t slot = (rows.ring + incoming) * a.D + d;
+      keys[slot] = leaves ? old_key : stored;
+      values[slot] = leaves ? old_value : value;
     }
     keys[place] = stored, values[place] = value;
   }
@@ -146,7 +119,7 @@ class Attend {
   static constexpr int kRows = G * P > 1 ? 2 : 4;  // of a team at once, all on their way together
   using Rowful = Pack<T, N>[P];
 
-  __device__ Attend(const DecodeAttendArgs& args, const Rows& rows, std::int64_t b, std::int64_t kv, int incoming,
+  __device__ Attend(const DecodeAttendArgs& args, const DecodeRows& rows, std::int64_t b, std::int64_t kv, int incoming,
                     const Moved<T>& moved, const float* queries)
       : a(args), rows_(rows), moved_(moved), q_(queries), incoming_(incoming) {
     base_ = (b * a.Hkv + kv) * a.capacity;
@@ -276,7 +249,7 @@ class Attend {
   }
 
   const DecodeAttendArgs& a;
-  const Rows& rows_;
+  const DecodeRows& rows_;
   const Moved<T>& moved_;
   const float* q_;
   const int incoming_;
@@ -318,7 +291,7 @@ __device__ void write_parts(const DecodeAttendArgs& a, const C& carry, std::int6
 }
 
 template <class T>
-__device__ void prefetch_rows(const DecodeAttendArgs& a, const Rows& rows, std::int64_t b, std::int64_t kv,
+__device__ void prefetch_rows(const DecodeAttendArgs& a, const DecodeRows& rows, std::int64_t b, std::int64_t kv,
                               std::int64_t begin, std::int64_t end) {
   const std::int64_t bytes = a.D * static_cast<std::int64_t>(sizeof(T)), lines = (bytes + 127) / 128;
   const std::int64_t first = (b * a.Hkv + kv) * a.capacity;
@@ -337,7 +310,7 @@ __global__ void __launch_bounds__(kThreads, G == 1 && !Turns ? 2 : 1) attend(con
   let_next_start();
   const std::int64_t split = blockIdx.x % a.parts.S, kv = blockIdx.x / a.parts.S % a.Hkv,
                      b = blockIdx.x / a.parts.S / a.Hkv, group = a.H / a.Hkv;
-  const Rows rows(a);  // the position changes between tokens only
+  const DecodeRows rows(a);  // the position changes between tokens only
   const std::int64_t n = rows.count(), begin = n * split / a.parts.S, end = n * (split + 1) / a.parts.S;
   prefetch_rows<T>(a, rows, b, kv, begin, end);
   wait_for_earlier();

@@ -20,6 +20,35 @@ __device__ inline void push_score(const DecodeScores& a, std::int64_t b, std::in
   a.ring[row * a.ring_size + position % a.ring_size] = order_score(score, a.slope, position);
 }
 
+// Which rows the query sees, in the order: window (newest first), sinks, slots.
+struct DecodeRows {
+  std::int64_t position, window, sinks, slots, ring, start;
+  std::int64_t first_row = 0, first_sinks = 0;
+
+  __device__ explicit DecodeRows(const DecodeAttendArgs& a) : position(*a.position) {
+    const bool full = a.kind == AttentionKind::full;
+    first_sinks = a.sinks;
+    ring = full ? 0 : a.window;
+    window = full ? position : min(position, a.window - 1);
+    sinks = min(first_sinks, position - window);
+    slots = a.kind == AttentionKind::sparsek ? a.selection.k : 0;
+    first_row = full || position < first_sinks ? position : (position - first_sinks) % ring;
+    start = position < first_sinks ? position : first_sinks + first_row;
+  }
+  __device__ std::int64_t count() const { return window + sinks + slots; }
+  // Cache row of the key `distance` back, 1 <= distance < window.
+  __device__ std::int64_t back(std::int64_t distance) const {
+    const std::int64_t key = position - distance;
+    if (ring == 0 || key < first_sinks) return key;
+    const std::int64_t place = first_row - distance;
+    return first_sinks + (place < 0 ? place + ring : place);
+  }
+  __device__ std::int64_t place(std::int64_t r) const {
+    if (r < window) return back(r + 1);
+    return r < window + sinks ? r - window : ring + (r - window - sinks);
+  }
+};
+
 inline constexpr int kMerged = 4;  // features joined at once
 
 // Features d .. d + kMerged of (batch row, query head) `head`, the splits joined in their order, eight on their way at

@@ -150,15 +150,43 @@ __device__ void multiply(const TokenLinearArgs& a, const Pack<T, kPack<T>>& w, c
   }
 }
 
-// What is behind the product, for sequence b and feature n.
+// What is behind the product of sequence b and feature n. It is read before the product is made, or its way would come
+// on top: the bias even before the input is there.
 template <class T>
-__device__ void finish(const TokenLinearArgs& a, std::int64_t b, std::int64_t n, float value) {
-  if (a.bias_N != nullptr) value += to_compute(static_cast<const T*>(a.bias_N)[n]);
+__device__ float bias_of(const TokenLinearArgs& a, bool real, std::int64_t n) {
+  return real && a.bias_N != nullptr ? to_compute(static_cast<const T*>(a.bias_N)[n]) : 0.f;
+}
+template <class T>
+__device__ float added(const TokenLinearArgs& a, bool real, std::int64_t b, std::int64_t n) {
+  return real && a.add_BN != nullptr ? to_compute(static_cast<const T*>(a.add_BN)[b * a.N + n]) : 0.f;
+}
+__device__ inline void finish(const TokenLinearArgs& a, std::int64_t b, std::int64_t n, float value, float add) {
   if (a.gelu) value = gelu(value);
   const std::int64_t at = b * a.N + n;
-  if (a.add_BN != nullptr) value += to_compute(static_cast<const T*>(a.add_BN)[at]);
+  value += add;
   if (a.y_dtype == DType::f32) static_cast<float*>(a.y_BN)[at] = value;
   else static_cast<bf16*>(a.y_BN)[at] = to_element<bf16>(value);
+}
+
+// The lanes' sums, then those of a team's warps in their order: lane b of its first warp has sequence b. All warps of
+// the block call it.
+template <int kRows>
+__device__ float joined(const float (&sum)[kRows], float (&parts)[kWarps][kRows], int team) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  float mine = 0;
+#pragma unroll
+  for (int b = 0; b < kRows; ++b) {
+    const float total = warp_sum(sum[b]);
+    if (lane == b) mine = total;
+  }
+  if (team == 1) return mine;
+  if (lane < kRows) parts[warp][lane] = mine;
+  __syncthreads();
+  if (warp % team == 0 && lane < kRows) {
+    for (int w = 1; w < team; ++w) mine += parts[warp + w][lane];
+  }
+  __syncthreads();
+  return mine;
 }
 
 // kRows >= B sequences; kJoins: the input is the attention's. Teams of `team` warps; blocks from `blocks` on take score
@@ -184,15 +212,21 @@ __global__ void __launch_bounds__(kThreads, kJoins || kRows == 4 || sizeof(T) ==
   const std::int64_t stride = static_cast<std::int64_t>(blocks) * teams;
   std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * teams + warp / team;
   Pack<T, N> now[kAhead], next[kAhead];
+  const bool writes = warp % team == 0 && lane < a.B;
   share.load(n, n < a.N, now);
+  float bias = bias_of<T>(a, writes && n < a.N, n);
   read_gains<T>(a, gains);
   wait_for_earlier();
+  float add = added<T>(a, writes && n < a.N, lane, n);
   __syncthreads();
   read_input<T, kJoins>(a, gains, in);
   __syncthreads();
   // All warps of a block go round equally often: they meet where teams join.
   for (std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * teams; base < a.N; base += stride, n += stride) {
-    share.load(n + stride, n + stride < a.N, next);
+    const bool more = n + stride < a.N;
+    share.load(n + stride, more, next);
+    const float next_bias = bias_of<T>(a, writes && more, n + stride),
+                next_add = added<T>(a, writes && more, lane, n + stride);
     float sum[kRows] = {};
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
@@ -202,21 +236,9 @@ __global__ void __launch_bounds__(kThreads, kJoins || kRows == 4 || sizeof(T) ==
     if (n < a.N) {
       for (int s = kAhead; share.holds(s); ++s) multiply<T>(a, share.pack(n, s), in + share.at(s), sum);
     }
-    float mine = 0;  // lane b has sequence b
-#pragma unroll
-    for (int b = 0; b < kRows; ++b) {
-      const float total = warp_sum(sum[b]);
-      if (lane == b) mine = total;
-    }
-    if (team > 1) {
-      if (lane < kRows) parts[warp][lane] = mine;
-      __syncthreads();
-      if (warp % team == 0 && lane < kRows) {
-        for (int w = 1; w < team; ++w) mine += parts[warp + w][lane];
-      }
-      __syncthreads();
-    }
-    if (warp % team == 0 && lane < a.B && n < a.N) finish<T>(a, lane, n, mine);
+    const float mine = joined<kRows>(sum, parts, team);
+    if (writes && n < a.N) finish(a, lane, n, mine + bias, add);
+    bias = next_bias, add = next_add;
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) now[s] = next[s];
   }
