@@ -30,7 +30,8 @@ template <class T>
 void copy_rows(Tensor& to, std::int64_t first_row, const std::vector<T>& values) {
   if (values.empty()) return;
   const std::int64_t each = to.numel() / to.size(0), rows = static_cast<std::int64_t>(values.size()) / each;
-  to.slice(0, first_row, first_row + rows).copy_from(from_values<T>(values, {rows, each}).to(to.stream()));
+  Tensor place = to.slice(0, first_row, first_row + rows);
+  place.copy_from(from_values<T>(values, place.shape()).to(to.stream()));
 }
 
 }  // namespace

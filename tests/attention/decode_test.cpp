@@ -1,6 +1,7 @@
 // The generation cache against the full forward: same outputs, same selected sets, constant memory.
 #include "attention/decode.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -218,4 +219,38 @@ TEST_CASE("a cache resets, and refuses what does not fit") {
         std::string::npos);
   CHECK(message([&] { AttentionCache(wide, in.rope, 1, DType::f32, 100, 1); }).empty());
   CHECK(message([&] { (void)cache.selected(1, 0); }).find("no sequence 1") != std::string::npos);
+}
+
+TEST_CASE("what a cache hands over says where it stands: rows, slots, scores of the ring, thresholds") {
+  for (const std::int64_t T : {20, 32, 70, 80, 81, 200}) {
+    const ReferenceInput in = long_input(T, GateMode::kv, PositionRule::absolute);
+    CAPTURE(T);
+    const Problem p = tensors(in, DType::f32);
+    AttentionCache cache(in.spec, in.rope, 1, DType::f32, 0, 1);
+    cache.step(p.qkv, p.scores);
+    const AttentionCache::Contents c = cache.contents();
+    const std::int64_t W = in.spec.window, k = in.spec.sparsek.k;
+    const auto ordered = [&](std::int64_t j) {
+      return order_score(p.scores.data<float>()[j], in.spec.sparsek.slope, j);
+    };
+    CHECK(c.batch == 1);
+    CHECK(c.length == T);
+    CHECK(c.keys.size(2) == W + k);
+    std::vector<std::int64_t> held;
+    for (std::size_t slot = 0; slot < c.key.size(); ++slot) {
+      if (c.key[slot] < 0) continue;
+      held.push_back(c.key[slot]);
+      CHECK(c.u[slot] == ordered(c.key[slot]));
+    }
+    std::sort(held.begin(), held.end());
+    CHECK(held == cache.selected(0, 0));
+    for (std::int64_t j = std::max<std::int64_t>(0, T - W); j < T; ++j)
+      CHECK(c.ring[static_cast<std::size_t>(j % W)] == ordered(j));
+    REQUIRE(c.tau.size() == 1);
+    CHECK(static_cast<std::int64_t>(c.pool.size()) == in.spec.sparsek.pool * k);
+    CHECK(std::isinf(c.tau[0]) == (T - W < k));
+    double sum = 0;
+    for (const double z : c.pool) sum += std::clamp(z - c.tau[0], 0.0, 1.0);
+    if (T - W >= k) CHECK(sum == Approx(static_cast<double>(k)).epsilon(1e-12));
+  }
 }
