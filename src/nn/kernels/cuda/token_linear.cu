@@ -41,7 +41,7 @@ __device__ void norm_row(const TokenLinearArgs& a, int b, const T* gains, T* out
   for (int base = lane * N; base < K; base += kAhead * 32 * N) {
     Pack<T, N> v[kAhead];
 #pragma unroll
-    for (int s = 0; s < kAhead; ++s) v[s] = load_part<N>(x + base + s * 32 * N, K - base - s * 32 * N, true);
+    for (int s = 0; s < kAhead; ++s) v[s] = base + s * 32 * N < K ? load_pack<N>(x + base + s * 32 * N) : Pack<T, N>{};
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
       if (base + s * 32 * N < K) store_pack<N>(out + base + s * 32 * N, v[s]);  // a lane reads back its own only
@@ -97,6 +97,13 @@ __device__ void read_input(const TokenLinearArgs& a, const T* gains, T* in) {
       store_pack<N>(in + i, out);
     }
   }
+}
+
+// The weights of score heads first .. first + kWarps, into the cache.
+__device__ inline void prefetch_score_weights(const TokenLinearArgs& a, std::int64_t first) {
+  constexpr std::int64_t kLine = 128 / sizeof(float);
+  const std::int64_t end = min(first + kWarps, a.scores.Hs) * a.K;
+  for (std::int64_t i = first * a.K + threadIdx.x * kLine; i < end; i += kThreads * kLine) prefetch(a.score_w_HK + i);
 }
 
 // A warp a score head, in the order of the score kernel: a lane adds its packs in order, a butterfly adds the lanes.
@@ -200,12 +207,14 @@ __global__ void __launch_bounds__(kThreads, kJoins || kRows == 4 || sizeof(T) ==
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   let_next_start();
   if (static_cast<int>(blockIdx.x) >= blocks) {
+    const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) - blocks) * kWarps;
+    prefetch_score_weights(a, first);
     read_gains<T>(a, gains);
     wait_for_earlier();
     __syncthreads();
     read_input<T, kJoins>(a, gains, in);
     __syncthreads();
-    return score_rows<T>(a, in, (static_cast<std::int64_t>(blockIdx.x) - blocks) * kWarps);
+    return score_rows<T>(a, in, first);
   }
   const int teams = kWarps / team;
   const Share<T> share{static_cast<int>(a.K) / N, warp % team * 32 + lane, team * 32, static_cast<const T*>(a.w_NK)};
