@@ -84,7 +84,7 @@ TokenGraph::TokenGraph(const Decoder& model, std::int64_t batch, std::int64_t ma
   choice_.logits_BV = logits_.data<float>(), choice_.B = B_, choice_.V = V, choice_.vocab = V;
   choice_.partial = partial_.raw(), choice_.ids_B = ids_.data<std::int32_t>();
   choice_.history_BT = history_.data<std::int32_t>(), choice_.kept = kKept;
-  choice_.position = position_.data<std::int64_t>();
+  choice_.position = position_.data<std::int64_t>(), choice_.follows = small_;
 }
 
 TokenLinearArgs TokenGraph::product(const Linear& linear, const Tensor& out) const {
@@ -122,7 +122,7 @@ void TokenGraph::add_layer(const Block& block, std::int64_t index, std::int64_t 
   else layer.down.input = TokenInput::swiglu;
   layer.attend = layer.cache.attend_arguments();
   layer.attend.qkv_BF = qkv_.raw(), layer.attend.position = position_.data<std::int64_t>();
-  layer.attend.parts = parts_;
+  layer.attend.parts = parts_, layer.attend.follows = small_;
   layer.attend.turn_cos = turn_cos_.data<float>(), layer.attend.turn_sin = turn_sin_.data<float>();
   if (attention.has_scorer()) {
     DecodeScores& s = layer.qkv.scores;
@@ -214,7 +214,7 @@ void TokenGraph::queue_token() const {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     queue(layer.qkv);
-    if (place_[i] >= on_exit_) queue_selections(place_[i], 1, true);
+    if (place_[i] >= on_exit_) queue_selections(place_[i], 1, small_);
     queue_on_gpu(stream_, layer.attend);
     queue(layer.out);
     queue(layer.up);
@@ -256,7 +256,7 @@ const void* TokenGraph::input_of(const TokenLinearArgs& a) const {
     }
     case TokenInput::attention: {
       DecodeMergeArgs merge;
-      merge.parts = a.parts, merge.out_BHD = in, merge.B = a.B, merge.dtype = a.dtype;
+      merge.parts = a.parts, merge.out_BHD = in, merge.B = a.B, merge.dtype = a.dtype, merge.follows = false;
       queue_on_gpu(stream_, merge);
       break;
     }
@@ -279,7 +279,7 @@ void TokenGraph::queue_by_library(const TokenLinearArgs& a) const {
   score.B = a.B, score.T = 1, score.C = a.K, score.H = a.scores.Hs, score.dtype = a.dtype;
   launch(stream_, score);
   DecodePushArgs push;
-  push.scores = a.scores, push.s_BH = scores_.data<float>(), push.B = a.B;
+  push.scores = a.scores, push.s_BH = scores_.data<float>(), push.B = a.B, push.follows = false;
   queue_on_gpu(stream_, push);
 }
 

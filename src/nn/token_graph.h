@@ -59,7 +59,7 @@ class TokenGraph {
   std::int64_t B_;
   Stream stream_;
   DType dtype_;
-  bool small_;  // products by our own kernels
+  bool small_;  // products by our own kernels; launches overlap then, and never with a library's
   std::vector<Layer> layers_;
   TokenLinearArgs head_;
   TokenEmbedArgs embed_;

@@ -83,7 +83,7 @@ Differences compare(const Case& c, Scores kind, std::int64_t steps) {
   push.scores.nan_count = static_cast<unsigned long long*>(nan.raw());
   DecodeSelectArgs select;
   select.layers = static_cast<const DecodeSelection*>(list.raw()), select.count = 1, select.most_rows = kRows;
-  select.position = position.data<std::int64_t>(), select.follows = false;
+  select.position = position.data<std::int64_t>(), select.follows = push.follows = false;
 
   const bool at_once = c.candidates == Candidates::at_once, soft = c.gate != GateMode::hard;
   std::vector<StreamingSelection> wanted(kRows, StreamingSelection(c.k, c.pool, c.slope, c.temperature, soft));
@@ -160,6 +160,7 @@ TEST_CASE("GPU: a score that is no number is counted", "[gpu]") {
   DecodePushArgs push;
   push.scores = cache.score_arguments();
   push.scores.position = position.data<std::int64_t>(), push.B = 1, push.s_BH = scores.data<float>();
+  push.follows = false;
   push.scores.nan_count = static_cast<unsigned long long*>(nan.raw());
   queue(push);
   CHECK(nan.item() == 2);

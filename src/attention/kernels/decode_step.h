@@ -37,7 +37,8 @@ struct DecodeSelectArgs : KernelArgs {
   std::int64_t count = 0;
   std::int64_t most_rows = 0;              // of any layer
   const std::int64_t* position = nullptr;  // of the new token
-  bool follows = true;                     // a launch of the same token precedes
+  bool follows =
+      true;  // the launch before is one of the same token that may overlap (tensor/kernels/cuda/dependent.cuh)
 };
 
 // What becomes of the score of a new key: normalised where there are running statistics, then kept in the ring.
@@ -59,6 +60,7 @@ struct DecodePushArgs : KernelArgs {
   DecodeScores scores;
   const float* s_BH = nullptr;
   std::int64_t B = 0;
+  bool follows = true;
 };
 
 // A head's softmax over S parts of its rows: sum of weight times value (not divided), and the maximum of the logits and
@@ -93,6 +95,7 @@ struct DecodeAttendArgs : KernelArgs {
   const float* distance_cos = nullptr;  // (distances, R): keys are not, queries turn by the distance to each
   const float* distance_sin = nullptr;
   std::int64_t far_distance = 0;  // of selected keys at most
+  bool follows = true;
 };
 
 // The parts of each head joined in their order: out (B, H D).
@@ -101,6 +104,7 @@ struct DecodeMergeArgs : KernelArgs {
   void* out_BHD = nullptr;
   std::int64_t B = 0;
   DType dtype = DType::f32;
+  bool follows = true;
 };
 
 namespace cuda {

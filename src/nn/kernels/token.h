@@ -59,6 +59,7 @@ struct TokenChoiceArgs : KernelArgs {
   std::int32_t* history_BT = nullptr;  // (B, kept)
   std::int64_t kept = 0;
   std::int64_t* position = nullptr;
+  bool follows = true;
 
   static constexpr std::int64_t kParts = 32;
   static std::int64_t partial_bytes(std::int64_t B) { return B * kParts * 8; }

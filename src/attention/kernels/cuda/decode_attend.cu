@@ -334,7 +334,7 @@ void start_heads(const DecodeAttendArgs& a, const Stream& stream) {
   const std::int64_t blocks = a.B * a.Hkv * a.parts.S;
   require(blocks < (std::int64_t{1} << 31), "decode", blocks, " blocks exceed a launch");
   start_dependent("decode", attend<T, L, P, G, Turns>, dim3(static_cast<unsigned>(blocks)), kThreads,
-                  floats * sizeof(float), true, stream, a);
+                  floats * sizeof(float), a.follows, stream, a);
 }
 template <class T, int L, int P>
 void start_team(const DecodeAttendArgs& a, const Stream& stream) {
@@ -379,8 +379,8 @@ void run(const DecodeAttendArgs& a, Stream stream) {
 
 void run(const DecodeMergeArgs& a, Stream stream) {
   const dim3 grid(blocks_for(a.B * a.parts.H * a.parts.D));
-  if (a.dtype == DType::bf16) start_dependent("decode merge", merge<bf16>, grid, kThreads, 0, true, stream, a);
-  else start_dependent("decode merge", merge<float>, grid, kThreads, 0, true, stream, a);
+  if (a.dtype == DType::bf16) start_dependent("decode merge", merge<bf16>, grid, kThreads, 0, a.follows, stream, a);
+  else start_dependent("decode merge", merge<float>, grid, kThreads, 0, a.follows, stream, a);
 }
 
 }  // namespace sieve::cuda

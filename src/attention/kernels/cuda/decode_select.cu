@@ -177,7 +177,7 @@ void run(const DecodeSelectArgs& a, Stream stream) {
 }
 
 void run(const DecodePushArgs& a, Stream stream) {
-  start_dependent("decode scores", push_scores, blocks_for(a.B * a.scores.Hs), kThreads, 0, true, stream, a);
+  start_dependent("decode scores", push_scores, blocks_for(a.B * a.scores.Hs), kThreads, 0, a.follows, stream, a);
 }
 
 }  // namespace sieve::cuda

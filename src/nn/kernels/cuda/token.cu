@@ -100,7 +100,7 @@ void run(const TokenChoiceArgs& a, Stream stream) {
   require(a.B < 65536 && a.vocab >= 1 && a.vocab <= a.V, "token choice", a.B, " sequences, ", a.vocab, " of ", a.V,
           " tokens");
   const dim3 parts(static_cast<unsigned>(a.kParts), static_cast<unsigned>(a.B));
-  start_dependent("token choice", best_of_part, parts, kThreads, 0, true, stream, a);
+  start_dependent("token choice", best_of_part, parts, kThreads, 0, a.follows, stream, a);
   start_dependent("token choice", choose, dim3(1), kThreads, 0, true, stream, a);
 }
 

@@ -32,8 +32,8 @@ inline int attribute_of(const Stream& stream, cudaDeviceAttr which) {
   return value;
 }
 
-// `follows`: the launch before on this stream belongs to the same sequence and keeps the rules above (a library's
-// kernel does: it ends before this one's wait returns).
+// `follows`: the launch before on this stream is one of the same sequence that keeps the rules above. After anything
+// else (a library's launches may be copies or fills) it is false, and the launch waits as launches do.
 template <class... Args>
 void start_dependent(const char* name, void (*kernel)(Args...), dim3 grid, int threads, std::size_t shared,
                      bool follows, const Stream& stream, const std::type_identity_t<Args>&... args) {
