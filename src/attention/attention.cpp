@@ -12,6 +12,7 @@
 #include "attention/registry.h"
 #include "attention/rotary.h"
 #include "attention/sparsek.h"
+#include "attention/warpgroup_engine.h"
 #include "autograd/mode.h"
 #include "autograd/record.h"
 #include "tensor/dispatch.h"
@@ -96,11 +97,18 @@ struct Plan {
   PlanOnDevice device;
 };
 
-Plan plan_of(const AttentionSpec& spec, const Tensor& qkv, const Tensor& starts, const Selection& selection) {
+Plan plan_of(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv, const Tensor& starts,
+             const Selection& selection) {
   const std::int64_t B = qkv.size(0), T = qkv.size(1);
-  if (qkv.device().is_cuda())
-    return {{},
-            make_device_plan(spec, B, T, starts, selection.from, selection.to, selection.band_from, qkv.stream())};
+  if (qkv.device().is_cuda()) {
+    const bool warpgroups = warpgroup_engine(spec, rope, qkv);
+    Plan plan{{},
+              make_device_plan(spec, B, T, starts, selection.from, selection.to, selection.band_from, qkv.stream(),
+                               warpgroups ? warpgroup_tile_queries(spec.head_dim) : kQueryTile,
+                               warpgroups ? kWarpgroupChunkQueries : kRowListQueries)};
+    plan.device.view.warpgroups = warpgroups;
+    return plan;
+  }
   SelectedKeys keys;
   if (selection.from.defined()) {
     keys.from = selection.from.data<std::int32_t>();
@@ -217,7 +225,7 @@ struct Attention {
       const bool runs_again = grad_mode().kind == GradMode::Kind::note;  // recorded then: a step that may be skipped
       if (!saves && !runs_again) check_scores(inputs[1].numel());
     }
-    const Plan plan = plan_of(in.spec, qkv, in.document_starts, selection);
+    const Plan plan = plan_of(in.spec, in.rope, qkv, in.document_starts, selection);
     const RotaryTable rotary = tables();
     SoftmaxForwardArgs args = engine_args(in, qkv, plan, selection, rotary);
     args.out_BTHD = out.raw();
@@ -247,14 +255,15 @@ struct Attention {
 
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2>) {
     if (dense) return {dense_backward(in.spec, in.rope, qkv, out, statistics, grad), Tensor()};
-    const Plan plan = plan_of(in.spec, qkv, in.document_starts, selection);
+    const Plan plan = plan_of(in.spec, in.rope, qkv, in.document_starts, selection);
     const RotaryTable rotary = tables();
     Tensor dqkv = empty_like(qkv);
+    const Tensor dout = reinterpret_cast<std::uintptr_t>(grad.raw()) % 16 == 0 ? grad : grad.clone();  // for wide loads
     SoftmaxBackwardArgs args;
     args.forward = engine_args(in, qkv, plan, selection, rotary);
     args.forward.out_BTHD = out.raw();
     args.forward.statistics_BHT = statistics.raw();
-    args.dout_BTHD = grad.raw();
+    args.dout_BTHD = dout.raw();
     args.dqkv_BTF = dqkv.raw();
     Tensor column, row;
     if (need[1]) {

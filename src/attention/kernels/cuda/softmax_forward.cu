@@ -1,6 +1,7 @@
 // Forward of the softmax engine: one block per (row, query head, tile of 64 queries). The online softmax is that of
 // Milakov & Gimelshein 2018 (arXiv 1805.02867) in the tiling of Dao et al. 2022 (arXiv 2205.14135), in units of log 2.
 #include "attention/kernels/cuda/engine.cuh"
+#include "attention/kernels/cuda/hopper/hopper.h"
 
 namespace sieve::cuda {
 namespace {
@@ -134,6 +135,7 @@ std::size_t workspace_bytes(const SoftmaxForwardArgs& a, Stream) { return worksp
 void run(const SoftmaxForwardArgs& a, Stream stream) {
   if (a.B * a.T == 0) return;
   const Engine e = prepare(a, workspace_of(a, false, false), stream);
+  if (a.device_plan.warpgroups) return hopper::forward(e, stream);
   dispatch_tiles(e, [&]<class Math, int kPieces>() {
     start("attention forward", forward<Math, kPieces>, e.B * e.H * e.tiles, kTileThreads,
           shared_bytes<Math, kPieces>(3), stream, e);

@@ -243,10 +243,16 @@ __device__ inline int fresh(int x) {
 
 // A warpgroup's 64 rows of K or V as left operand: in registers where they have room (D = 64: shared memory is read
 // half as often), else where they are.
-template <int D>
-struct LeftRows;
+template <int D, bool kHeld>
+struct LeftRows {
+  __device__ explicit LeftRows(std::uint32_t) {}
+  // c = rows (64, D) times those of a tile of queries, transposed. Issues only.
+  __device__ void issue(float (&c)[32], std::uint32_t tile, std::uint32_t b) const {
+    issue_rows_by_rows<64, D>(c, tile, KeyShared<D>::kKeySlab, b, KeyShared<D>::kQuerySlab);
+  }
+};
 template <>
-struct LeftRows<64> {
+struct LeftRows<64, true> {
   std::uint32_t held[4][4];
 
   __device__ explicit LeftRows(std::uint32_t tile) {
@@ -259,111 +265,164 @@ struct LeftRows<64> {
                    : "memory");
     }
   }
-  // c = rows (64, D) times those of a tile of queries, transposed. Issues only.
   __device__ void issue(float (&c)[32], std::uint32_t, std::uint32_t b) const {
 #pragma unroll
     for (int k = 0; k < 4; ++k) product_step<64, false>(c, held[k], tile_descriptor(b + k * 32), k > 0);
   }
 };
-template <>
-struct LeftRows<128> {
-  __device__ explicit LeftRows(std::uint32_t) {}
-  __device__ void issue(float (&c)[32], std::uint32_t tile, std::uint32_t b) const {
-    issue_rows_by_rows<64, 128>(c, tile, KeyShared<128>::kKeySlab, b, KeyShared<128>::kQuerySlab);
-  }
-};
 
-// Right operands' products of a tile of queries.
+// The products that end a tile of queries: dv += P^T dO, dk += dS^T Q. They issue only.
 template <int D>
 struct TileProducts {
   using S = KeyShared<D>;
   std::uint32_t q, dout;  // addresses
 
   __device__ TileProducts(const S& s, int stage) : q(shared_address(s.q[stage])), dout(shared_address(s.dout[stage])) {}
-  __device__ void issue_last(float (&dk)[D / 2], float (&dv)[D / 2], const std::uint32_t (&ds)[4][4],
-                             const std::uint32_t (&p)[4][4]) const {
+  __device__ void issue_dv(float (&dv)[D / 2], const std::uint32_t (&p)[4][4]) const {
     issue_left_by_rows<D, kStageQueries>(dv, p, dout, S::kQuerySlab);
+  }
+  __device__ void issue_dk(float (&dk)[D / 2], const std::uint32_t (&ds)[4][4]) const {
     issue_left_by_rows<D, kStageQueries>(dk, ds, q, S::kQuerySlab);
-    commit_products();
   }
 };
 
-// All stages of the item in `buffer`: dk and dv (64 keys of the warpgroup, D), neither scaled nor turned back.
+// A warpgroup at work on the stages of an item: dk and dv (64 keys, D), neither scaled nor turned back.
 //
 // Pairs: look(x) -> Pass; weigh(x, pass, s): logits to 2^logit over the denominator (gated: left as they are);
 // differentiate(x, pass, s, dp): s to weights of the values, dp from dO . v to dL/dlogit.
 //
-// The last two products of a tile run beside the first of the next one, and its stage is released when they are seen to
-// be done: before the second product at D = 128, where their left operands' registers are needed. There are too few for
-// that where gates (Pairs::kGates) want some too.
+// Registers that products still read (p, ds) are not known to the compiler to be in use once it has left the stretch of
+// code that issued them: they are issued and awaited in one turn of the loop.
 template <int D, class Pairs>
-__device__ inline void consume(KeyShared<D>& s, int buffer, Ring<KeyShared<D>::kStages>& ring, const Lane& lane,
-                               Pairs& pairs, float (&dk)[D / 2], float (&dv)[D / 2]) {
-  constexpr bool kLags = D == 64 || !Pairs::kGates;
-  const auto k_rows = [&](int at) { return shared_address(s.k[at]) + lane.warpgroup_row() * kSlabRowBytes; };
-  const auto v_rows = [&](int at) { return shared_address(s.v[at]) + lane.warpgroup_row() * kSlabRowBytes; };
-  const LeftRows<D> k(k_rows(buffer)), v(v_rows(buffer));
-  float logits[32], gradients[32];
-  std::uint32_t p[4][4], ds[4][4];
-#pragma unroll
-  for (int x = 0; x < 32; ++x) logits[x] = gradients[x] = 0;
-#pragma unroll
-  for (int x = 0; x < D / 2; ++x) dk[x] = dv[x] = 0;
-  int pending = -1;  // stage whose last products may still run
-  const auto release_pending = [&] {
-    if (kLags && pending >= 0) release(&s.empty[pending]);
-    pending = -1;
-  };
-  for (bool last = false; !last; ++ring.count) {
+struct KeyGroup {
+  using S = KeyShared<D>;
+  using LeftK = LeftRows<D, D == 64>;
+  using LeftV = LeftRows<D, D == 64 && !Pairs::kGates>;  // gates want the registers
+  S& s;
+  const int buffer;
+  Ring<S::kStages>& ring;
+  const Lane& lane;
+  Pairs& pairs;
+  float (&dk)[D / 2];
+  float (&dv)[D / 2];
+
+  __device__ std::uint32_t k_rows(int at) const {
+    return shared_address(s.k[at]) + lane.warpgroup_row() * kSlabRowBytes;
+  }
+  __device__ std::uint32_t v_rows(int at) const {
+    return shared_address(s.v[at]) + lane.warpgroup_row() * kSlabRowBytes;
+  }
+  __device__ const QueryNumbers& open() const {
     wait(&s.full[ring.at()], ring.phase());
-    const QueryNumbers& x = s.queries[ring.at()];
-    last = x.last != 0;
-    Pass pass = pairs.look(x);
-    // Said so, the compiler sees that no warp diverges around products that run.
-    if constexpr (kLags) pass = static_cast<Pass>(__shfl_sync(0xffffffffu, static_cast<int>(pass), 0));
-    if (pass == Pass::skip) {  // its stage may come round again before another tile is seen: hold none
-      if constexpr (kLags) {
-        wait_products<0>();
-        release_pending();
-      }
-      release(&s.empty[ring.at()]);
-      continue;
-    }
-    const TileProducts<D> tile(s, ring.at());
+    return s.queries[ring.at()];
+  }
+  // Said so, the compiler sees that no warp diverges around products that run.
+  __device__ Pass look(const QueryNumbers& x) const {
+    return static_cast<Pass>(__shfl_sync(0xffffffffu, static_cast<int>(pairs.look(x)), 0));
+  }
+  __device__ void issue_first(const LeftK& k, const LeftV& v, const TileProducts<D>& tile, float (&logits)[32],
+                              float (&gradients)[32]) const {
     pin(logits);
     pin(gradients);
     fence_products();
     k.issue(logits, k_rows(fresh(buffer)), tile.q);
     commit_products();
-    if constexpr (kLags && D == 128) {
-      wait_products<1>();
-      release_pending();
-      fence_products();
-    }
     v.issue(gradients, v_rows(fresh(buffer)), tile.dout);
     commit_products();
-    wait_products<1>();
-    pin(logits);
-    release_pending();
-    pairs.weigh(x, pass, logits);
+  }
+
+  // The last products of a tile are issued behind the first ones of the next, and run beside its exponentials.
+  __device__ void run_ahead(const LeftK& k, const LeftV& v) {
+    float logits[32] = {}, gradients[32] = {};
+    std::uint32_t p[4][4] = {}, ds[4][4] = {};
+    int held = -1;  // stage whose last products are not yet issued
+    const auto end_held = [&] {
+      if (held < 0) return;
+      fence_products();
+      TileProducts<D>(s, held).issue_dv(dv, p);
+      TileProducts<D>(s, held).issue_dk(dk, ds);
+    };
+    for (bool last = false; !last; ++ring.count) {
+      const QueryNumbers& x = open();
+      last = x.last != 0;
+      const Pass pass = look(x);
+      if (pass == Pass::skip) {  // its stage may come round again before another tile is seen: hold none
+        end_held();
+        commit_products();
+        wait_products<0>();
+        pin(dv), pin(dk);
+        if (held >= 0) release(&s.empty[held]);
+        held = -1;
+        release(&s.empty[ring.at()]);
+        continue;
+      }
+      issue_first(k, v, TileProducts<D>(s, ring.at()), logits, gradients);
+      end_held();
+      commit_products();
+      wait_products<2>();
+      pin(logits);
+      pairs.weigh(x, pass, logits);
+      wait_products<1>();
+      pin(gradients);
+      pairs.differentiate(x, pass, logits, gradients);
+      wait_products<0>();
+      pin(dv), pin(dk);
+      if (held >= 0) release(&s.empty[held]);
+      held = static_cast<int>(ring.at());
+      pack_left<kStageQueries>(p, logits);
+      pack_left<kStageQueries>(ds, gradients);
+    }
+    end_held();
+    commit_products();
     wait_products<0>();
-    pin(gradients);
-    pairs.differentiate(x, pass, logits, gradients);
-    pack_left<kStageQueries>(p, logits);
-    pack_left<kStageQueries>(ds, gradients);
-    fence_products();
-    tile.issue_last(dk, dv, ds, p);
-    if constexpr (kLags) {
-      pending = static_cast<int>(ring.at());
-    } else {
+    pin(dv), pin(dk);
+    if (held >= 0) release(&s.empty[held]);
+  }
+
+  // Tile by tile, where registers are short.
+  __device__ void run_in_turn(const LeftK& k, const LeftV& v) {
+    float logits[32] = {}, gradients[32] = {};
+    std::uint32_t p[4][4], ds[4][4];
+    for (bool last = false; !last; ++ring.count) {
+      const QueryNumbers& x = open();
+      last = x.last != 0;
+      const Pass pass = pairs.look(x);
+      if (pass == Pass::skip) {
+        release(&s.empty[ring.at()]);
+        continue;
+      }
+      const TileProducts<D> tile(s, ring.at());
+      issue_first(k, v, tile, logits, gradients);
+      wait_products<1>();
+      pin(logits);
+      pairs.weigh(x, pass, logits);
+      wait_products<0>();
+      pin(gradients);
+      pairs.differentiate(x, pass, logits, gradients);
+      pack_left<kStageQueries>(p, logits);
+      pack_left<kStageQueries>(ds, gradients);
+      fence_products();
+      tile.issue_dv(dv, p);
+      tile.issue_dk(dk, ds);
+      commit_products();
       wait_products<0>();
       release(&s.empty[ring.at()]);
     }
+    pin(dk), pin(dv);
   }
-  wait_products<0>();
-  pin(dk);
-  pin(dv);
-  release_pending();
+};
+
+// All stages of the item in `buffer`.
+template <int D, class Pairs>
+__device__ inline void consume(KeyShared<D>& s, int buffer, Ring<KeyShared<D>::kStages>& ring, const Lane& lane,
+                               Pairs& pairs, float (&dk)[D / 2], float (&dv)[D / 2]) {
+#pragma unroll
+  for (int x = 0; x < D / 2; ++x) dk[x] = dv[x] = 0;
+  KeyGroup<D, Pairs> group{s, buffer, ring, lane, pairs, dk, dv};
+  const typename KeyGroup<D, Pairs>::LeftK k(group.k_rows(buffer));
+  const typename KeyGroup<D, Pairs>::LeftV v(group.v_rows(buffer));
+  if constexpr (D == 64) group.run_ahead(k, v);
+  else group.run_in_turn(k, v);
 }
 
 // ---- Host side
