@@ -14,7 +14,7 @@
 
 #include "attention/kernels/cuda/tile.cuh"
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)  // what only the compiler of device code knows
 #define SIEVE_SM90A(...) asm volatile(__VA_ARGS__)
 #else
 #define SIEVE_SM90A(...) __trap()
