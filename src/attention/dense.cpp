@@ -13,6 +13,7 @@
 
 #include "attention/kernels/dense.h"
 #include "attention/rotary.h"
+#include "attention/warpgroup_engine.h"
 #include "core/build.h"
 #include "core/log.h"
 #include "tensor/cuda/determinism.h"
@@ -119,6 +120,7 @@ bool dense_path(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& q
   if (!qkv.device().is_cuda() || spec.kind == AttentionKind::sparsek) return false;
   if (!build::with_cudnn || qkv.dtype() != DType::bf16 || documents) {
     static std::once_flag said;
+    if (warpgroup_engine(spec, rope, qkv)) return false;  // serves all of them at much the same speed
     std::call_once(said, [&] {
       log_info("full and window attention by the plain engine, which is much slower than the fused one: ",
                !build::with_cudnn ? "this program was built without cuDNN"

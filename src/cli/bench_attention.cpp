@@ -41,6 +41,7 @@ void add_bench_attention(CommandLine& line, CLI::App& bench) {
   command->add_flag("--forward-only", o.forward_only, "no backward");
   command->add_flag("--rotary", o.rotary, "with rotary positions");
   command->add_flag("--deterministic", o.deterministic, "the same bits in every run, as run.deterministic=true");
+  command->add_flag("--own-engine", o.own_engine, "full and window attention by sieve's engine instead of cuDNN's");
   command->add_option("--seconds", o.seconds, "spent on one timing")->check(CLI::PositiveNumber)->capture_default_str();
   command->add_option("--pass-seconds", o.pass_seconds, "leave out lengths whose pass would take longer")
       ->check(CLI::PositiveNumber)

@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "attention/attention.h"
+#include "attention/dense.h"
 #include "dist/communicator.h"
 #include "io/safetensors.h"
 #include "tensor/profile.h"
@@ -283,6 +284,7 @@ Exit bench_attention(const BenchAttentionOptions& options, Communicator& comm) {
     if (inputs_of(bench, pattern).spec.kind == AttentionKind::sparsek) scores_of(bench, 1);
   }
   if (options.deterministic) set_gpu_determinism(true);
+  if (options.own_engine) allow_dense_attention(false);
   AttentionReport report(options, {.device = describe_device(bench.stream),
                                    .dtype = std::string(name_of(bench.dtype)),
                                    .B = bench.B,

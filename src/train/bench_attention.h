@@ -33,8 +33,9 @@ struct BenchAttentionOptions {
   std::string dtype = "auto";   // bf16, fp32; auto: bf16 on a GPU, fp32 on a CPU
   std::string device = "auto";  // auto, cpu, cuda
   bool forward_only = false, rotary = false, deterministic = false;
-  double seconds = 0.4;             // spent on a timing, at least 5 (CPU: 3) and at most 50 passes
-  double pass_seconds = 20;         // a length whose pass is expected to take longer is left out
+  bool own_engine = false;   // full and window layers by the softmax engine, also where a library's kernels serve them
+  double seconds = 0.4;      // spent on a timing, at least 5 (CPU: 3) and at most 50 passes
+  double pass_seconds = 20;  // a length whose pass is expected to take longer is left out
   std::string json_file, csv_file;  // written after every row; empty: none
 };
 

@@ -23,8 +23,9 @@ const AttentionTiming* find(const std::vector<AttentionTiming>& timings, const s
 std::string settings_line(const BenchAttentionOptions& o, const AttentionSetting& s) {
   std::string line =
       cat(s.device, ", ", s.dtype, ", ", s.B * s.H, " rows (B=", s.B, ", H=", s.H, s.Hkv == s.H ? "" : cat("/", s.Hkv),
-          "), D=", s.D, o.rotary ? ", rotary" : "", o.deterministic ? ", deterministic" : "", "; window=", o.window,
-          ", k=", o.k, ", gate=", o.gate, ", pool=", o.pool, ", slope=", o.slope, ", scores=", o.scores);
+          "), D=", s.D, o.rotary ? ", rotary" : "", o.deterministic ? ", deterministic" : "",
+          o.own_engine ? ", own engine" : "", "; window=", o.window, ", k=", o.k, ", gate=", o.gate, ", pool=", o.pool,
+          ", slope=", o.slope, ", scores=", o.scores);
   return line + "; milliseconds (median), caches emptied before every pass";
 }
 
@@ -116,6 +117,7 @@ void AttentionReport::write_json() const {
                  {"scores", o.scores},
                  {"rotary", o.rotary},
                  {"deterministic", o.deterministic},
+                 {"own_engine", o.own_engine},
                  {"results", rows},
                  {"crossover", crossings}};
   sieve::write_json(o.json_file, all);
