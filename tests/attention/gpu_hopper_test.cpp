@@ -1,9 +1,11 @@
 // The Hopper engine (kernels/cuda/hopper) against the general one, which other tests hold against the CPU: fp32 for the
 // exact answer, bf16 for the error that is allowed.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "attention/warpgroup_engine.h"
@@ -174,6 +176,31 @@ TEST_CASE("the Hopper engine: 100 runs give the same bits", "[gpu]") {
     CAPTURE(D);
     CHECK(different == 0);
   }
+}
+
+TEST_CASE("the Hopper engine: other work on the GPU and late launches change no bit", "[gpu]") {
+  SIEVE_NEEDS_HOPPER();
+  ReferenceInput in;
+  in.spec = make_spec(AttentionKind::sparsek, 4, 2, 64);
+  in.spec.window = 150, in.spec.sparsek.k = 200;
+  in.T = 2500, in.score_heads = 2;
+  Draw d(305, 0);
+  fill_values(in, d, "normal");
+  const auto dout = draw_values(d, in.T * in.spec.n_heads * in.spec.head_dim);
+  const EngineRun first = run_on_gpu(in, DType::bf16, dout);
+  const Stream side = side_stream(gpu_stream().device);
+  const Tensor from = empty({64 << 20}, DType::u8, side), to = empty_like(from);
+  int different = 0;
+  for (int run = 0; run < 40; ++run) {
+    // Copies of another stream take caches, copy engines and multiprocessors away for a random while; the host sleeps.
+    for (std::int64_t n = d.integer(0, 30); n > 0; --n) copy_bytes(to.raw(), side, from.raw(), side, from.nbytes());
+    std::this_thread::sleep_for(std::chrono::microseconds(d.integer(0, 3000)));
+    const EngineRun again = run_on_gpu(in, DType::bf16, dout);
+    different += !same_bits(again.out, first.out) || !same_bits(again.dqkv, first.dqkv) ||
+                 !same_bits(again.dscores, first.dscores);
+  }
+  synchronize(side);
+  CHECK(different == 0);
 }
 
 TEST_CASE("the Hopper engine: NaN of a key reaches the queries that see it and no tile that does not", "[gpu]") {
