@@ -90,6 +90,36 @@ __global__ void __launch_bounds__(kWalkThreads)
   }
 }
 
+// Makes tau non-decreasing from chunk to chunk: sums of different chunks may round apart. One warp a chunk.
+__global__ void __launch_bounds__(kThreads) raise_thresholds(const Chunks c) {
+  const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (item >= c.rows * c.chunks) return;  // whole warps leave
+  const std::int64_t row = item / c.chunks, chunk = item % c.chunks, start = chunk * kChunk;
+  const auto highest = [&](std::int64_t begin, std::int64_t end) {  // at the ends of the document's chunks
+    double most = -INFINITY;
+    for (std::int64_t x = begin / kChunk + lane; x < end; x += 32) {
+      const double tau = c.last_tau[row * c.chunks + x];
+      most = tau > most ? tau : most;
+    }
+    return warp_max(most);
+  };
+  const std::int64_t last = start + kChunk - 1 < c.a.T ? start + kChunk - 1 : c.a.T - 1,
+                     last_begin = c.begin_of(row, last);
+  const double settled = highest(last_begin, chunk + 1);
+  if (lane == 0) c.settled_tau[item] = settled;
+  const std::int64_t begin = c.begin_of(row, start);
+  if (begin == start) return;
+  const double before = highest(begin, chunk);
+  const std::int64_t end = c.end_of(row, start) - c.a.delay, stop = end < start + kChunk ? end : start + kChunk;
+  double* tau = c.a.tau_BHT + row * c.a.T + c.a.delay;
+  for (std::int64_t j = start + lane;; j += 32) {
+    const bool low = j < stop && tau[j] < before;
+    if (low) tau[j] = before;
+    if (__ballot_sync(0xffffffffu, low) == 0) break;
+  }
+}
+
 // First index in [begin, end) for which pred holds; pred is false, then true.
 template <class Pred>
 __device__ std::int64_t first_where(std::int64_t begin, std::int64_t end, const Pred& pred) {
@@ -192,7 +222,9 @@ void settle(Chunks c, const Stream& stream) {
     grow_bases(c, stream);
     settle_chunks(c, stream);
   }
-  if (c.a.thresholds) settle_thresholds(c, stream);
+  if (!c.a.thresholds) return;
+  constexpr int kWarps = kThreads / 32;
+  start("selection: thresholds", raise_thresholds, (c.rows * c.chunks + kWarps - 1) / kWarps, kThreads, 0, stream, c);
 }
 
 }  // namespace

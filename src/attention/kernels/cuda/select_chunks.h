@@ -49,7 +49,5 @@ struct Chunks {
 void sort_chunks(const Chunks& c, const Stream& stream);
 void grow_bases(const Chunks& c, const Stream& stream);
 void settle_chunks(const Chunks& c, const Stream& stream);
-// Makes tau non-decreasing from chunk to chunk: sums of different chunks may round apart.
-void settle_thresholds(const Chunks& c, const Stream& stream);
 
 }  // namespace sieve::cuda

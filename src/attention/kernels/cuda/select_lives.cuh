@@ -21,7 +21,7 @@ inline constexpr int kBaseMark = 0x8000;  // of a base's place among the pushed
 struct Own {
   double ranked[kChunk];                            // the chunk's candidates, best first: u, then z
   std::uint16_t at_rank[kChunk];                    // arrival of a rank
-  std::uint16_t rank[kChunk];                       // in the chunk, 0 the best
+  alignas(16) std::uint16_t rank[kChunk];           // in the chunk, 0 the best
   std::uint16_t place[kChunk];                      // in the chunk
   std::uint16_t first[kChunk];                      // arrival of its document
   std::uint16_t left_k[kChunk], left_pool[kChunk];  // the arrival that pushed it out; its own: it never entered
@@ -40,6 +40,8 @@ struct Own {
       double tau[kChunk + 1];   // [x + 1] after key x arrived; [0]: before all
       double sums[kChunk + 1];  // of a block: z less the centre of ranks below r, of earlier arrivals in the pool
       std::uint16_t alive[kChunk + 1];  // their number
+      unsigned pushes[kChunk / 32];     // bits of arrivals that pushed somebody out of the members
+      double z[kBlock], less[kBlock];   // of the arrivals that a turn looks at one by one: z and z - 1
     } taus;
   };
 };
@@ -167,6 +169,18 @@ class ChunkLives {
     }
     if (lane == 0) own_.lives.earlier[block - 1][kChunk] = static_cast<std::uint16_t>(count);
   }
+  // Which of eight arrivals from y on, a multiple of 8, have ranks below `bound`.
+  __device__ unsigned ranks_below(int y, int bound) const {
+    const uint4 eight = *reinterpret_cast<const uint4*>(own_.rank + y);
+    const unsigned pairs[] = {eight.x, eight.y, eight.z, eight.w}, limit = static_cast<unsigned>(bound);
+    unsigned bits = 0;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      bits |= static_cast<unsigned>((pairs[r] & 0xffff) < limit) << (2 * r);
+      bits |= static_cast<unsigned>((pairs[r] >> 16) < limit) << (2 * r + 1);
+    }
+    return bits;
+  }
   // The arrival of the `wanted`-th key of a rank below `bound`, out of [first, last).
   __device__ int arrival(int bound, int wanted, int first, int last) const {
     int y = first;
@@ -176,9 +190,17 @@ class ChunkLives {
         seen = own_.lives.earlier[block - 1][bound], y = block * kBlock;
       wanted -= seen;
     }
-    for (; y < last; ++y) {
-      wanted -= own_.rank[y] < bound;
-      if (wanted == 0) return y;
+    for (int group = y & ~7; group < last; group += 8) {
+      unsigned bits = ranks_below(group, bound);
+      if (group < y) bits &= ~0u << (y - group);
+      if (last - group < 8) bits &= (1u << (last - group)) - 1;
+      const int count = __popc(bits);
+      if (count < wanted) {
+        wanted -= count;
+        continue;
+      }
+      for (; wanted > 1; --wanted) bits &= bits - 1;
+      return group + __ffs(static_cast<int>(bits)) - 1;
     }
     return kNever;
   }

@@ -8,19 +8,20 @@
 namespace sieve::cuda {
 namespace {
 
-constexpr int kDirect = 64;       // so many scores of a band are summed one by one
+constexpr int kDirect = 16;       // so many scores of a band are summed one by one
 constexpr double kPrefixed = 64;  // prefix sums hold scores so near to the centre
 
-// Of falling values: how many lie more than `by` above t.
-__device__ inline int count_above(const double* values, int n, double t, double by) {
-  int count = 0;
-  for (int step = n > 0 ? 1 << (31 - __clz(n)) : 0; step > 0; step /= 2) {
-    if (count + step <= n && values[count + step - 1] - by > t) count += step;
+// Of falling values: how many lie more than `by` above t, known to be low .. high.
+__device__ inline int count_above(const double* values, int low, int high, double t, double by) {
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (values[middle - 1] - by > t) low = middle;
+    else high = middle - 1;
   }
-  return count;
+  return low;
 }
 
-// Lanes that work on one query: 1, or kTeam neighbours that take the same turns everywhere.
+// Neighbouring lanes that work on one query, taking the same turns everywhere.
 constexpr int kTeam = kSettleThreads / kBlock;
 static_assert(kTeam == 4);
 __device__ inline int team_lane() { return static_cast<int>(threadIdx.x) % kTeam; }
@@ -43,8 +44,14 @@ class ChunkThresholds : public ChunkLives {
     for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = operator_score(base_[r], c_.a.temperature);
     __syncthreads();
     centre_ = n_ == 0 ? (candidates_ > 0 ? own_.ranked[candidates_ / 2] : 0) : base_[n_ >= k_ ? k_ - 1 : n_ / 2];
-    const int each = (n_ + kSettleThreads - 1) / kSettleThreads, begin = thread() * each,
-              end = begin + each < n_ ? begin + each : n_;
+    for (int base = 0; base < kChunk; base += kSettleThreads) {
+      const int x = base + thread();
+      const unsigned lanes = __ballot_sync(0xffffffffu, x < size_ && own_.pushed_k[x] != kNever);
+      if (x % 32 == 0) own_.taus.pushes[x / 32] = lanes;
+    }
+    find_last_members();
+    const int each = ((n_ + kSettleThreads - 1) / kSettleThreads) | 1,  // odd: neighbours' scores in other banks
+        begin = thread() * each < n_ ? thread() * each : n_, end = begin + each < n_ ? begin + each : n_;
     double mine = 0;
     for (int r = begin; r < end; ++r) mine += centred(base_[r]);
     double up = mine;
@@ -60,17 +67,27 @@ class ChunkThresholds : public ChunkLives {
       sums_[r] = sum;
       sum += centred(base_[r]);
     }
-    if (begin < n_ && end == n_) sums_[n_] = sum;
+    if (end == n_ && (begin < n_ || thread() == 0)) sums_[n_] = sum;
     __syncthreads();
   }
 
   __device__ void find_thresholds() const {
-    const double guess = guess_start();
+    double guess = guess_start();
     for (int begin = 0; begin <= size_; begin += kBlock) {
+      if (begin > 0) {
+        const double last = own_.taus.tau[begin - 1];
+        guess = last > guess ? last : guess;
+      }
+      if (const int slot = thread(); slot < kBlock) {
+        const int y = begin - 1 + slot;
+        const double z = y >= 0 && y < size_ ? z_of(y) : -INFINITY;
+        own_.taus.z[slot] = z, own_.taus.less[slot] = z - 1;
+      }
       if (begin > 0) sum_earlier(begin - 1);
+      else __syncthreads();
       const int y = begin + thread() / kTeam;
       if (y <= size_) {
-        const double tau = threshold(y - 1, guess);
+        const double tau = threshold(y - 1, begin - 1, guess);
         if (team_lane() == 0) own_.taus.tau[y] = tau;
       }
       __syncthreads();
@@ -111,14 +128,21 @@ class ChunkThresholds : public ChunkLives {
   }
 
   // ---- Thresholds: the pool when key x has arrived is the base's first `pool` scores and the own ones that are in.
+  // Own arrivals [scan, x] are looked at one by one, those before by tables where `tables`.
   struct Prefix {
-    int scan, x, pool;  // own arrivals [scan, x] one by one, those before by tables where `tables`
-    bool tables;
-    double centre;  // of the sums
+    int x, scan, turn, pool;  // arrivals from `turn` on lie in taus.z, slot by slot
+    unsigned in;              // bits of the lane's slots that are in the pool
+    bool tables, pushes;      // `pushes`: out of the tables' arrivals
+    double centre;            // of the sums
   };
   struct Piece {
     int saturated = 0, fractional = 0;
     double sum = 0;  // of the fractional scores less the centre
+  };
+  // Of the count that a lane looks for.
+  struct Bounds {
+    const double* values;
+    int low, high, count;
   };
 
   // Tables over the ranks, of arrivals before x that are in the pool then. Begins behind a barrier and ends with one.
@@ -150,117 +174,166 @@ class ChunkThresholds : public ChunkLives {
 
   __device__ double z_of(int x) const { return own_.ranked[own_.rank[x]]; }
 
-  // Sum of values[begin .. end) less p's centre by prefix sums; false: too far from their centre, or too few.
-  __device__ bool sum_prefixed(const Prefix& p, const double* values, const double* sums, int begin, int end, int count,
+  // Sum of values[begin .. end) less `centre` by prefix sums; false: too far from their centre, or too few.
+  __device__ bool sum_prefixed(double centre, const double* values, const double* sums, int begin, int end, int count,
                                double& sum) const {
     if (end - begin <= kDirect || values[begin] - centre_ > kPrefixed || values[end - 1] - centre_ < -kPrefixed)
       return false;
-    sum += sums[end] - sums[begin] + count * (centre_ - p.centre);
+    sum += sums[end] - sums[begin] + count * (centre_ - centre);
     return true;
   }
-  __device__ void add(const Prefix& p, double z, double t, int times, Piece& piece) const {
+  __device__ static void add(const Prefix& p, double z, double less, double t, int times, Piece& piece) {
     if (z <= t) return;
-    if (z - 1 > t) {
+    if (less > t) {
       piece.saturated += times;
     } else {
       piece.fractional += times;
       piece.sum += times * (z - p.centre);
     }
   }
-
-  // The piece of f just above t, looked for by `lanes` lanes, 1 or kTeam.
-  template <int lanes>
-  __device__ Piece piece_at(const Prefix& p, double t) const {
-    int support, begin, end = 0, first = 0;
-    if constexpr (lanes == 1) {
-      support = count_above(base_, p.pool, t, 0), begin = count_above(base_, p.pool, t, 1);
-    } else {  // each lane looks for one of the four
-      const bool own = team_lane() >= 2;
-      const int mine =
-          count_above(own ? own_.ranked : base_, own ? (p.tables ? candidates_ : 0) : p.pool, t, team_lane() % 2);
-      const int base = static_cast<int>(threadIdx.x) % 32 / kTeam * kTeam;
-      support = __shfl_sync(team_mask(), mine, base), begin = __shfl_sync(team_mask(), mine, base + 1);
-      end = __shfl_sync(team_mask(), mine, base + 2), first = __shfl_sync(team_mask(), mine, base + 3);
+  // The lane's share of the arrivals [scan, x].
+  __device__ void add_arrivals(const Prefix& p, double t, Piece& piece) const {
+#pragma unroll 4
+    for (int v = 0; v < kBlock / kTeam; ++v) {
+      const int slot = v * kTeam + team_lane();
+      const double z = own_.taus.z[slot], less = own_.taus.less[slot];
+      const bool in = (p.in >> v & 1) != 0, saturated = in && less > t, fractional = in && !(less > t) && z > t;
+      piece.saturated += saturated, piece.fractional += fractional;
+      if (fractional) piece.sum += z - p.centre;
     }
-    const int lane = lanes == 1 ? 0 : team_lane();
+    for (int y = p.scan + team_lane(); y < p.turn; y += kTeam) {  // of documents that began in the chunk
+      if (own_.left_pool[y] > p.x) add(p, z_of(y), z_of(y) - 1, t, 1, piece);
+    }
+    if (!p.pushes) return;
+    for (int y = p.scan + team_lane(); y <= p.x; y += kTeam) {
+      const int pushed = own_.pushed_pool[y];
+      if (pushed < p.scan) add(p, z_of(pushed), z_of(pushed) - 1, t, -1, piece);
+    }
+  }
+
+  // The piece of f just above t, by a team. Each lane looks for one of four counts.
+  __device__ Piece piece_at(const Prefix& p, double t, Bounds& mine) const {
+    mine.count = count_above(mine.values, mine.low, mine.high, t, team_lane() % 2);
+    const int team = static_cast<int>(threadIdx.x) % 32 / kTeam * kTeam;
+    const int support = __shfl_sync(team_mask(), mine.count, team),
+              begin = __shfl_sync(team_mask(), mine.count, team + 1),
+              end = __shfl_sync(team_mask(), mine.count, team + 2),
+              first = __shfl_sync(team_mask(), mine.count, team + 3);
     Piece piece;  // the lane's share
     double sum = 0;
-    if (!sum_prefixed(p, base_, sums_, begin, support, support - begin, sum)) {
-      for (int r = begin + lane; r < support; r += lanes) piece.sum += base_[r] - p.centre;
+    if (!sum_prefixed(p.centre, base_, sums_, begin, support, support - begin, sum)) {
+      for (int r = begin + team_lane(); r < support; r += kTeam) piece.sum += base_[r] - p.centre;
     }
-    if (p.tables &&
-        !sum_prefixed(p, own_.ranked, own_.taus.sums, first, end, own_.taus.alive[end] - own_.taus.alive[first], sum)) {
-      for (int r = first + lane; r < end; r += lanes)
+    const int alive = p.tables ? own_.taus.alive[end] - own_.taus.alive[first] : 0;
+    if (p.tables && !sum_prefixed(p.centre, own_.ranked, own_.taus.sums, first, end, alive, sum)) {
+      for (int r = first + team_lane(); r < end; r += kTeam)
         piece.sum += own_.taus.alive[r + 1] > own_.taus.alive[r] ? own_.ranked[r] - p.centre : 0;
     }
-    for (int y = p.scan + lane; y <= p.x; y += lanes) {
-      if (own_.left_pool[y] > p.x) add(p, z_of(y), t, 1, piece);
-      const int pushed = own_.pushed_pool[y];
-      if (pushed < p.scan && p.tables) add(p, z_of(pushed), t, -1, piece);
-    }
-    if constexpr (lanes > 1) {
-      piece.saturated = team_sum(piece.saturated), piece.fractional = team_sum(piece.fractional);
-      piece.sum = team_sum(piece.sum);
-    }
-    piece.saturated += begin, piece.fractional += support - begin, piece.sum += sum;
-    if (p.tables)
-      piece.saturated += own_.taus.alive[first], piece.fractional += own_.taus.alive[end] - own_.taus.alive[first];
+    add_arrivals(p, t, piece);
+    piece.saturated = team_sum(piece.saturated) + begin + (p.tables ? own_.taus.alive[first] : 0);
+    piece.fractional = team_sum(piece.fractional) + support - begin + alive;
+    piece.sum = team_sum(piece.sum) + sum;
     return piece;
   }
 
+  // Members when the base's document has seen its last newcomer of the chunk: own ones, and the worst of those.
+  __device__ void find_last_members() {
+    int members = 0, worst = -1;
+    for (int y = thread() % 32; y < continuing_; y += 32) {
+      if (own_.left_k[y] != kNever) continue;
+      ++members;
+      worst = own_.rank[y] > worst ? own_.rank[y] : worst;
+    }
+    last_members_ = warp_sum(members), last_worst_ = warp_max(worst);
+  }
+  // The first arrival from y on, below `end`, that pushed out a member; `end`: none.
+  __device__ int next_push(int y, int end) const {
+    while (y < end) {
+      const unsigned bits = own_.taus.pushes[y / 32] >> y % 32;
+      if (bits != 0) {
+        y += __ffs(static_cast<int>(bits)) - 1;
+        return y < end ? y : end;
+      }
+      y = (y / 32 + 1) * 32;
+    }
+    return end;
+  }
   // z of the worst of the k members after own key x, whose document's first arrival is `first`. The next newcomer of
-  // the document pushes it out.
+  // the document pushes it out. A team calls it.
   __device__ double least_member(int x, int first, int base) const {
-    const int end = x < continuing_ ? continuing_ : size_;
-    for (int y = x + 1; y < end && own_.first[y] <= first; ++y) {
+    const int end = x < continuing_ ? continuing_ : size_, y = next_push(x + 1, end);
+    if (y < end && own_.first[y] <= first) {
       const int pushed = own_.pushed_k[y];
-      if (pushed != kNever) return pushed & kBaseMark ? base_[pushed & ~kBaseMark] : z_of(pushed);
+      return pushed & kBaseMark ? base_[pushed & ~kBaseMark] : z_of(pushed);
     }
-    int members = static_cast<int>(k_), worst = -1;
-    for (int y = first; y <= x; ++y) {
-      if (own_.left_k[y] <= x) continue;
-      --members;
-      if (worst < 0 || own_.rank[y] > own_.rank[worst]) worst = y;
+    int members = last_members_, worst = last_worst_;  // a rank
+    if (x >= continuing_) {
+      members = 0, worst = -1;
+      for (int w = first + team_lane(); w <= x; w += kTeam) {
+        if (own_.left_k[w] <= x) continue;
+        ++members;
+        worst = own_.rank[w] > worst ? own_.rank[w] : worst;
+      }
+      members = team_sum(members);
+      for (int offset = 1; offset < kTeam; offset *= 2) {
+        const int other = __shfl_xor_sync(team_mask(), worst, offset);
+        worst = other > worst ? other : worst;
+      }
     }
-    const double own = worst >= 0 ? z_of(worst) : INFINITY, old = base > 0 && members > 0 ? base_[members - 1] : own;
+    const int left = static_cast<int>(k_) - members;
+    const double own = worst >= 0 ? own_.ranked[worst] : INFINITY, old = base > 0 && left > 0 ? base_[left - 1] : own;
     return own < old ? own : old;
   }
 
-  // After own key x; x = -1: of the base alone. A team calls it.
-  __device__ double threshold(int x, double guess) const {
+  // After own key x; x = -1: of the base alone. A team calls it, in the turn whose slots begin at arrival `turn`.
+  __device__ double threshold(int x, int turn, double guess) const {
     const bool continues = x < continuing_;
     const int first = x < 0 ? 0 : own_.first[x], base = continues ? n_ : 0, count = base + x + 1 - first;
     // Prefixes of at most k candidates see no threshold; before a full base nobody was left out.
     if (count < k_ || (base < P_ && count == k_)) return -INFINITY;
     const double least = least_member(x, first, base);
-    const bool tables = first == 0 && x >= kBlock - 1;
-    const int scan = tables ? (x + 1) / kBlock * kBlock - 1 : first;
+    Prefix p{x, first, turn, 0, 0, first == 0 && x >= kBlock - 1, false, least - 1};
+    if (p.tables) p.scan = turn;
     int own = 0;  // keys in the pool
-    for (int y = scan + team_lane(); y <= x; y += kTeam) {
-      own += own_.left_pool[y] > x;
-      own -= tables && own_.pushed_pool[y] < scan;
+#pragma unroll 4
+    for (int v = 0; v < kBlock / kTeam; ++v) {
+      const int y = turn + v * kTeam + team_lane();
+      const bool looked = y >= p.scan && y <= x, in = looked && own_.left_pool[looked ? y : 0] > x;
+      p.in |= static_cast<unsigned>(in) << v;
+      own += in;
+      const int pushed = looked && p.tables ? own_.pushed_pool[y] : kNever;
+      if (pushed >= p.scan) continue;
+      --own;
+      p.pushes = p.pushes || z_of(pushed) > p.centre;  // others lie below every t
     }
-    const int pool = (P_ < count ? P_ : count) - team_sum(own) - (tables ? own_.taus.alive[kChunk] : 0);
-    return cross({scan, x, pool, tables, least - 1}, least - 1, least, guess);
+    for (int y = p.scan + team_lane(); y < turn; y += kTeam) own += own_.left_pool[y] > x;
+    p.pool = (P_ < count ? P_ : count) - team_sum(own) - (p.tables ? own_.taus.alive[kChunk] : 0);
+    return cross(p, least, guess);
   }
 
   // A place near the base's threshold: every thread looks at one. Begins behind a barrier and ends with one.
   __device__ double guess_start() const {
     if (n_ < k_) return -INFINITY;
-    const double high = base_[k_ - 1], low = high - 1, t = low + thread() * (1.0 / kSettleThreads);
-    const Piece piece = piece_at<1>({0, -1, n_, false, low}, t);
-    const bool enough = piece.sum + piece.saturated - piece.fractional * (t - low) >= static_cast<double>(k_);
+    const double low = base_[k_ - 1] - 1, t = low + thread() * (1.0 / kSettleThreads);
+    const int support = count_above(base_, 0, n_, t, 0), begin = count_above(base_, 0, n_, t, 1);
+    double sum = 0;
+    if (!sum_prefixed(low, base_, sums_, begin, support, support - begin, sum)) {
+      for (int r = begin; r < support; ++r) sum += base_[r] - low;
+    }
+    const bool enough = sum + begin - (support - begin) * (t - low) >= static_cast<double>(k_);
     const int steps = __syncthreads_count(enough);
     return low + steps * (1.0 / kSettleThreads);
   }
 
-  // sup{t : f(t) >= k}, k the scores >= high = low + 1.
-  __device__ double cross(const Prefix& p, double low, double high, double guess) const {
-    const double floor = low;
-    double t = guess > low && guess < high ? guess : low;
+  // sup{t : f(t) >= k}, k the scores >= high = p.centre + 1.
+  __device__ double cross(const Prefix& p, double high, double guess) const {
+    const double floor = p.centre;
+    const bool own = team_lane() >= 2;
+    Bounds mine{own ? own_.ranked : base_, 0, own ? (p.tables ? candidates_ : 0) : p.pool, 0};
+    double low = floor, t = guess > low && guess < high ? guess : low;
     bool at_floor = false;
     for (int turn = 0; turn < 128; ++turn) {
-      const Piece piece = piece_at<kTeam>(p, t);
+      const Piece piece = piece_at(p, t, mine);
       const double missing = piece.sum + static_cast<double>(piece.saturated - k_);
       const double next = piece.fractional > 0 ? floor + missing / piece.fractional : floor;
       if (t == floor) {
@@ -270,10 +343,10 @@ class ChunkThresholds : public ChunkLives {
       } else if (next == t) {
         return t;
       }
-      if (missing - piece.fractional * (t - floor) >= 0) low = t;
-      else high = t;
+      if (missing - piece.fractional * (t - floor) >= 0) low = t, mine.high = mine.count;
+      else high = t, mine.low = mine.count;
       if (next <= floor && !at_floor) {
-        t = floor;
+        t = floor, mine.high = own ? (p.tables ? candidates_ : 0) : p.pool;
         continue;
       }
       t = next > low && next < high ? next : low + (high - low) / 2;
@@ -283,9 +356,10 @@ class ChunkThresholds : public ChunkLives {
   }
 
   double centre_ = 0;
+  int last_members_ = 0, last_worst_ = -1;
 };
 
-__global__ void __launch_bounds__(kSettleThreads) settle(const Chunks c) {
+__global__ void __launch_bounds__(kSettleThreads, 4) settle(const Chunks c) {
   __shared__ Own own;
   ChunkThresholds s(c, own, reinterpret_cast<double*>(dynamic_shared()));
   s.read();
@@ -297,46 +371,11 @@ __global__ void __launch_bounds__(kSettleThreads) settle(const Chunks c) {
   s.write_thresholds();
 }
 
-// One warp a chunk.
-__global__ void __launch_bounds__(kThreads) raise_thresholds(const Chunks c) {
-  const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (item >= c.rows * c.chunks) return;  // whole warps leave
-  const std::int64_t row = item / c.chunks, chunk = item % c.chunks, start = chunk * kChunk;
-  const auto highest = [&](std::int64_t begin, std::int64_t end) {  // at the ends of the document's chunks
-    double most = -INFINITY;
-    for (std::int64_t x = begin / kChunk + lane; x < end; x += 32) {
-      const double tau = c.last_tau[row * c.chunks + x];
-      most = tau > most ? tau : most;
-    }
-    return warp_max(most);
-  };
-  const std::int64_t last = start + kChunk - 1 < c.a.T ? start + kChunk - 1 : c.a.T - 1,
-                     last_begin = c.begin_of(row, last);
-  const double settled = highest(last_begin, chunk + 1);
-  if (lane == 0) c.settled_tau[item] = settled;
-  const std::int64_t begin = c.begin_of(row, start);
-  if (begin == start) return;
-  const double before = highest(begin, chunk);
-  const std::int64_t end = c.end_of(row, start) - c.a.delay, stop = end < start + kChunk ? end : start + kChunk;
-  double* tau = c.a.tau_BHT + row * c.a.T + c.a.delay;
-  for (std::int64_t j = start + lane;; j += 32) {
-    const bool low = j < stop && tau[j] < before;
-    if (low) tau[j] = before;
-    if (__ballot_sync(0xffffffffu, low) == 0) break;
-  }
-}
-
 }  // namespace
 
 void settle_chunks(const Chunks& c, const Stream& stream) {
   const auto bytes = static_cast<std::size_t>(2 * c.P + 1) * sizeof(double);
   start("selection: settle", settle, c.rows * c.count, kSettleThreads, bytes, stream, c);
-}
-
-void settle_thresholds(const Chunks& c, const Stream& stream) {
-  constexpr int kWarps = kThreads / 32;
-  start("selection: thresholds", raise_thresholds, (c.rows * c.chunks + kWarps - 1) / kWarps, kThreads, 0, stream, c);
 }
 
 }  // namespace sieve::cuda
