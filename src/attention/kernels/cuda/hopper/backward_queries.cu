@@ -112,8 +112,6 @@ __device__ inline void finish(const Engine& e, const Tile& t, const OwnQueries& 
 template <int D, bool kScored>
 __device__ __forceinline__ void add_blocks(Consumer<D, 2>& stream, const OwnQueries& q, QueryScalars& own, float factor,
                                            float (&dq)[D / 2]) {
-  const std::uint32_t queries = shared_address(stream.ring.left(stream.group, 0)),
-                      douts = shared_address(stream.ring.left(stream.group, 1));
   float s[kPairs], dp[kPairs];
   std::uint32_t ds[kBlockKeys / 16][4];
   int held = -1;  // stage whose keys may still be read by the product that makes dQ
@@ -128,8 +126,8 @@ __device__ __forceinline__ void add_blocks(Consumer<D, 2>& stream, const OwnQuer
       continue;
     }
     fence_products();
-    issue_rows_by_rows<kBlockKeys, D>(s, queries, kSlabBytes, stream.keys(), kSlabBytes);
-    issue_rows_by_rows<kBlockKeys, D>(dp, douts, kSlabBytes, stream.values(stream.at.stage), kSlabBytes);
+    issue_pairs<D>(s, stream.left(0), stream.keys(stream.at.stage));
+    issue_pairs<D>(dp, stream.left(1), stream.values(stream.at.stage));
     commit_products();
     wait_products<1>();
     if (held >= 0) stream.release(held);
@@ -146,7 +144,7 @@ __device__ __forceinline__ void add_blocks(Consumer<D, 2>& stream, const OwnQuer
     }
     pack_left<kBlockKeys>(ds, s);
     fence_products();
-    issue_left_by_rows<D, kBlockKeys>(dq, ds, stream.keys(), kSlabBytes);
+    issue_sums<D>(dq, ds, stream.keys(stream.at.stage));
     commit_products();
   }
   wait_products<0>();
@@ -168,7 +166,7 @@ __device__ __forceinline__ void consume(Consumer<D, 2>& stream) {
     float dq[D / 2];
 #pragma unroll
     for (int x = 0; x < D / 2; ++x) dq[x] = 0;
-    stream.await_left();
+    stream.await_left(item);
     add_blocks<D, kScored>(stream, q, own, factor, dq);
     stream.meet_group();
     stream.fetch(item + gridDim.x);
@@ -185,12 +183,12 @@ __global__ void __launch_bounds__(kStreamThreads<D>, 1)
   ring.open();
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0) - 1;
   if (group < 0) {
-    keep_registers<kProducerRegisters>();
+    keep_registers<kProducerRegisters<D>>();
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     KeyProducer<D, 2, kScored>{e, ring, warp}.run(&k, &v, items);
   } else {
     take_registers<kConsumerRegisters<D>>();
-    Consumer<D, 2> stream{e, ring, items, &q, &dout, group, {}};
+    Consumer<D, 2> stream(e, ring, items, &q, &dout, group);
     consume<D, kScored>(stream);
   }
 }

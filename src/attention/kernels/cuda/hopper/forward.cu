@@ -49,7 +49,8 @@ __device__ __forceinline__ void gates_of(float (&m)[4], const KeyScalars& keys, 
 #pragma unroll
   for (int x = 0; x < 4; ++x) m[x] = __saturatef((x % 2 == 0 ? z.x : z.y) - tau[row_at(x)]);
 }
-__device__ __forceinline__ void gate_logits(float (&s)[kPairs], const KeyScalars& keys, const float (&tau)[2]) {
+// Times m: logits, or weights of a softmax, which become those of the values.
+__device__ __forceinline__ void gate(float (&s)[kPairs], const KeyScalars& keys, const float (&tau)[2]) {
 #pragma unroll
   for (int n = 0; n < kPairs; n += 4) {
     float m[4];
@@ -58,35 +59,21 @@ __device__ __forceinline__ void gate_logits(float (&s)[kPairs], const KeyScalars
     for (int x = 0; x < 4; ++x) s[n + x] *= m[x];
   }
 }
-// Weights become those of the values; the denominator is theirs (prob) or that of the logits alone.
-__device__ __forceinline__ void gate_and_add_up(float (&s)[kPairs], Running& run, const KeyScalars& keys,
-                                                const float (&tau)[2], bool prob) {
-#pragma unroll
-  for (int n = 0; n < kPairs; n += 4) {
-    float m[4];
-    gates_of(m, keys, n, tau);
-#pragma unroll
-    for (int x = 0; x < 4; ++x) {
-      const float weight = s[n + x] * m[x];
-      run.sum[row_at(x)] += prob ? weight : s[n + x];
-      s[n + x] = weight;
-    }
-  }
-}
-
 // Logits of a block become weights of its values. True: the sums so far shrink.
 template <bool kGates>
 __device__ __forceinline__ bool absorb(float (&s)[kPairs], Running& run, float (&shrink)[2], Scaling scaling,
                                        const OwnQueries& q, BlockClass c, const KeyScalars& keys, GateMode mode,
                                        const float (&tau)[2]) {
-  if (kGates && c.gated && mode == GateMode::kv) gate_logits(s, keys, tau);
+  if (kGates && c.gated && mode == GateMode::kv) gate(s, keys, tau);
   if (c.masked) {
     visit_block(q, keys, [&](int x, bool alive) { s[x] = alive ? s[x] : kMaskedLogit; });
   }
   const bool shrinks = raise(s, run, shrink, scaling);
   weigh(s, run, scaling);
-  if (kGates && c.gated) gate_and_add_up(s, run, keys, tau, mode == GateMode::prob);
-  else add_up(s, run);
+  const bool prob = kGates && mode == GateMode::prob;  // the denominator is that of the gated weights
+  if (!prob) add_up(s, run);
+  if (kGates && c.gated) gate(s, keys, tau);
+  if (prob) add_up(s, run);
   return shrinks;
 }
 
@@ -109,64 +96,86 @@ __device__ inline void finish(const Engine& e, const Tile& t, const OwnQueries& 
   store_rows<D>(sums, inverse, rows, real);
 }
 
-// A warpgroup's 64 queries of one tile.
+// A warpgroup's 64 queries of one tile. Two sets of logits take turns: one becomes weights while the other is computed.
 template <int D, bool kGates>
 struct ForwardTile {
+  static constexpr int kStages = KeyRing<D, 1>::kStages;
   Consumer<D, 1>& stream;
   const OwnQueries& q;
   const Scaling scaling;
   Running run;
   float tau[2] = {0, 0};
+  BlockClass now;  // of the block whose logits are computed last
+  int held = 0;    // stage of the block whose weights wait for the product with its values
   std::uint32_t queries[D / 16][4], weights[kBlockKeys / 16][4];
-  float s[kPairs], sums[D / 2];
+  float even[kPairs], odd[kPairs], sums[D / 2];
 
-  __device__ __forceinline__ void issue_logits() {
-    fence_products();
-    issue_held_by_rows<kBlockKeys, D>(s, queries, stream.keys());
-    commit_products();
-  }
-  __device__ __forceinline__ void issue_values(int stage) {
-    issue_left_by_rows<D, kBlockKeys>(sums, weights, stream.values(stage), kSlabBytes);
-    commit_products();
-  }
   __device__ __forceinline__ void rescale(const float (&shrink)[2]) {
 #pragma unroll
     for (int x = 0; x < D / 2; ++x) sums[x] *= shrink[row_at(x)];
   }
-  __device__ __forceinline__ bool absorb_block(float (&shrink)[2], BlockClass c) {
-    pin(s);
-    return absorb<kGates>(s, run, shrink, scaling, q, c, stream.scalars(), stream.e.gate.mode, tau);
+  // Blocks from the stream's place on that can arrive while `held` is held: the ring has no stage for more.
+  __device__ __forceinline__ int reach() const {
+    const int past = stream.at.stage - held;
+    return past > 0 ? kStages - past : -past;
+  }
+  // Goes to the next block that concerns the warpgroup and gives those before it back. False: none is left or, where
+  // blocks are held, in reach.
+  template <bool kHolds>
+  __device__ __forceinline__ bool find() {
+    for (int most = kHolds ? reach() : 1; most > 0 && !now.last; most -= kHolds) {
+      const BlockClass next = stream.open();
+      if (kHolds && !next.seen && !KeyRing<D, 1>::kAnyOrder) return false;
+      now = next;
+      if (now.seen) return true;
+      stream.release(stream.at.stage);
+      stream.at.advance();
+    }
+    return false;
   }
 
-  // Consecutive blocks that concern the warpgroup, from the one at the stream's place on. Ends with the tile, or at the
-  // first block (now c) that does not.
-  __device__ __forceinline__ void take_blocks(BlockClass& c) {
-    float shrink[2];
-    issue_logits();
-    wait_products<0>();
-    if (absorb_block(shrink, c)) rescale(shrink);
-    pack_left<kBlockKeys>(weights, s);
-    int held = stream.at.stage;  // its values are not yet weighed
-    for (;;) {
-      stream.at.advance();
-      if (c.last) break;
-      c = stream.open();
-      if (!c.seen) break;
-      issue_logits();
-      issue_values(held);
-      wait_products<1>();
-      const bool shrinks = absorb_block(shrink, c);
-      // Never so; it makes the compiler wait for the values' product behind the exponentials, not before them.
-      if (run.sum[0] + run.sum[1] < 0) __trap();
-      wait_products<0>();
-      pin(sums);
-      stream.release(held);
-      held = stream.at.stage;
-      if (shrinks) rescale(shrink);
-      pack_left<kBlockKeys>(weights, s);
-    }
+  // The logits s become weights, while `next` becomes the logits of the next block and the last block's weights meet
+  // its values. All products are issued and awaited in here: what they read in registers must not outlive a loop's end.
+  // False: no next block was in reach.
+  __device__ __forceinline__ bool turn(float (&s)[kPairs], float (&next)[kPairs]) {
+    const int own = stream.at.stage;
+    const BlockClass c = now;
+    stream.at.advance();
+    const bool more = find<true>();
     fence_products();
-    issue_values(held);
+    issue_held<D>(next, queries, stream.keys(more ? stream.at.stage : own));
+    issue_sums<D>(sums, weights, stream.values(held));
+    commit_products();
+    float shrink[2];
+    const bool shrinks =
+        absorb<kGates>(s, run, shrink, scaling, q, c, stream.ring.scalars(own), stream.e.gate.mode, tau);
+    // Never so; it makes the compiler wait for the products behind the exponentials, not before them.
+    if (run.sum[0] + run.sum[1] < 0) stream.ring.scalars(own).padding[0] = 0;
+    wait_products<0>();
+    pin(next);
+    pin(sums);
+    if (held != own) stream.release(held);
+    held = own;
+    if (shrinks) rescale(shrink);
+    pack_left<kBlockKeys>(weights, s);
+    return more;
+  }
+  // From the block at the stream's place on.
+  __device__ __forceinline__ void take_reachable() {
+    // The first turn weighs its own block with nothing, the last computes logits that nobody reads: a product under a
+    // condition would make the compiler wait for every one.
+    held = stream.at.stage;
+#pragma unroll
+    for (int k = 0; k < kBlockKeys / 16; ++k) weights[k][0] = weights[k][1] = weights[k][2] = weights[k][3] = 0;
+    fence_products();
+    issue_held<D>(even, queries, stream.keys(stream.at.stage));
+    commit_products();
+    wait_products<0>();
+    pin(even);
+    while (turn(even, odd) && turn(odd, even)) {}
+    fence_products();
+    issue_sums<D>(sums, weights, stream.values(held));
+    commit_products();
     wait_products<0>();
     pin(sums);
     stream.release(held);
@@ -174,18 +183,7 @@ struct ForwardTile {
   __device__ __forceinline__ void take_all() {
 #pragma unroll
     for (int x = 0; x < D / 2; ++x) sums[x] = 0;
-    BlockClass c = stream.open();
-    for (;;) {
-      if (!c.seen) {
-        stream.release(stream.at.stage);
-        stream.at.advance();
-        if (c.last) break;
-        c = stream.open();
-        continue;
-      }
-      take_blocks(c);
-      if (c.seen) break;  // it was the last; else the next to be skipped
-    }
+    while (find<false>()) take_reachable();
   }
 };
 
@@ -200,7 +198,7 @@ __device__ __forceinline__ void consume(Consumer<D, 1>& stream) {
     const OwnQueries q(e, t, stream.group);
     ForwardTile<D, kGates> work{stream, q, scaling};
     if constexpr (kGates) load_tau(e, t, q, work.tau);
-    stream.await_left();
+    stream.await_left(item);
     hold_left<D>(work.queries, stream.ring.left(stream.group, 0));
     stream.meet_group();
     stream.fetch(item + gridDim.x);
@@ -217,12 +215,12 @@ __global__ void __launch_bounds__(kStreamThreads<D>, 1)
   ring.open();
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0) - 1;
   if (group < 0) {
-    keep_registers<kProducerRegisters>();
+    keep_registers<kProducerRegisters<D>>();
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     KeyProducer<D, 1, kGates>{e, ring, warp}.run(&k, &v, items);
   } else {
     take_registers<kConsumerRegisters<D>>();
-    Consumer<D, 1> stream{e, ring, items, &q, nullptr, group, {}};
+    Consumer<D, 1> stream(e, ring, items, &q, nullptr, group);
     consume<D, kGates>(stream);
   }
 }

@@ -22,9 +22,11 @@ inline constexpr int kTileQueries = kGroups<D>* kBlockKeys;
 template <int D>
 inline constexpr int kStreamThreads = (kGroups<D> + 1) * kWarpgroup;
 // Registers of a thread: 65,536 are shared by all.
-inline constexpr int kProducerRegisters = 40;
 template <int D>
-inline constexpr int kConsumerRegisters = D == 64 ? 152 : 232;
+inline constexpr int kProducerRegisters = D == 64 ? 32 : 40;
+template <int D>
+inline constexpr int kConsumerRegisters = D == 64 ? 160 : 232;
+inline constexpr int kProducerWarps = kWarpgroup / 32;
 
 // What warpgroup w has to do with a block: bit w of three groups of four bits. kMasked: some of its queries may not see
 // some of the keys; kGated: for some pair m is not known to be 1, or may lie in the band. kLast: of its tile.
@@ -39,6 +41,13 @@ struct KeyScalars {
   std::int32_t first;   // first key of a block of the window; -1: gathered
   std::int32_t padding[2];
 };
+
+// The same number, of which the compiler knows nothing: what follows from it is computed anew where it is used, not
+// held in registers from one end of a tile to the other.
+__device__ inline int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 // What a launch works through: tiles of `heads` query heads of every batch row, `group` of which share keys.
 struct Items {
@@ -83,10 +92,10 @@ struct Cursor {
   int stage = 0;
   std::uint32_t phase = 0;
 
-  __device__ void advance(int blocks = 1) {
-    stage += blocks;
-    phase ^= static_cast<std::uint32_t>(stage / kStages) & 1;
-    stage %= kStages;
+  __device__ void advance() {
+    const bool around = stage + 1 == kStages;
+    phase ^= around ? 1 : 0;
+    stage = around ? 0 : stage + 1;
   }
 };
 
@@ -95,7 +104,10 @@ struct Cursor {
 template <int D, int kLeft>
 struct KeyRing {
   static constexpr int kTileBytes = D / kSlabFeatures * kSlabBytes;
-  static constexpr int kStages = D == 64 ? 6 : 6 - kLeft;
+  static constexpr int kStages = D == 64 ? 8 : 6 - kLeft;
+  // A warp of producers only ever meets its own stages, then, and knows how often each was given back. Else it knows
+  // that of the stage before only, and stages must be given back in their order.
+  static constexpr bool kAnyOrder = kStages % kProducerWarps == 0;
   static constexpr int kLeftAt = kStages * 2 * kTileBytes;
   static constexpr int kScalarsAt = kLeftAt + kGroups<D> * kLeft * kTileBytes;
   static constexpr int kBarriersAt = kScalarsAt + kStages * static_cast<int>(sizeof(KeyScalars));
@@ -139,16 +151,19 @@ struct KeyRing {
 template <int D, int kLeft, bool kScored>
 struct KeyProducer {
   using Ring = KeyRing<D, kLeft>;
-  using Place = Cursor<Ring::kStages>;
-  static constexpr int kWarps = kWarpgroup / 32, kHalf = kBlockKeys / 2;
+  static constexpr int kWarps = kProducerWarps, kHalf = kBlockKeys / 2;
   // A warp that finds its last block's stage free knows that the stage of this one is at most one use behind: barriers
   // tell only odd uses from even ones.
   static_assert(Ring::kStages >= kWarps);
   const Engine& e;
   const Ring ring;
-  const int warp;  // this one
-  Place at{};
-  int turn = 0;  // the warp that takes the block at `at`
+  const int warp;     // this one
+  unsigned done = 0;  // blocks that all warps have taken together; registers are few
+
+  __device__ static int stage_of(unsigned block) { return static_cast<int>(block % Ring::kStages); }
+  __device__ void await_empty(unsigned block) const {
+    wait(ring.empty(stage_of(block)), (block / Ring::kStages & 1) ^ 1);
+  }
 
   // What is known of one key, on its way from global memory to a stage.
   struct Known {
@@ -166,9 +181,10 @@ struct KeyProducer {
       any[w] = span_of(e, kNearSpan, t.b, qa).begin, all[w] = span_of(e, kNearSpan, t.b, qb - 1).begin;
     }
     const int first = t.first_block(e);
-    for (int key = t.last_block(); key >= first; key -= kBlockKeys, at.advance(), turn = (turn + 1) % kWarps) {
-      if (turn != warp) continue;
-      wait(ring.empty(at.stage), at.phase ^ 1);
+    for (int key = t.last_block(); key >= first; key -= kBlockKeys, ++done) {
+      if (static_cast<int>(done % kWarps) != warp) continue;
+      await_empty(done);
+      const int stage = stage_of(done);
       if (lane() == 0) {
         std::uint32_t flags = key == first && !rows_follow ? kLast : 0;
 #pragma unroll
@@ -177,32 +193,32 @@ struct KeyProducer {
           if (qa < t.q1 && key <= qa && key + kBlockKeys > any[w]) flags |= kSeen << w;
           if (key == qa || key < all[w]) flags |= kMasked << w;
         }
-        ring.scalars(at.stage).flags = flags, ring.scalars(at.stage).first = key;
-        copy_block(t, k, v, key);
+        ring.scalars(stage).flags = flags, ring.scalars(stage).first = key;
+        copy_block(t, k, v, key, stage);
       } else {
-        arrive(ring.full(at.stage));
+        arrive(ring.full(stage));
       }
     }
   }
   // One thread: its arrival, too.
-  __device__ void copy_block(const Tile& t, const CUtensorMap* k, const CUtensorMap* v, int key) const {
-    std::uint64_t* full = ring.full(at.stage);
+  __device__ void copy_block(const Tile& t, const CUtensorMap* k, const CUtensorMap* v, int key, int stage) const {
+    std::uint64_t* full = ring.full(stage);
     arrive_expecting(full, 2 * Ring::kTileBytes);
 #pragma unroll
     for (int s = 0; s < D / kSlabFeatures; ++s) {
-      copy_box(ring.keys(at.stage) + s * kSlabBytes, k, full, s * kSlabFeatures, t.kv, key, t.b);
-      copy_box(ring.values(at.stage) + s * kSlabBytes, v, full, s * kSlabFeatures, t.kv, key, t.b);
+      copy_box(ring.keys(stage) + s * kSlabBytes, k, full, s * kSlabFeatures, t.kv, key, t.b);
+      copy_box(ring.values(stage) + s * kSlabBytes, v, full, s * kSlabFeatures, t.kv, key, t.b);
     }
   }
 
-  __device__ Known look_up(const Tile& t, int key, double center) const {
+  __device__ Known look_up(const Tile& t, int key) const {
     Known n;
     if (key < 0) return n;
     const std::int64_t j = t.list_row(e) * e.T + key;
     const Interval seen = spans::selected_queries(key, {e.plan.from_BHT[j], e.plan.to_BHT[j]}, e.plan.window);
     n.from = seen.begin, n.to = seen.end;
     if constexpr (kScored) {
-      n.z = static_cast<float>(e.gate.z[j] - center);
+      n.z = static_cast<float>(e.gate.z[j] - t.center(e));  // read anew each time: registers are few
       n.band_from = e.gate.band_from[j], n.band_to = e.gate.band_to[j];
     }
     return n;
@@ -229,32 +245,25 @@ struct KeyProducer {
     }
     return flags;
   }
-  // Lane l knows the keys l and l + 32.
-  __device__ void publish(KeyScalars& to, const Tile& t, const Known (&known)[2], bool steady, bool last) const {
-    std::uint32_t flags = steady ? steady_flags(t) : flags_of(t, known[0]) | flags_of(t, known[1]);
-    flags = __reduce_or_sync(0xffffffffu, flags);
-    if (lane() == 0) to.flags = flags | (last ? static_cast<std::uint32_t>(kLast) : 0), to.first = -1;
-    if (steady) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = half * kHalf + lane();
-      const Known& n = known[half];
-      to.from[r] = n.from, to.to[r] = n.to;
-      if constexpr (kScored) to.z[r] = n.z, to.band_from[r] = n.band_from, to.band_to[r] = n.band_to;
-    }
+  // Writes what is known of key r of a stage; its flags.
+  __device__ std::uint32_t publish(KeyScalars& to, const Tile& t, int r, int key) const {
+    const Known n = look_up(t, key);
+    to.from[r] = n.from, to.to[r] = n.to;
+    if constexpr (kScored) to.z[r] = n.z, to.band_from[r] = n.band_from, to.band_to[r] = n.band_to;
+    return flags_of(t, n);
   }
 
-  // 64 rows of keys and values, 8 lanes each; zeros where there is no key.
+  // 64 rows of keys and values, 8 lanes each; zeros where there is no key. k and v are the same for all lanes.
   __device__ void gather(int stage, const unsigned char* k, const unsigned char* v, const int (&key)[2]) const {
     const auto k_stride = static_cast<std::uint32_t>(e.k.stride * 2),
                v_stride = static_cast<std::uint32_t>(e.v.stride * 2);
     const std::uint32_t keys = shared_address(ring.keys(stage)), values = shared_address(ring.values(stage));
-#pragma unroll 2
+#pragma unroll 1
     for (int pass = 0; pass < kBlockKeys / 4; ++pass) {
       const int row = pass * 4 + lane() / 8;
       const int j = __shfl_sync(0xffffffffu, row < kHalf ? key[0] : key[1], row % kHalf);
-      const std::uint64_t real = static_cast<std::uint32_t>(j < 0 ? 0 : j);
-      const unsigned char *k_row = k + real * k_stride, *v_row = v + real * v_stride;
+      const std::uint64_t real = static_cast<std::uint32_t>(j < 0 ? 0 : j), piece = lane() % 8 * 16u;
+      const unsigned char *k_row = k + (real * k_stride + piece), *v_row = v + (real * v_stride + piece);
       const std::uint32_t to = swizzled(static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(lane() % 8));
 #pragma unroll
       for (int s = 0; s < D / kSlabFeatures; ++s) {
@@ -264,10 +273,10 @@ struct KeyProducer {
     }
     commit_copies();
   }
-  // This thread's 16 bytes of the row of position 0.
+  // The row of position 0.
   __device__ const unsigned char* source(const Rows& rows, const Tile& t) const {
     const auto* base = static_cast<const unsigned char*>(rows.base);
-    return base + (t.b * e.T * rows.stride + rows.offset + t.kv * D) * 2 + lane() % 8 * 16;
+    return base + (t.b * e.T * rows.stride + rows.offset + t.kv * D) * 2;
   }
 
   // Ids are loaded ahead; what is known of the keys arrives beside their rows.
@@ -278,25 +287,28 @@ struct KeyProducer {
       const int entry = block * kBlockKeys + half * kHalf + lane();
       return entry < count ? list[entry] : -1;
     };
-    const double center = kScored ? t.center(e) : 0;
     const unsigned char *k = source(e.k, t), *v = source(e.v, t);
-    const int mine = (warp - turn + kWarps) % kWarps;
+    const int mine = static_cast<int>((static_cast<unsigned>(warp) - done) % kWarps);
     int key[2] = {id(mine, 0), id(mine, 1)};
-    Place place = at;
-    place.advance(mine);
-    for (int block = mine; block < blocks; block += kWarps, place.advance(kWarps)) {
-      wait(ring.empty(place.stage), place.phase ^ 1);
-      gather(place.stage, k, v, key);
-      const bool is_steady = (block + 1) * kBlockKeys <= steady;
-      Known known[2];
-      if (!is_steady) known[0] = look_up(t, key[0], center), known[1] = look_up(t, key[1], center);
+    for (int block = mine; block < blocks; block += kWarps) {
+      const int stage = stage_of(done + block);
+      await_empty(done + block);
+      gather(stage, k, v, key);
+      KeyScalars& scalars = ring.scalars(stage);
+      std::uint32_t flags = steady_flags(t);
+      if ((block + 1) * kBlockKeys > steady) {  // lane l knows the keys l and l + 32, one after the other
+        flags = publish(scalars, t, lane(), key[0]);
+        __syncwarp();
+        flags = __reduce_or_sync(0xffffffffu, flags | publish(scalars, t, lane() + kHalf, key[1]));
+      }
+      if (lane() == 0)
+        scalars.flags = flags | (block + 1 == blocks ? static_cast<std::uint32_t>(kLast) : 0), scalars.first = -1;
       key[0] = id(block + kWarps, 0), key[1] = id(block + kWarps, 1);
-      publish(ring.scalars(place.stage), t, known, is_steady, block + 1 == blocks);
       wait_copies<0>();
       fence_shared_for_async();
-      arrive(ring.full(place.stage));
+      arrive(ring.full(stage));
     }
-    at.advance(blocks), turn = (turn + blocks) % kWarps;
+    done += static_cast<unsigned>(blocks);
   }
 
   __device__ void run(const CUtensorMap* k, const CUtensorMap* v, const Items& items) {

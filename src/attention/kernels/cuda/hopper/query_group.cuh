@@ -17,20 +17,15 @@ __device__ inline constexpr int column_at(int x) { return x / 4 * 8 + x % 2; }
 
 // What a block means to a warpgroup; the same for all its threads.
 struct BlockClass {
-  bool seen, masked, gated, last;
+  bool seen = false, masked = false, gated = false, last = false;
 
+  BlockClass() = default;
   __device__ BlockClass(const KeyScalars& keys, int group) {
     const std::uint32_t all = __shfl_sync(0xffffffffu, keys.flags, 0), own = all >> group;
     seen = (own & kSeen) != 0, masked = (own & kMasked) != 0, gated = (own & kGated) != 0, last = (all & kLast) != 0;
   }
 };
 
-// The same number, of which the compiler knows nothing: what follows from it is computed anew where it is used, not
-// held in registers from one end of a tile to the other.
-__device__ inline int opaque(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 __device__ inline int thread_of_group() { return opaque(static_cast<int>(threadIdx.x % kWarpgroup)); }
 
 // The thread's two queries, i and i + 8, and the first key that each sees in the window.
@@ -43,18 +38,38 @@ struct OwnQueries {
     begin[0] = span_of(e, kNearSpan, t.b, i).begin, begin[1] = span_of(e, kNearSpan, t.b, i + 8).begin;
   }
 };
+// The part of tile_descriptor that moves, in steps of 16 bytes. Additions lead from tile to tile and from step to step:
+// a product waits for one instruction, not for an address to be taken apart. Known once, the same for a whole warp.
+__device__ inline std::uint32_t warp_descriptor(const unsigned char* tile) {
+  return __shfl_sync(0xffffffffu, (shared_address(tile) & 0x3ffff) >> 4, 0);
+}
+__device__ inline std::uint64_t descriptor_of(std::uint32_t at, std::uint32_t slab_bytes = 16) {
+  return tile_descriptor(0, slab_bytes) + at;
+}
+
 // A warpgroup's end of the stream, and its own tiles (64, D): queries, then output gradients if kLeft is 2.
 template <int D, int kLeft>
 struct Consumer {
   using Ring = KeyRing<D, kLeft>;
+  static constexpr std::uint32_t kTileStep = Ring::kTileBytes >> 4;
   const Engine& e;
   const Ring ring;
   const Items& items;
   const CUtensorMap *queries, *douts;
   const int group;
-  Cursor<Ring::kStages> at;
-  std::uint32_t left_phase = 0;
+  const std::uint32_t ring_at, left_at;  // warp_descriptor of the first stage's keys, of the own tiles
+  Cursor<Ring::kStages> at{};
 
+  __device__ Consumer(const Engine& engine, const Ring& memory, const Items& work, const CUtensorMap* q,
+                      const CUtensorMap* dout, int own)
+      : e(engine),
+        ring(memory),
+        items(work),
+        queries(q),
+        douts(dout),
+        group(own),
+        ring_at(warp_descriptor(memory.keys(0))),
+        left_at(warp_descriptor(memory.left(own, 0))) {}
   __device__ Tile tile(unsigned item) const { return Tile(e, items, item, kTileQueries<D>); }
   // Starts the copies of the warpgroup's tiles; all its threads are done with the last ones.
   __device__ __forceinline__ void fetch(unsigned item) const {
@@ -71,10 +86,7 @@ struct Consumer {
       }
     }
   }
-  __device__ __forceinline__ void await_left() {
-    wait(ring.left_full(group), left_phase);
-    left_phase ^= 1;
-  }
+  __device__ __forceinline__ void await_left(unsigned item) const { wait(ring.left_full(group), item / gridDim.x & 1); }
   __device__ __forceinline__ void meet_group() const { meet(1 + group, kWarpgroup); }
   // Waits for the block at `at`.
   __device__ __forceinline__ BlockClass open() const {
@@ -86,8 +98,14 @@ struct Consumer {
     if (thread_of_group() % 32 == 0) arrive(ring.empty(stage));
   }
   __device__ __forceinline__ const KeyScalars& scalars() const { return ring.scalars(at.stage); }
-  __device__ __forceinline__ std::uint32_t keys() const { return shared_address(ring.keys(at.stage)); }
-  __device__ __forceinline__ std::uint32_t values(int stage) const { return shared_address(ring.values(stage)); }
+  // For descriptor_of.
+  __device__ __forceinline__ std::uint32_t keys(int stage) const {
+    return ring_at + static_cast<std::uint32_t>(stage) * (2 * kTileStep);
+  }
+  __device__ __forceinline__ std::uint32_t values(int stage) const { return keys(stage) + kTileStep; }
+  __device__ __forceinline__ std::uint32_t left(int which) const {
+    return left_at + static_cast<std::uint32_t>(which) * kTileStep;
+  }
 };
 
 // How many of the thread's two queries there are.
@@ -146,13 +164,31 @@ __device__ inline void hold_left(std::uint32_t (&a)[D / 16][4], const unsigned c
     load_matrices(a[d], reinterpret_cast<const bf16*>(at));
   }
 }
-// c (64, N) = A B^T, A in registers, B a tile of N rows. Issues only.
-template <int N, int D>
-__device__ __forceinline__ void issue_held_by_rows(float (&c)[N / 2], const std::uint32_t (&a)[D / 16][4],
-                                                   std::uint32_t b) {
+// Products as in primitives.cuh, tiles given as for descriptor_of. They only issue.
+inline constexpr std::uint32_t kSlabStep = kSlabBytes >> 4, kFeatureStep = 32 >> 4, kRowStep = 16 * kSlabRowBytes >> 4;
+// c (64, 64) = A B^T, A in registers.
+template <int D>
+__device__ __forceinline__ void issue_held(float (&c)[kPairs], const std::uint32_t (&a)[D / 16][4], std::uint32_t b) {
 #pragma unroll
   for (int d = 0; d < D / 16; ++d)
-    product_step<N, false>(c, a[d], tile_descriptor(b + d / 4 * kSlabBytes + d % 4 * 32), d > 0);
+    product_step<kBlockKeys, false>(c, a[d], descriptor_of(b + d / 4 * kSlabStep + d % 4 * kFeatureStep), d > 0);
+}
+// c (64, 64) = A B^T.
+template <int D>
+__device__ __forceinline__ void issue_pairs(float (&c)[kPairs], std::uint32_t a, std::uint32_t b) {
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d) {
+    const std::uint32_t step = d / 4 * kSlabStep + d % 4 * kFeatureStep;
+    product_step<kBlockKeys, false>(c, descriptor_of(a + step), descriptor_of(b + step), d > 0);
+  }
+}
+// c (64, D) += A B over the rows of a block, A in registers.
+template <int D>
+__device__ __forceinline__ void issue_sums(float (&c)[D / 2], const std::uint32_t (&a)[kBlockKeys / 16][4],
+                                           std::uint32_t b) {
+#pragma unroll
+  for (int k = 0; k < kBlockKeys / 16; ++k)
+    product_step<D, true>(c, a[k], descriptor_of(b + k * kRowStep, kSlabBytes), true);
 }
 
 // Lane c of four has words w[n] of columns 8 n + 2 c + {0, 1} and gets columns 8 c .. 8 c + 7.
