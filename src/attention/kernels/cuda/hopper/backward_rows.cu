@@ -14,9 +14,9 @@ __device__ inline void look_up(const Engine& e, KeyNumbers& keys, std::int64_t l
   for (int r = static_cast<int>(threadIdx.x) % kSenders; r < kItemKeys; r += kSenders) {
     const std::int32_t key = r < real ? list[r] : -1;
     keys.key[r] = key;
-    if (key < 0) {
-      keys.from[r] = keys.band_from[r] = kNever;
-      keys.to[r] = keys.band_to[r] = 0;
+    if (key < 0) {  // seen throughout: what comes of it nobody reads, and masks are needless
+      keys.from[r] = keys.band_to[r] = 0;
+      keys.to[r] = keys.band_from[r] = kNever;
       keys.z[r] = 0;
       continue;
     }
@@ -127,19 +127,19 @@ __device__ inline void send_keys(const Engine& e, KeyShared<D>& s, int items) {
 }
 
 // ---- Consumers
-// Gathered keys: intervals of queries, thresholds (differentiate() of engine.cuh has the formulas).
-template <bool kSoft>
+// Gathered keys: intervals of queries, thresholds (differentiate() of engine.cuh has the formulas). kMode matters if
+// kSoft.
+template <bool kSoft, GateMode kMode>
 struct RowPairs {
   static constexpr bool kGates = kSoft;
 
   const KeyNumbers& keys;
   const Lane& lane;
   float factor;
-  GateMode mode;
   float column[2] = {0, 0};  // sums of the score gradient
 
-  __device__ RowPairs(const KeyNumbers& keys, const Lane& lane, GateMode mode, float factor)
-      : keys(keys), lane(lane), factor(factor), mode(mode) {}
+  __device__ RowPairs(const KeyNumbers& keys, const Lane& lane, float factor)
+      : keys(keys), lane(lane), factor(factor) {}
 
   __device__ Pass look(const QueryNumbers& x) const {
     const int q0 = x.q0, q1 = q0 + kStageQueries, half = lane.row / 64;
@@ -170,21 +170,26 @@ struct RowPairs {
   }
 
   __device__ void differentiate(const QueryNumbers& x, Pass pass, float (&s)[32], float (&dp)[32]) {
-    if constexpr (kSoft) {
-      if (pass == Pass::gated) {
-        if (mode == GateMode::kv) return differentiate_gated<GateMode::kv>(x, s, dp);
-        if (mode == GateMode::value) return differentiate_gated<GateMode::value>(x, s, dp);
-        if (mode == GateMode::prob) return differentiate_gated<GateMode::prob>(x, s, dp);
-        return differentiate_gated<GateMode::hard>(x, s, dp);
-      }
-    }
+    if (kSoft && pass == Pass::gated) return differentiate_gated(x, s, dp);
     plain_gradients(x, s, dp, lane.column);
   }
-  template <GateMode kMode>
+  // Most keys neither come nor go nor cross a border of the band within 64 queries: where that holds of a warp's 16, no
+  // pair is asked.
   __device__ void differentiate_gated(const QueryNumbers& x, float (&s)[32], float (&dp)[32]) {
+    const unsigned counts = seen(x), band = in_band(x), low = band & 0xffffu, high = band >> 16;
+    const bool even = counts == 0xffffffffu && (low == 0 || low == 0xffffu) && (high == 0 || high == 0xffffu);
+    if (__shfl_sync(0xffffffffu, __all_sync(0xffffffffu, even ? 1 : 0), 0) != 0)
+      differentiate_pairs<true>(x, counts, band, s, dp);
+    else differentiate_pairs<false>(x, counts, counts & band, s, dp);
+  }
+  // kEven: all pairs count, and of a row all or none learn.
+  template <bool kEven>
+  __device__ void differentiate_pairs(const QueryNumbers& x, unsigned counts, unsigned learns, float (&s)[32],
+                                      float (&dp)[32]) {
     constexpr bool kLogit = kMode == GateMode::kv, kValue = kLogit || kMode == GateMode::value;
-    const unsigned counts = seen(x), learns = counts & in_band(x);
-    const float z[2] = {keys.z[lane.row], keys.z[lane.row + 8]};
+    const int row = lane.row;
+    const float z[2] = {keys.z[row], keys.z[row + 8]};
+    float sums[2] = {0, 0};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const float2 delta = pair_at(x.delta, 8 * n + lane.column), tau = pair_at(x.tau, 8 * n + lane.column),
@@ -195,14 +200,19 @@ struct RowPairs {
         const float m = kMode == GateMode::hard ? 1 : __saturatef(z[r] - (y % 2 == 0 ? tau.x : tau.y));
         const float logit = s[4 * n + y] * factor, value = dp[4 * n + y];
         const float weight = fast_power_of_2((kLogit ? logit * m : logit) - (y % 2 == 0 ? statistics.x : statistics.y));
-        const float share = has(counts, 4 * n + y) ? weight : 0;
+        const float share = kEven || has(counts, 4 * n + y) ? weight : 0;
+        const float slope = (kValue ? m * value : value) - (y % 2 == 0 ? delta.x : delta.y);
+        // dL/dm over the share.
+        float g = kValue ? value : slope;
+        if constexpr (kLogit) g = fmaf(slope * static_cast<float>(kLn2), logit, g);
+        if (kEven || has(learns, 4 * n + y)) sums[r] = fmaf(share, g, sums[r]);
         s[4 * n + y] = share * m;
-        const float ds = fmaf(kValue ? s[4 * n + y] : share, value, -share * (y % 2 == 0 ? delta.x : delta.y));
-        float g = kValue ? share * value : ds;
-        if constexpr (kLogit) g += ds * logit * static_cast<float>(kLn2);
-        column[r] += has(learns, 4 * n + y) ? g : 0;
-        dp[4 * n + y] = kLogit || kMode == GateMode::prob ? ds * m : ds;
+        dp[4 * n + y] = (kLogit || kMode == GateMode::prob ? s[4 * n + y] : share) * slope;
       }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!kEven || (learns >> 16 * r & 1) != 0) column[r] += sums[r];
     }
   }
 };
@@ -225,7 +235,7 @@ __device__ inline void keep_sums(const Engine& e, const Item& item, const Lane& 
   }
 }
 
-template <int D, bool kSoft>
+template <int D, bool kSoft, GateMode kMode>
 __global__ void __launch_bounds__(kKeyThreads, 1)
     backward_rows(const __grid_constant__ Engine e, const __grid_constant__ CUtensorMap q_map,
                   const __grid_constant__ CUtensorMap dout_map, int items, float factor) {
@@ -243,7 +253,7 @@ __global__ void __launch_bounds__(kKeyThreads, 1)
     wait(&s.keys_full[buffer.at()], buffer.phase());
     const Item& item = s.items[buffer.at()];
     if (item.real == 0) return;
-    RowPairs<kSoft> pairs(s.keys[buffer.at()], lane, e.gate.mode, factor);
+    RowPairs<kSoft, kMode> pairs(s.keys[buffer.at()], lane, factor);
     float dk[D / 2], dv[D / 2];
     consume<D>(s, buffer.at(), ring, lane, pairs, dk, dv);
     keep_sums<D>(e, item, lane, dk, dv, pairs.column);
@@ -251,24 +261,33 @@ __global__ void __launch_bounds__(kKeyThreads, 1)
   }
 }
 
-template <int D, bool kSoft>
+template <int D, bool kSoft, GateMode kMode>
 void launch_rows(const Engine& e, Stream stream) {
   const RowLists& lists = e.plan.chunks;
   const std::int64_t items = e.B * e.Hkv * lists.lists * ((lists.capacity + kItemKeys - 1) / kItemKeys);
   require(lists.queries % kStageQueries == 0, "attention backward, rows", "lists of ", lists.queries,
           " queries: tiles of ", kStageQueries, " must not cross their borders");
   require(items < kMostItems, "attention backward, rows", items, " items exceed a launch");
-  start("attention backward, rows", backward_rows<D, kSoft>, blocks_that_stay(items), kKeyThreads, kKeySharedBytes<D>,
-        stream, e, map_rows(e.q, e.B, e.T, e.H, D, kStageQueries), map_rows(e.dout, e.B, e.T, e.H, D, kStageQueries),
-        static_cast<int>(items), static_cast<float>(e.scale * kLog2E));
+  start("attention backward, rows", backward_rows<D, kSoft, kMode>, blocks_that_stay(items), kKeyThreads,
+        kKeySharedBytes<D>, stream, e, map_rows(e.q, e.B, e.T, e.H, D, kStageQueries),
+        map_rows(e.dout, e.B, e.T, e.H, D, kStageQueries), static_cast<int>(items),
+        static_cast<float>(e.scale * kLog2E));
+}
+
+template <int D>
+void launch_rows(const Engine& e, Stream stream) {
+  if (e.gate.z == nullptr || (e.gate.mode == GateMode::hard && e.column_part == nullptr))
+    return launch_rows<D, false, GateMode::hard>(e, stream);
+  if (e.gate.mode == GateMode::kv) return launch_rows<D, true, GateMode::kv>(e, stream);
+  if (e.gate.mode == GateMode::value) return launch_rows<D, true, GateMode::value>(e, stream);
+  if (e.gate.mode == GateMode::prob) return launch_rows<D, true, GateMode::prob>(e, stream);
+  launch_rows<D, true, GateMode::hard>(e, stream);
 }
 
 }  // namespace
 
 void backward_rows(const Engine& e, Stream stream) {
-  const bool soft = e.gate.z != nullptr && (e.gate.mode != GateMode::hard || e.column_part != nullptr);
-  if (e.D == 64) soft ? launch_rows<64, true>(e, stream) : launch_rows<64, false>(e, stream);
-  else soft ? launch_rows<128, true>(e, stream) : launch_rows<128, false>(e, stream);
+  e.D == 64 ? launch_rows<64>(e, stream) : launch_rows<128>(e, stream);
 }
 
 }  // namespace sieve::cuda::hopper

@@ -32,7 +32,7 @@ struct QueryNumbers {
   std::int32_t begin[kStageQueries];  // spans: first key that the query sees; kNever beyond T
   std::int32_t q0, last;              // first query; whether no stage of the item follows
 };
-// Of an item's keys. Rows beyond the list see nothing: from = band_from = kNever, to = 0.
+// Of an item's keys. Rows beyond the list: every query sees them, none is in their band; nobody reads their sums.
 struct KeyNumbers {
   Interval any[2], all[2];     // rows, of each warpgroup: queries that some key of it sees, and that all of them see
   std::int32_t gated_from[2];  // rows, of each warpgroup: first query of which some m may be below 1
@@ -296,7 +296,7 @@ struct TileProducts {
 template <int D, class Pairs>
 struct KeyGroup {
   using S = KeyShared<D>;
-  using LeftK = LeftRows<D, D == 64>;
+  using LeftK = LeftRows<D, D == 64 && !Pairs::kGates>;
   using LeftV = LeftRows<D, D == 64 && !Pairs::kGates>;  // gates want the registers
   S& s;
   const int buffer;
@@ -333,7 +333,6 @@ struct KeyGroup {
 
   // The last products of a tile are issued behind the first ones of the next, and run beside its exponentials.
   __device__ void run_ahead(const LeftK& k, const LeftV& v) {
-    float logits[32] = {}, gradients[32] = {};
     std::uint32_t p[4][4] = {}, ds[4][4] = {};
     int held = -1;  // stage whose last products are not yet issued
     const auto end_held = [&] {
@@ -356,6 +355,7 @@ struct KeyGroup {
         release(&s.empty[ring.at()]);
         continue;
       }
+      float logits[32], gradients[32];  // of this turn alone: the products that write them read nothing
       issue_first(k, v, TileProducts<D>(s, ring.at()), logits, gradients);
       end_held();
       commit_products();
@@ -381,17 +381,17 @@ struct KeyGroup {
 
   // Tile by tile, where registers are short.
   __device__ void run_in_turn(const LeftK& k, const LeftV& v) {
-    float logits[32] = {}, gradients[32] = {};
-    std::uint32_t p[4][4], ds[4][4];
     for (bool last = false; !last; ++ring.count) {
       const QueryNumbers& x = open();
       last = x.last != 0;
-      const Pass pass = pairs.look(x);
+      const Pass pass = look(x);
       if (pass == Pass::skip) {
         release(&s.empty[ring.at()]);
         continue;
       }
       const TileProducts<D> tile(s, ring.at());
+      float logits[32], gradients[32];
+      std::uint32_t p[4][4], ds[4][4];
       issue_first(k, v, tile, logits, gradients);
       wait_products<1>();
       pin(logits);
