@@ -105,7 +105,7 @@ Plan plan_of(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv,
     Plan plan{{},
               make_device_plan(spec, B, T, starts, selection.from, selection.to, selection.band_from, qkv.stream(),
                                warpgroups ? warpgroup_tile_queries(spec.head_dim) : kQueryTile,
-                               warpgroups ? kWarpgroupChunkQueries : kRowListQueries)};
+                               warpgroups ? warpgroup_chunk_queries(T) : kRowListQueries)};
     plan.device.view.warpgroups = warpgroups;
     return plan;
   }

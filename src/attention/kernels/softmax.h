@@ -71,7 +71,9 @@ inline constexpr int kRowRuns = 3;
 inline constexpr std::int64_t kRowListQueries = 512;  // of the lists that dK and dV are summed over
 // The same of the engine of kernels/cuda/hopper: 64 queries for every warpgroup whose sums fit the registers.
 constexpr std::int64_t warpgroup_tile_queries(std::int64_t D) { return D == 64 ? 192 : 128; }
-inline constexpr std::int64_t kWarpgroupChunkQueries = 768;
+// A key leaves a partial sum in every chunk that sees it: long rows, which have blocks enough for every multiprocessor
+// all the same, take chunks twice as long.
+constexpr std::int64_t warpgroup_chunk_queries(std::int64_t T) { return T >= 32768 ? 1536 : 768; }
 // At most k members at the first query and one newcomer at each later one.
 constexpr std::int64_t row_list_capacity(std::int64_t T, std::int64_t k, std::int64_t queries) {
   return k >= T || k + queries - 1 > T ? T : k + queries - 1;
