@@ -22,42 +22,78 @@ struct QueryScalars {
   }
 };
 
-// Logits s and dO . v become logit gradients (in s), where no gate acts.
-__device__ __forceinline__ void differentiate(float (&s)[kPairs], const float (&dp)[kPairs], const QueryScalars& own,
-                                              float factor) {
+// Logits become weights of the softmax.
+__device__ __forceinline__ void weigh(float (&s)[kPairs], const QueryScalars& own, float factor) {
 #pragma unroll
-  for (int x = 0; x < kPairs; ++x) {
-    const int r = row_at(x);
-    s[x] = fast_power_of_2(fmaf(s[x], factor, -own.statistics[r])) * (dp[x] - own.delta[r]);
-  }
+  for (int x = 0; x < kPairs; ++x) s[x] = fast_power_of_2(fmaf(s[x], factor, -own.statistics[row_at(x)]));
 }
-// The same where gates act or scores want their gradient, formulas of engine.cuh; pairs that do not count become 0.
+// Weights s and dO . v become logit gradients (in s), where no gate acts.
+__device__ __forceinline__ void differentiate(float (&s)[kPairs], const float (&dp)[kPairs], const QueryScalars& own) {
+#pragma unroll
+  for (int x = 0; x < kPairs; ++x) s[x] *= dp[x] - own.delta[row_at(x)];
+}
+
+// Where a thread's pair of neighbouring columns counts, and where it lies in the band.
+struct ColumnIntervals {
+  int2 from, to, band_from, band_to;
+
+  __device__ __forceinline__ ColumnIntervals(const KeyScalars& keys, int at)
+      : from(*reinterpret_cast<const int2*>(keys.from + at)),
+        to(*reinterpret_cast<const int2*>(keys.to + at)),
+        band_from(*reinterpret_cast<const int2*>(keys.band_from + at)),
+        band_to(*reinterpret_cast<const int2*>(keys.band_to + at)) {}
+  __device__ __forceinline__ bool alive(int column, int i) const {
+    return column == 0 ? i >= from.x && i < to.x : i >= from.y && i < to.y;
+  }
+  __device__ __forceinline__ bool in_band(int column, int i) const {
+    return column == 0 ? i >= band_from.x && i < band_to.x : i >= band_from.y && i < band_to.y;
+  }
+};
+
+// Logits s and dO . v become logit gradients where gates act or scores want their gradient; formulas of engine.cuh.
+// kKv: mode kv. kMixes false: all pairs count and lie in the band; true: those that do not count become 0.
+template <bool kKv, bool kMixes>
 __device__ __forceinline__ void differentiate_gated(float (&s)[kPairs], const float (&dp)[kPairs], QueryScalars& own,
                                                     float factor, const OwnQueries& q, const KeyScalars& keys,
                                                     GateMode mode) {
-  const bool kv = mode == GateMode::kv, weighs = kv || mode == GateMode::value, prob = mode == GateMode::prob,
-             hard = mode == GateMode::hard;
+  const bool value = kKv || mode == GateMode::value, logit = kKv || mode == GateMode::prob;
+  // With a threshold of "minus infinity" m is 1.
+  const float value_tau[2] = {value ? own.tau[0] : kMaskedLogit, value ? own.tau[1] : kMaskedLogit},
+              logit_tau[2] = {logit ? own.tau[0] : kMaskedLogit, logit ? own.tau[1] : kMaskedLogit},
+              score_delta[2] = {value ? 0 : own.delta[0], value ? 0 : own.delta[1]};
+  float by_value[2] = {0, 0}, by_logit[2] = {0, 0};  // what moves the score through values, through logits
 #pragma unroll
   for (int n = 0; n < kPairs; n += 4) {
     const int at = 2 * n + 2 * quad_lane();
-    const int2 from = *reinterpret_cast<const int2*>(keys.from + at), to = *reinterpret_cast<const int2*>(keys.to + at);
-    const int2 band_from = *reinterpret_cast<const int2*>(keys.band_from + at),
-               band_to = *reinterpret_cast<const int2*>(keys.band_to + at);
     const float2 z = *reinterpret_cast<const float2*>(keys.z + at);
+    const ColumnIntervals in(keys, at);
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
-      const bool first = x % 2 == 0;
       const int r = row_at(x), i = q.i + 8 * r;
-      const bool alive = i >= (first ? from.x : from.y) && i < (first ? to.x : to.y),
-                 band = i >= (first ? band_from.x : band_from.y) && i < (first ? band_to.x : band_to.y);
-      const float m = hard ? 1.0f : __saturatef((first ? z.x : z.y) - own.tau[r]);
+      const float score = x % 2 == 0 ? z.x : z.y, m = __saturatef(score - logit_tau[r]);
       const float s0 = s[n + x] * factor, v = dp[n + x];
-      const float p = fast_power_of_2((kv ? s0 * m : s0) - own.statistics[r]);
-      const float ds = p * ((weighs ? v * m : v) - own.delta[r]);
-      const float g = (weighs ? p * v : ds) + (kv ? ds * s0 * static_cast<float>(kLn2) : 0.0f);
-      if (alive && band) own.row_sums[r] += g;
-      s[n + x] = alive ? (kv || prob ? ds * m : ds) : 0.0f;
+      const float p = fast_power_of_2(kKv ? fmaf(s0, m, -own.statistics[r]) : s0 - own.statistics[r]);
+      const float ds = p * fmaf(v, kKv ? m : __saturatef(score - value_tau[r]), -own.delta[r]);
+      const bool alive = !kMixes || in.alive(x % 2, i);
+      if (!kMixes || (alive && in.in_band(x % 2, i))) {
+        by_value[r] = fmaf(p, kKv ? v : v - score_delta[r], by_value[r]);
+        if (kKv) by_logit[r] = fmaf(ds, s0, by_logit[r]);
+      }
+      s[n + x] = alive ? ds * m : 0.0f;
     }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) own.row_sums[r] += fmaf(by_logit[r], static_cast<float>(kLn2), by_value[r]);
+}
+__device__ __forceinline__ void differentiate_gated(float (&s)[kPairs], const float (&dp)[kPairs], QueryScalars& own,
+                                                    float factor, const OwnQueries& q, const KeyScalars& keys,
+                                                    GateMode mode, bool mixed) {
+  if (mode == GateMode::kv) {
+    if (mixed) differentiate_gated<true, true>(s, dp, own, factor, q, keys, mode);
+    else differentiate_gated<true, false>(s, dp, own, factor, q, keys, mode);
+  } else {
+    if (mixed) differentiate_gated<false, true>(s, dp, own, factor, q, keys, mode);
+    else differentiate_gated<false, false>(s, dp, own, factor, q, keys, mode);
   }
 }
 
@@ -108,49 +144,69 @@ __device__ inline void finish(const Engine& e, const Tile& t, const OwnQueries& 
   store_rows<D>(dq, {scale, scale}, rows, real);
 }
 
-// All blocks of one tile: dq += dS K. On return all products are done.
+// A warpgroup's 64 queries of one tile.
 template <int D, bool kScored>
-__device__ __forceinline__ void add_blocks(Consumer<D, 2>& stream, const OwnQueries& q, QueryScalars& own, float factor,
-                                           float (&dq)[D / 2]) {
-  float s[kPairs], dp[kPairs];
-  std::uint32_t ds[kBlockKeys / 16][4];
-  int held = -1;  // stage whose keys may still be read by the product that makes dQ
-  for (bool last = false; !last; stream.at.advance()) {
-    const BlockClass c = stream.open();
-    last = c.last;
-    if (!c.seen) {
-      wait_products<0>();
-      if (held >= 0) stream.release(held);
-      held = -1;
-      stream.release(stream.at.stage);
-      continue;
-    }
+struct QueryGradient {
+  Consumer<D, 2>& stream;
+  const OwnQueries& q;
+  QueryScalars& own;
+  const float factor;
+  float s[kPairs], dp[kPairs], dq[D / 2];
+  std::uint32_t ds[kBlockKeys / 16][4];  // logit gradients of the block that is held
+
+  // The logit gradients of the block at the stream's place, while those of the last one meet its keys. All products are
+  // issued and awaited in here: what they read in registers must not outlive a loop's end.
+  __device__ __forceinline__ void turn() {
+    const int at = stream.at.stage;
+    const BlockClass c = stream.now;
+    const KeyScalars& keys = stream.ring.scalars(at);
+    stream.at.advance();
     fence_products();
-    issue_pairs<D>(s, stream.left(0), stream.keys(stream.at.stage));
-    issue_pairs<D>(dp, stream.left(1), stream.values(stream.at.stage));
+    issue_pairs<D>(s, stream.left(0), stream.keys(at));
     commit_products();
-    wait_products<1>();
-    if (held >= 0) stream.release(held);
-    held = stream.at.stage;
-    wait_products<0>();
-    pin(s);
-    pin(dp);
-    const KeyScalars& keys = stream.scalars();
+    issue_sums<D>(dq, ds, stream.keys(stream.held));
+    issue_pairs<D>(dp, stream.left(1), stream.values(at));
+    commit_products();
     if (kScored && c.gated) {
-      differentiate_gated(s, dp, own, factor, q, keys, stream.e.gate.mode);
+      wait_products<0>();
+      pin(s);
+      pin(dp);
+      differentiate_gated(s, dp, own, factor, q, keys, stream.e.gate.mode, c.mixed);
     } else {
-      differentiate(s, dp, own, factor);
+      wait_products<1>();
+      pin(s);
+      weigh(s, own, factor);
       if (c.masked) visit_block(q, keys, [&](int x, bool alive) { s[x] = alive ? s[x] : 0.0f; });
+      wait_products<0>();
+      pin(dp);
+      differentiate(s, dp, own);
     }
+    pin(dq);
+    if (stream.held != at) stream.release(stream.held);
+    stream.held = at;  // until its logit gradients have met its keys
     pack_left<kBlockKeys>(ds, s);
-    fence_products();
-    issue_sums<D>(dq, ds, stream.keys(stream.at.stage));
-    commit_products();
   }
-  wait_products<0>();
-  pin(dq);
-  if (held >= 0) stream.release(held);
-}
+  // From the block at the stream's place on. The first turn adds nothing: a product under a condition would make the
+  // compiler wait for every one.
+  __device__ __forceinline__ void take_reachable() {
+    stream.held = stream.at.stage;
+#pragma unroll
+    for (int k = 0; k < kBlockKeys / 16; ++k) ds[k][0] = ds[k][1] = ds[k][2] = ds[k][3] = 0;
+    do { turn(); } while (stream.template find<true>());
+    fence_products();
+    issue_sums<D>(dq, ds, stream.keys(stream.held));
+    commit_products();
+    wait_products<0>();
+    pin(dq);
+    stream.release(stream.held);
+  }
+  __device__ __forceinline__ void take_all() {
+    stream.now = BlockClass();
+#pragma unroll
+    for (int x = 0; x < D / 2; ++x) dq[x] = 0;
+    while (stream.template find<false>()) take_reachable();
+  }
+};
 
 // A warpgroup's way through all tiles of its block of threads.
 template <int D, bool kScored>
@@ -163,14 +219,12 @@ __device__ __forceinline__ void consume(Consumer<D, 2>& stream) {
     const OwnQueries q(e, t, stream.group);
     QueryScalars own(e, t, q);
     if (kScored && e.gate.mode != GateMode::hard) load_tau(e, t, q, own.tau);
-    float dq[D / 2];
-#pragma unroll
-    for (int x = 0; x < D / 2; ++x) dq[x] = 0;
+    QueryGradient<D, kScored> work{stream, q, own, factor};
     stream.await_left(item);
-    add_blocks<D, kScored>(stream, q, own, factor, dq);
+    work.take_all();
     stream.meet_group();
     stream.fetch(item + gridDim.x);
-    finish<D>(e, t, q, own, dq);
+    finish<D>(e, t, q, own, work.dq);
   }
 }
 

@@ -99,14 +99,11 @@ __device__ inline void finish(const Engine& e, const Tile& t, const OwnQueries& 
 // A warpgroup's 64 queries of one tile. Two sets of logits take turns: one becomes weights while the other is computed.
 template <int D, bool kGates>
 struct ForwardTile {
-  static constexpr int kStages = KeyRing<D, 1>::kStages;
   Consumer<D, 1>& stream;
   const OwnQueries& q;
   const Scaling scaling;
   Running run;
   float tau[2] = {0, 0};
-  BlockClass now;  // of the block whose logits are computed last
-  int held = 0;    // stage of the block whose weights wait for the product with its values
   std::uint32_t queries[D / 16][4], weights[kBlockKeys / 16][4];
   float even[kPairs], odd[kPairs], sums[D / 2];
 
@@ -114,37 +111,17 @@ struct ForwardTile {
 #pragma unroll
     for (int x = 0; x < D / 2; ++x) sums[x] *= shrink[row_at(x)];
   }
-  // Blocks from the stream's place on that can arrive while `held` is held: the ring has no stage for more.
-  __device__ __forceinline__ int reach() const {
-    const int past = stream.at.stage - held;
-    return past > 0 ? kStages - past : -past;
-  }
-  // Goes to the next block that concerns the warpgroup and gives those before it back. False: none is left or, where
-  // blocks are held, in reach.
-  template <bool kHolds>
-  __device__ __forceinline__ bool find() {
-    for (int most = kHolds ? reach() : 1; most > 0 && !now.last; most -= kHolds) {
-      const BlockClass next = stream.open();
-      if (kHolds && !next.seen && !KeyRing<D, 1>::kAnyOrder) return false;
-      now = next;
-      if (now.seen) return true;
-      stream.release(stream.at.stage);
-      stream.at.advance();
-    }
-    return false;
-  }
-
   // The logits s become weights, while `next` becomes the logits of the next block and the last block's weights meet
   // its values. All products are issued and awaited in here: what they read in registers must not outlive a loop's end.
   // False: no next block was in reach.
   __device__ __forceinline__ bool turn(float (&s)[kPairs], float (&next)[kPairs]) {
     const int own = stream.at.stage;
-    const BlockClass c = now;
+    const BlockClass c = stream.now;
     stream.at.advance();
-    const bool more = find<true>();
+    const bool more = stream.template find<true>();
     fence_products();
     issue_held<D>(next, queries, stream.keys(more ? stream.at.stage : own));
-    issue_sums<D>(sums, weights, stream.values(held));
+    issue_sums<D>(sums, weights, stream.values(stream.held));
     commit_products();
     float shrink[2];
     const bool shrinks =
@@ -154,8 +131,8 @@ struct ForwardTile {
     wait_products<0>();
     pin(next);
     pin(sums);
-    if (held != own) stream.release(held);
-    held = own;
+    if (stream.held != own) stream.release(stream.held);
+    stream.held = own;  // until its weights have met its values
     if (shrinks) rescale(shrink);
     pack_left<kBlockKeys>(weights, s);
     return more;
@@ -164,7 +141,7 @@ struct ForwardTile {
   __device__ __forceinline__ void take_reachable() {
     // The first turn weighs its own block with nothing, the last computes logits that nobody reads: a product under a
     // condition would make the compiler wait for every one.
-    held = stream.at.stage;
+    stream.held = stream.at.stage;
 #pragma unroll
     for (int k = 0; k < kBlockKeys / 16; ++k) weights[k][0] = weights[k][1] = weights[k][2] = weights[k][3] = 0;
     fence_products();
@@ -174,16 +151,17 @@ struct ForwardTile {
     pin(even);
     while (turn(even, odd) && turn(odd, even)) {}
     fence_products();
-    issue_sums<D>(sums, weights, stream.values(held));
+    issue_sums<D>(sums, weights, stream.values(stream.held));
     commit_products();
     wait_products<0>();
     pin(sums);
-    stream.release(held);
+    stream.release(stream.held);
   }
   __device__ __forceinline__ void take_all() {
+    stream.now = BlockClass();
 #pragma unroll
     for (int x = 0; x < D / 2; ++x) sums[x] = 0;
-    while (find<false>()) take_reachable();
+    while (stream.template find<false>()) take_reachable();
   }
 };
 

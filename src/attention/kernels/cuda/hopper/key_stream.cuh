@@ -28,9 +28,10 @@ template <int D>
 inline constexpr int kConsumerRegisters = D == 64 ? 160 : 232;
 inline constexpr int kProducerWarps = kWarpgroup / 32;
 
-// What warpgroup w has to do with a block: bit w of three groups of four bits. kMasked: some of its queries may not see
-// some of the keys; kGated: for some pair m is not known to be 1, or may lie in the band. kLast: of its tile.
-enum BlockBits : std::uint32_t { kSeen = 1, kMasked = 1 << 4, kGated = 1 << 8, kLast = 1 << 12 };
+// What warpgroup w has to do with a block: bit w of groups of four bits. kMasked: some of its queries may not see some
+// of the keys; kGated: for some pair m is not known to be 1, or may lie in the band; kMixed: some pair does not count
+// or lies outside the band. kLast: of its tile.
+enum BlockBits : std::uint32_t { kSeen = 1, kMasked = 1 << 4, kGated = 1 << 8, kMixed = 1 << 12, kLast = 1 << 16 };
 
 // What is known of the keys of a block. Gathered ones: query i sees key r if from <= i < to (none: an empty interval).
 struct KeyScalars {
@@ -233,6 +234,7 @@ struct KeyProducer {
       if (seen) flags |= kSeen << w;
       if (!whole) flags |= kMasked << w;
       if (kScored && seen && n.band_from < qb) flags |= kGated << w;
+      if (kScored && !(whole && n.band_from <= qa && n.band_to >= qb)) flags |= kMixed << w;
     }
     return flags;
   }

@@ -17,12 +17,13 @@ __device__ inline constexpr int column_at(int x) { return x / 4 * 8 + x % 2; }
 
 // What a block means to a warpgroup; the same for all its threads.
 struct BlockClass {
-  bool seen = false, masked = false, gated = false, last = false;
+  bool seen = false, masked = false, gated = false, mixed = false, last = false;
 
   BlockClass() = default;
   __device__ BlockClass(const KeyScalars& keys, int group) {
     const std::uint32_t all = __shfl_sync(0xffffffffu, keys.flags, 0), own = all >> group;
-    seen = (own & kSeen) != 0, masked = (own & kMasked) != 0, gated = (own & kGated) != 0, last = (all & kLast) != 0;
+    seen = (own & kSeen) != 0, masked = (own & kMasked) != 0, gated = (own & kGated) != 0;
+    mixed = (own & kMixed) != 0, last = (all & kLast) != 0;
   }
 };
 
@@ -59,6 +60,8 @@ struct Consumer {
   const int group;
   const std::uint32_t ring_at, left_at;  // warp_descriptor of the first stage's keys, of the own tiles
   Cursor<Ring::kStages> at{};
+  BlockClass now;  // of the block that was opened last
+  int held = 0;    // stage of a block that is not given back yet
 
   __device__ Consumer(const Engine& engine, const Ring& memory, const Items& work, const CUtensorMap* q,
                       const CUtensorMap* dout, int own)
@@ -91,13 +94,31 @@ struct Consumer {
   // Waits for the block at `at`.
   __device__ __forceinline__ BlockClass open() const {
     wait(ring.full(at.stage), at.phase);
-    return BlockClass(scalars(), group);
+    return BlockClass(ring.scalars(at.stage), group);
+  }
+  // Blocks from `at` on that can arrive while `held` is held: the ring has no stage for more.
+  __device__ __forceinline__ int reach() const {
+    const int past = at.stage - held;
+    return past > 0 ? Ring::kStages - past : -past;
+  }
+  // Goes to the tile's next block that concerns the warpgroup and gives those before it back. False: none is left or,
+  // where one is held, in reach.
+  template <bool kHolds>
+  __device__ __forceinline__ bool find() {
+    for (int most = kHolds ? reach() : 1; most > 0 && !now.last; most -= kHolds) {
+      const BlockClass next = open();
+      if (kHolds && !next.seen && !Ring::kAnyOrder) return false;
+      now = next;
+      if (now.seen) return true;
+      release(at.stage);
+      at.advance();
+    }
+    return false;
   }
   __device__ __forceinline__ void release(int stage) const {
     __syncwarp();
     if (thread_of_group() % 32 == 0) arrive(ring.empty(stage));
   }
-  __device__ __forceinline__ const KeyScalars& scalars() const { return ring.scalars(at.stage); }
   // For descriptor_of.
   __device__ __forceinline__ std::uint32_t keys(int stage) const {
     return ring_at + static_cast<std::uint32_t>(stage) * (2 * kTileStep);
