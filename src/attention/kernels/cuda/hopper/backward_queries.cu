@@ -75,10 +75,10 @@ __device__ __forceinline__ void differentiate_gated(float (&s)[kPairs], const fl
       const float p = fast_power_of_2(kKv ? fmaf(s0, m, -own.statistics[r]) : s0 - own.statistics[r]);
       const float ds = p * fmaf(v, kKv ? m : __saturatef(score - value_tau[r]), -own.delta[r]);
       const bool alive = !kMixes || in.alive(x % 2, i);
-      if (!kMixes || (alive && in.in_band(x % 2, i))) {
-        by_value[r] = fmaf(p, kKv ? v : v - score_delta[r], by_value[r]);
-        if (kKv) by_logit[r] = fmaf(ds, s0, by_logit[r]);
-      }
+      const bool counts = !kMixes || (alive && in.in_band(x % 2, i));
+      const float to_value = fmaf(p, kKv ? v : v - score_delta[r], by_value[r]);
+      by_value[r] = counts ? to_value : by_value[r];
+      if (kKv) by_logit[r] = counts ? fmaf(ds, s0, by_logit[r]) : by_logit[r];
       s[n + x] = alive ? ds * m : 0.0f;
     }
   }
