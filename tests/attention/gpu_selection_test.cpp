@@ -128,7 +128,7 @@ void check_selection(const SelectionCase& s) {
   CHECK(tau_error(gpu.tau, cpu.tau) <= 1e-12);
   CHECK(never_falls(gpu.tau, s.starts));
   CHECK(counts_agree(gpu));
-  if (!same_bits(gpu.tau, cpu.tau)) return;  // a threshold that moved by an ulp may move an end of a band
+  // Thresholds that differ in rounding make the same bands, also where a score lies exactly at an end of one.
   CHECK(same_bits(gpu.band, cpu.band));
   CHECK(same_bits(gpu.band_from, cpu.band_from));
   CHECK(same_bits(gpu.band_to, cpu.band_to));

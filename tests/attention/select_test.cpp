@@ -65,6 +65,27 @@ void check_row(const Selection& s, std::int64_t stride = 1) {
 
 }  // namespace
 
+TEST_CASE("scores exactly at an end of the band lie on the same side however the threshold was rounded") {
+  std::uint64_t state = 40;
+  for (const auto& kind : kScoreKinds) {
+    for (int trial = 0; trial < 6; ++trial) {
+      const std::int64_t T = 300;
+      Selection tiles(make_scores(kind, T, draw(state, 1u << 20)), 1, 1);
+      tiles.starts = make_documents(T, draw(state, 1u << 20));
+      tiles.a.k = 1 + static_cast<std::int64_t>(draw(state, 5));
+      tiles.a.slope = trial % 2 == 0 ? 0 : 0.00678;
+      tiles.a.pool = T;  // all scores, by tiles
+      Selection heaps = tiles;
+      heaps.a.pool = 0;  // all scores, by heaps
+      tiles.run();
+      heaps.run();
+      CAPTURE(kind, trial, tiles.a.k);
+      CHECK(tiles.band_from == heaps.band_from);
+      CHECK(tiles.band_to == heaps.band_to);
+    }
+  }
+}
+
 TEST_CASE("selection equals a sort of every prefix") {
   std::uint64_t state = 1;
   const std::int64_t lengths[] = {1, 2, 3, 5, 17, 63, 64, 65, 100, 128, 129, 190, 300};

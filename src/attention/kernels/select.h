@@ -35,6 +35,18 @@ SIEVE_HD inline double operator_score(double order_score, double temperature) {
   return z < -kOperatorBound ? -kOperatorBound : (z > kOperatorBound ? kOperatorBound : z);
 }
 
+// Key j lies in the soft band of the queries with low < tau_i < high; later ones have dropped it. Scores within
+// rounding of an end count as beyond it: thresholds carry errors of some 1e-15 of their size, and scores on a grid meet
+// them exactly, where every implementation shall take the same side of the operator's kink.
+struct BandOfScore {
+  double low, high;
+};
+SIEVE_HD inline BandOfScore band_of_score(double z) {
+  constexpr double kNear = 0x1p-44;
+  const double size = z < 0 ? -z : z, near = kNear * (size > 1 ? size : 1);
+  return {z - 1 + near, z - near};
+}
+
 // Scores that the thresholds see: pool * k, 0 = all (pool = 0, or a product beyond 63 bits).
 SIEVE_HD inline std::int64_t pool_scores(std::int64_t pool, std::int64_t k) {
   return k > std::numeric_limits<std::int64_t>::max() / (pool > 0 ? pool : 1) ? 0 : pool * k;

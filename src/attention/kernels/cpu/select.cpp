@@ -127,8 +127,9 @@ void Row::find_bands(std::int64_t begin, std::int64_t end, std::int64_t candidat
     const std::int64_t birth = j + a.delay;
     const std::int64_t left = left_pool[static_cast<std::size_t>(j - begin)];
     const std::int64_t stop = std::min(end, left + begin + a.delay);
-    const std::int64_t first = first_where(birth, stop, [&](std::int64_t i) { return z[j] - 1 < tau[i]; });
-    const std::int64_t last = first_where(first, stop, [&](std::int64_t i) { return z[j] <= tau[i]; });
+    const auto [low, high] = band_of_score(z[j]);
+    const std::int64_t first = first_where(birth, stop, [&, low = low](std::int64_t i) { return low < tau[i]; });
+    const std::int64_t last = first_where(first, stop, [&, high = high](std::int64_t i) { return high <= tau[i]; });
     from[j] = static_cast<std::int32_t>(first);
     to[j] = static_cast<std::int32_t>(last);
     if (first == last) continue;

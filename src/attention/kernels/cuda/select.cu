@@ -120,54 +120,72 @@ __global__ void __launch_bounds__(kThreads) raise_thresholds(const Chunks c) {
   }
 }
 
-// First index in [begin, end) for which pred holds; pred is false, then true.
-template <class Pred>
-__device__ std::int64_t first_where(std::int64_t begin, std::int64_t end, const Pred& pred) {
+// First index in [begin, end) whose value is above `bound`, or as large if `equal`; values do not fall.
+__device__ std::int32_t first_above(const double* values, std::int32_t begin, std::int32_t end, double bound,
+                                    bool equal) {
   while (begin < end) {
-    const std::int64_t middle = begin + (end - begin) / 2;
-    if (pred(middle)) end = middle;
+    const std::int32_t middle = begin + (end - begin) / 2;
+    const double value = values[middle];
+    if (value > bound || (equal && value == bound)) end = middle;
     else begin = middle + 1;
   }
   return begin;
 }
 
-// First query in [begin, end) whose tau pred holds for. Chunk ends are looked at first: few, and neighbours in memory.
-template <class Pred>
-__device__ std::int64_t first_query(const Chunks& c, std::int64_t row, std::int64_t begin, std::int64_t end,
-                                    const Pred& pred) {
-  const std::int64_t delay = c.a.delay;
+// The same of the tau of queries. Chunk ends are looked at first: few, and neighbours in memory.
+__device__ std::int32_t first_query(const Chunks& c, std::int64_t row, std::int32_t begin, std::int32_t end,
+                                    double bound, bool equal) {
   if (c.settled_tau != nullptr && begin < end) {
-    const double* last = c.settled_tau + row * c.chunks;
-    const std::int64_t chunk = first_where((begin - delay) / kChunk, (end - delay) / kChunk,
-                                           [&](std::int64_t x) { return pred(last[x]); }),
+    const auto delay = static_cast<std::int32_t>(c.a.delay);  // below `begin`
+    const std::int32_t chunk = first_above(c.settled_tau + row * c.chunks, (begin - delay) / kChunk,
+                                           (end - delay) / kChunk, bound, equal),
                        first = chunk * kChunk + delay;
     begin = first > begin ? first : begin;
-    end = first + kChunk < end ? first + kChunk : end;
+    end = end - first > kChunk ? first + kChunk : end;
   }
-  const double* tau = c.a.tau_BHT + row * c.a.T;
-  return first_where(begin, end, [&](std::int64_t i) { return pred(tau[i]); });
+  return first_above(c.a.tau_BHT + row * c.a.T, begin, end, bound, equal);
 }
 
-// change (B, H, T): +1 where a key enters its band, -1 where it leaves. `blocks` blocks a row.
+constexpr int kBandKeys = 4 * kThreads;  // of a block
+
+// change (B, H, T): +1 where a key enters its band, -1 where it leaves. `blocks` blocks a row. Only keys that were ever
+// in the pool are searched for, and those lie scattered: they are collected first.
 __global__ void __launch_bounds__(kThreads) find_bands(const Chunks c, unsigned blocks, std::int32_t* change) {
+  __shared__ std::int32_t keys[kBandKeys];
+  __shared__ int count;
   const SelectArgs& a = c.a;
-  const std::int64_t row = blockIdx.x / blocks,
-                     j = static_cast<std::int64_t>(blockIdx.x % blocks) * kThreads + threadIdx.x;
-  if (j >= a.T) return;
-  const std::int64_t x = row * a.T + j, begin = c.begin_of(row, j), end = c.end_of(row, j), left = c.left_pool[x];
-  if (a.delay >= end - j || left == j - begin) {  // never a candidate, or never in the pool
-    a.band_from_BHT[x] = a.band_to_BHT[x] = static_cast<std::int32_t>(a.delay >= end - j ? end : j + a.delay);
-    return;
+  const std::int64_t row = blockIdx.x / blocks, first_key = static_cast<std::int64_t>(blockIdx.x % blocks) * kBandKeys;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  for (int v = 0; v < kBandKeys; v += kThreads) {
+    const std::int64_t j = first_key + v + threadIdx.x;
+    bool pooled = false;
+    if (j < a.T) {
+      const std::int64_t x = row * a.T + j, begin = c.begin_of(row, j), end = c.end_of(row, j);
+      const bool candidate = a.delay < end - j;
+      pooled = candidate && c.left_pool[x] != j - begin;
+      if (!pooled) a.band_from_BHT[x] = a.band_to_BHT[x] = static_cast<std::int32_t>(candidate ? j + a.delay : end);
+    }
+    const unsigned lanes = __ballot_sync(0xffffffffu, pooled);
+    int to = 0;
+    if (threadIdx.x % 32 == 0) to = atomicAdd(&count, __popc(lanes));  // in any order: each key is its own
+    to = __shfl_sync(0xffffffffu, to, 0) + __popc(lanes & ((1u << threadIdx.x % 32) - 1));
+    if (pooled) keys[to] = static_cast<std::int32_t>(j);
   }
-  const double z = a.z_BHT[x];
-  const std::int64_t leaves = left + begin + a.delay, stop = leaves < end ? leaves : end;
-  const std::int64_t first = first_query(c, row, j + a.delay, stop, [&](double tau) { return z - 1 < tau; });
-  const std::int64_t last = first_query(c, row, first, stop, [&](double tau) { return z <= tau; });
-  a.band_from_BHT[x] = static_cast<std::int32_t>(first);
-  a.band_to_BHT[x] = static_cast<std::int32_t>(last);
-  if (first == last) return;
-  atomicAdd(change + row * a.T + first, 1);  // integers
-  if (last < a.T) atomicAdd(change + row * a.T + last, -1);
+  __syncthreads();
+  for (int v = static_cast<int>(threadIdx.x); v < count; v += kThreads) {
+    const std::int64_t j = keys[v], x = row * a.T + j, end = c.end_of(row, j);
+    const std::int64_t leaves = c.left_pool[x] + c.begin_of(row, j) + a.delay, stop = leaves < end ? leaves : end;
+    const auto [low, high] = band_of_score(a.z_BHT[x]);
+    const std::int32_t first = first_query(c, row, static_cast<std::int32_t>(j + a.delay),
+                                           static_cast<std::int32_t>(stop), low, false),
+                       last = first_query(c, row, first, static_cast<std::int32_t>(stop), high, true);
+    a.band_from_BHT[x] = first;
+    a.band_to_BHT[x] = last;
+    if (first == last) continue;
+    atomicAdd(change + row * a.T + first, 1);  // integers
+    if (last < a.T) atomicAdd(change + row * a.T + last, -1);
+  }
 }
 
 // In place: prefix sums of every row. One block a row.
@@ -256,7 +274,7 @@ void run(const SelectArgs& a, Stream stream) {
   else settle(c, stream);
   if (!a.thresholds) return;
   check(cudaMemsetAsync(a.band_BHT, 0, keys * sizeof(std::int32_t), handle_of(stream)), "selection");
-  const std::int64_t blocks = (a.T + kThreads - 1) / kThreads;
+  const std::int64_t blocks = (a.T + kBandKeys - 1) / kBandKeys;
   start("selection: bands", find_bands, rows * blocks, kThreads, 0, stream, c, static_cast<unsigned>(blocks),
         a.band_BHT);
   start("selection: counts", count_bands, rows, kScanThreads, 0, stream, a.band_BHT, a.T);
