@@ -85,6 +85,38 @@ TokenGraph::TokenGraph(const Decoder& model, std::int64_t batch, std::int64_t ma
   choice_.partial = partial_.raw(), choice_.ids_B = ids_.data<std::int32_t>();
   choice_.history_BT = history_.data<std::int32_t>(), choice_.kept = kKept;
   choice_.position = position_.data<std::int64_t>(), choice_.follows = small_;
+  plan_one_launch();
+}
+
+void TokenGraph::plan_one_launch() {
+  if (B_ != 1) return;
+  const auto product = [](const TokenLinearArgs& p) { return TokenProduct{p.w_NK, p.bias_N, p.N, p.K}; };
+  const ModelConfig& c = model_.config();
+  TokenRunArgs& a = run_;
+  std::vector<TokenRunLayer> list;
+  std::int64_t rows = 0;
+  for (const Layer& layer : layers_) {
+    if (layer.attend.distance_cos != nullptr || layer.cache.selects_at_once()) return;
+    rows = std::max(rows, layer.cache.rows());
+    list.push_back({product(layer.qkv), product(layer.out), product(layer.up), product(layer.down), layer.qkv.gain_K,
+                    layer.qkv.shift_K, layer.up.gain_K, layer.up.shift_K, layer.attend, layer.qkv.score_w_HK,
+                    layer.qkv.scores});
+  }
+  a.count = static_cast<std::int64_t>(list.size()), a.C = c.d_model, a.H = c.n_heads, a.Hkv = *c.n_kv_heads;
+  a.D = *c.head_dim, a.F = *c.d_ff, a.V = *c.vocab_size, a.swiglu = c.arch != Arch::gpt2, a.eps = head_.eps;
+  a.dtype = dtype_, a.R = embed_.R, a.frequency_R = embed_.frequency_R;
+  if constexpr (build::with_cuda) one_launch_ = cuda::plan_token_run(a, rows, stream_);
+  if (!one_launch_) return;
+  a.tokens_VC = embed_.tokens_VC, a.positions_TC = embed_.positions_TC;
+  a.gain_C = head_.gain_K, a.shift_C = head_.shift_K, a.head_VC = head_.w_NK, a.logits_V = logits_.data<float>();
+  a.vocab = choice_.vocab, a.kept = kKept, a.id = choice_.ids_B, a.history_T = choice_.history_BT;
+  a.position = choice_.position;
+  Tensor host = empty({static_cast<std::int64_t>(list.size() * sizeof(TokenRunLayer))}, DType::u8);
+  std::memcpy(host.raw(), list.data(), list.size() * sizeof(TokenRunLayer));
+  run_layers_ = host.to(stream_), a.layers = static_cast<const TokenRunLayer*>(run_layers_.raw());
+  words_ = zeros({a.count, a.layer_words}, DType::i64, stream_), a.words = static_cast<std::uint64_t*>(words_.raw());
+  best_ = zeros({a.G}, DType::i64, stream_), a.best = static_cast<std::uint64_t*>(best_.raw());
+  epoch_ = zeros({2}, DType::i32, stream_), a.epoch = static_cast<std::uint32_t*>(epoch_.raw());
 }
 
 TokenLinearArgs TokenGraph::product(const Linear& linear, const Tensor& out) const {
@@ -184,7 +216,7 @@ void TokenGraph::set_tokens(const Tensor& ids) { ids_.copy_from(ids.reshape({B_}
 void TokenGraph::choose_among(std::int64_t vocab) {
   require(vocab >= 1 && vocab <= choice_.V, "token graph", vocab, " of ", choice_.V, " tokens");
   if (vocab == choice_.vocab) return;
-  choice_.vocab = vocab;
+  choice_.vocab = run_.vocab = vocab;
   graph_ = StreamGraph();
 }
 
@@ -210,6 +242,7 @@ void TokenGraph::queue_selections(std::int64_t first, std::int64_t count, bool f
 
 void TokenGraph::queue_token() const {
   if (on_exit_ > 0) queue_selections(0, on_exit_, false);
+  if (one_launch_) return queue_on_gpu(stream_, run_);
   queue_on_gpu(stream_, embed_);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];

@@ -1,6 +1,8 @@
 // One token of B sequences on a GPU as a fixed sequence of launches, captured once and replayed: all state (caches,
 // selection, position, the token to come) lies on the device, and nothing is allocated after the first two tokens.
-// A layer of a small batch is five launches: norm + qkv + scores, attention, join + projection, norm + up, down.
+// A layer of a small batch is five launches: norm + qkv + scores, attention, join + projection, norm + up, down. One
+// sequence is two launches for the whole token where its weights pass through the shared memory (kernels/token_run.h):
+// selection, and all the rest.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +12,7 @@
 #include "attention/device_cache.h"
 #include "nn/decoder.h"
 #include "nn/kernels/token.h"
+#include "nn/kernels/token_run.h"
 #include "tensor/graph.h"
 
 namespace sieve {
@@ -49,6 +52,7 @@ class TokenGraph {
   TokenLinearArgs product(const Linear& linear, const Tensor& out) const;
   void add_norm(TokenLinearArgs& args, const Norm& norm) const;
   void upload_selections();
+  void plan_one_launch();
   void queue_token() const;
   void queue(const TokenLinearArgs& args) const;
   void queue_by_library(const TokenLinearArgs& args) const;
@@ -71,7 +75,10 @@ class TokenGraph {
   Tensor selections_;                // DecodeSelection of the layers, those whose candidates leave the window first
   std::vector<std::int64_t> place_;  // of a layer in it, -1: none
   std::int64_t on_exit_ = 0;         // how many of the first kind
-  bool warm_ = false;                // a token has run
+  TokenRunArgs run_;
+  Tensor run_layers_, words_, best_, epoch_;
+  bool one_launch_ = false;
+  bool warm_ = false;  // a token has run
   StreamGraph graph_;
 };
 

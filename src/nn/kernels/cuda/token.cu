@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "attention/kernels/cuda/launch.cuh"
+#include "nn/kernels/cuda/best.cuh"
 #include "nn/kernels/token.h"
 #include "tensor/kernels/cuda/dependent.cuh"
 #include "tensor/kernels/cuda/pack.cuh"
@@ -36,32 +37,17 @@ __global__ void __launch_bounds__(kThreads) embed(const TokenEmbedArgs a) {
   }
 }
 
-// NaN stands above all, so that it is seen.
-struct Best {
-  float logit;
-  std::int32_t id;
-  __device__ Best joined(Best o) const { return o.logit > logit || (o.logit == logit && o.id < id) ? o : *this; }
-};
-__device__ Best warp_best(Best v) {
-  for (int offset = 16; offset > 0; offset >>= 1)
-    v = v.joined({__shfl_xor_sync(0xffffffffu, v.logit, offset), __shfl_xor_sync(0xffffffffu, v.id, offset)});
-  return v;
-}
-
 // Block (part, sequence).
 __global__ void __launch_bounds__(kThreads) best_of_part(const TokenChoiceArgs a) {
   __shared__ Best warps[kThreads / 32];
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   let_next_start();
   wait_for_earlier();
   const std::int64_t part = blockIdx.x, b = blockIdx.y, begin = a.vocab * part / a.kParts,
                      end = a.vocab * (part + 1) / a.kParts;
-  Best best{-kInfinity, std::numeric_limits<std::int32_t>::max()};
+  Best best = no_best();
 #pragma unroll 4
-  for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    const float logit = a.logits_BV[b * a.V + i];
-    best = best.joined(logit != logit ? Best{kInfinity, -1} : Best{logit, static_cast<std::int32_t>(i)});
-  }
+  for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads)
+    best = best.joined(best_of(a.logits_BV[b * a.V + i], i));
   best = warp_best(best);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
   __syncthreads();
@@ -72,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) best_of_part(const TokenChoiceArgs a
 
 // One block, a warp a sequence.
 __global__ void __launch_bounds__(kThreads) choose(const TokenChoiceArgs a) {
-  static_assert(TokenChoiceArgs::kParts == 32 && sizeof(Best) == 8);
+  static_assert(TokenChoiceArgs::kParts == 32);
   let_next_start();
   wait_for_earlier();
   const std::int64_t position = *a.position;
