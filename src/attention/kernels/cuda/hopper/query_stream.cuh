@@ -364,7 +364,8 @@ struct KeyGroup {
       pairs.weigh(x, pass, logits);
       wait_products<1>();
       pin(gradients);
-      pairs.differentiate(x, pass, logits, gradients);
+      // Always so; but what stands in a branch the assembler does not move behind the wait for the held products.
+      if (x.q0 >= 0) pairs.differentiate(x, pass, logits, gradients);
       wait_products<0>();
       pin(dv), pin(dk);
       if (held >= 0) release(&s.empty[held]);
