@@ -176,16 +176,25 @@ struct RowPairs {
   // Most keys neither come nor go nor cross a border of the band within 64 queries: where that holds of a warp's 16, no
   // pair is asked.
   __device__ void differentiate_gated(const QueryNumbers& x, float (&s)[32], float (&dp)[32]) {
-    const unsigned counts = seen(x), band = in_band(x), low = band & 0xffffu, high = band >> 16;
-    const bool even = counts == 0xffffffffu && (low == 0 || low == 0xffffu) && (high == 0 || high == 0xffffu);
+    const int q0 = x.q0, q1 = q0 + kStageQueries;
+    bool even = true, learns[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = lane.row + 8 * r;
+      const Interval counts{keys.from[row], keys.to[row]}, band{keys.band_from[row], keys.band_to[row]};
+      learns[r] = band.begin <= q0 && band.end >= q1;
+      even = even && counts.begin <= q0 && counts.end >= q1 && (learns[r] || band.begin >= q1 || band.end <= q0);
+    }
     if (__shfl_sync(0xffffffffu, __all_sync(0xffffffffu, even ? 1 : 0), 0) != 0)
-      differentiate_pairs<true>(x, counts, band, s, dp);
-    else differentiate_pairs<false>(x, counts, counts & band, s, dp);
+      return differentiate_pairs<true>(x, 0, 0, learns, s, dp);
+    const unsigned counts = seen(x);
+    learns[0] = learns[1] = true;
+    differentiate_pairs<false>(x, counts, counts & in_band(x), learns, s, dp);
   }
-  // kEven: all pairs count, and of a row all or none learn.
+  // `counts` and `band`: the pairs that do, and those that learn; kEven: all count, and rows learn as a whole.
   template <bool kEven>
-  __device__ void differentiate_pairs(const QueryNumbers& x, unsigned counts, unsigned learns, float (&s)[32],
-                                      float (&dp)[32]) {
+  __device__ void differentiate_pairs(const QueryNumbers& x, unsigned counts, unsigned band, const bool (&learns)[2],
+                                      float (&s)[32], float (&dp)[32]) {
     constexpr bool kLogit = kMode == GateMode::kv, kValue = kLogit || kMode == GateMode::value;
     const int row = lane.row;
     const float z[2] = {keys.z[row], keys.z[row + 8]};
@@ -205,14 +214,14 @@ struct RowPairs {
         // dL/dm over the share.
         float g = kValue ? value : slope;
         if constexpr (kLogit) g = fmaf(slope * static_cast<float>(kLn2), logit, g);
-        if (kEven || has(learns, 4 * n + y)) sums[r] = fmaf(share, g, sums[r]);
+        if (kEven || has(band, 4 * n + y)) sums[r] = fmaf(share, g, sums[r]);
         s[4 * n + y] = share * m;
         dp[4 * n + y] = (kLogit || kMode == GateMode::prob ? s[4 * n + y] : share) * slope;
       }
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (!kEven || (learns >> 16 * r & 1) != 0) column[r] += sums[r];
+      if (learns[r]) column[r] += sums[r];
     }
   }
 };
