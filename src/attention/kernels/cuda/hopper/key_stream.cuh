@@ -156,6 +156,10 @@ struct KeyProducer {
   // A warp that finds its last block's stage free knows that the stage of this one is at most one use behind: barriers
   // tell only odd uses from even ones.
   static_assert(Ring::kStages >= kWarps);
+  // A long ring hides how long a block takes to arrive; where it is short, registers (there are more) shorten that:
+  // what is known of the keys is asked for before their stage is free, two passes of copies are on their way at once.
+  static constexpr bool kKnowsEarly = D != 64;
+  static constexpr int kPasses = kKnowsEarly ? 2 : 1;
   const Engine& e;
   const Ring ring;
   const int warp;     // this one
@@ -248,8 +252,7 @@ struct KeyProducer {
     return flags;
   }
   // Writes what is known of key r of a stage; its flags.
-  __device__ std::uint32_t publish(KeyScalars& to, const Tile& t, int r, int key) const {
-    const Known n = look_up(t, key);
+  __device__ std::uint32_t publish(KeyScalars& to, const Tile& t, int r, const Known& n) const {
     to.from[r] = n.from, to.to[r] = n.to;
     if constexpr (kScored) to.z[r] = n.z, to.band_from[r] = n.band_from, to.band_to[r] = n.band_to;
     return flags_of(t, n);
@@ -260,7 +263,7 @@ struct KeyProducer {
     const auto k_stride = static_cast<std::uint32_t>(e.k.stride * 2),
                v_stride = static_cast<std::uint32_t>(e.v.stride * 2);
     const std::uint32_t keys = shared_address(ring.keys(stage)), values = shared_address(ring.values(stage));
-#pragma unroll 1
+#pragma unroll kPasses
     for (int pass = 0; pass < kBlockKeys / 4; ++pass) {
       const int row = pass * 4 + lane() / 8;
       const int j = __shfl_sync(0xffffffffu, row < kHalf ? key[0] : key[1], row % kHalf);
@@ -294,14 +297,21 @@ struct KeyProducer {
     int key[2] = {id(mine, 0), id(mine, 1)};
     for (int block = mine; block < blocks; block += kWarps) {
       const int stage = stage_of(done + block);
+      const bool is_steady = (block + 1) * kBlockKeys <= steady;
+      Known known[2];  // lane l knows the keys l and l + 32
+      if (kKnowsEarly && !is_steady) known[0] = look_up(t, key[0]), known[1] = look_up(t, key[1]);
       await_empty(done + block);
       gather(stage, k, v, key);
       KeyScalars& scalars = ring.scalars(stage);
       std::uint32_t flags = steady_flags(t);
-      if ((block + 1) * kBlockKeys > steady) {  // lane l knows the keys l and l + 32, one after the other
-        flags = publish(scalars, t, lane(), key[0]);
-        __syncwarp();
-        flags = __reduce_or_sync(0xffffffffu, flags | publish(scalars, t, lane() + kHalf, key[1]));
+      if (!is_steady) {
+        if (!kKnowsEarly) known[0] = look_up(t, key[0]);
+        flags = publish(scalars, t, lane(), known[0]);
+        if (!kKnowsEarly) {
+          __syncwarp();  // one after the other
+          known[1] = look_up(t, key[1]);
+        }
+        flags = __reduce_or_sync(0xffffffffu, flags | publish(scalars, t, lane() + kHalf, known[1]));
       }
       if (lane() == 0)
         scalars.flags = flags | (block + 1 == blocks ? static_cast<std::uint32_t>(kLast) : 0), scalars.first = -1;
