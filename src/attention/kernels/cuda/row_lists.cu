@@ -58,77 +58,99 @@ __global__ void __launch_bounds__(kThreads) compact_keys(const DevicePlan plan, 
   if (threadIdx.x == 0) seen.counts[blockIdx.x] = total, seen.ends[blockIdx.x] = end;
 }
 
+// Blocks of keys that can hold some that a chunk sees, and where their keys lie if all of them follow each other.
+struct OpenBlocks {
+  int block[kThreads], start[kThreads];
+  int sums[2][kWarps];
+};
+
 // The whole block: copies what the queries see to the stage, ascending; returns how many. Ends with a barrier.
-__device__ int collect(const SeenKeys& seen, std::int64_t row, const Interval& queries, RowLife* stage,
-                       std::int64_t capacity) {
-  __shared__ int open[kThreads], offsets[kThreads];  // blocks that can hold some, and where theirs go
+__device__ int collect(const SeenKeys& seen, std::int64_t row, const Interval& queries, RowLife* stage, int capacity) {
+  constexpr int kEach = 4;  // keys that a thread looks at together
+  __shared__ OpenBlocks open;
   const auto thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const std::int64_t blocks = (queries.end + kThreads - 1) / kThreads;  // no query sees a later key
-  int filled = 0;
-  for (std::int64_t base = 0; base < blocks; base += kThreads) {
+  const int blocks = (queries.end + kThreads - 1) / kThreads;  // no query sees a later key
+  const RowLife* lives = seen.lives + row * seen.blocks * kThreads;
+  int filled = 0, turn = 0;
+  for (int base = 0; base < blocks; base += kThreads) {
     const std::int64_t mine = row * seen.blocks + base + thread;
-    const bool can = base + thread < blocks && seen.counts[mine] > 0 && seen.ends[mine] > queries.begin;
-    int n = 0;
-    const int place = offset_of(can ? 1 : 0, &n);
-    if (can) open[place] = thread;
-    if (thread < n) offsets[thread] = 0;
+    int count = base + thread < blocks ? seen.counts[mine] : 0, n = 0, keys = 0;
+    if (count > 0 && seen.ends[mine] <= queries.begin) count = 0;
+    const int place = offset_of(count > 0 ? 1 : 0, &n), start = offset_of(count, &keys);
+    if (count > 0) open.block[place] = base + thread, open.start[place] = start;
     __syncthreads();
-    for (int write = 0; write < 2; ++write) {
-      for (int x = warp; x < n; x += kWarps) {
-        const std::int64_t block = row * seen.blocks + base + open[x];
-        const int count = seen.counts[block];
-        int at = write ? offsets[x] : 0;
-        for (int first = 0; first < count; first += 32) {
-          RowLife life{0, 0, 0, 0};
-          if (first + lane < count) life = seen.lives[block * kThreads + first + lane];
-          const bool wanted = life.run_in(queries) >= 0;
-          const unsigned lanes = __ballot_sync(0xffffffffu, wanted);
-          const int to = at + __popc(lanes & ((1u << lane) - 1));
-          if (write && wanted && to < capacity) stage[to] = life;
-          at += __popc(lanes);
-        }
-        if (!write && lane == 0) offsets[x] = at;
+    for (int first = 0; first < keys; first += kThreads * kEach, turn ^= 1) {
+      const int from = first + warp * 32 * kEach;
+      int x = 0;  // the block of the warp's first key, then of the lane's
+      for (int step = kThreads / 2; step > 0; step /= 2) {
+        if (x + step < n && open.start[x + step] <= from) x += step;
       }
-      __syncthreads();
-      if (write) break;
-      int total = 0;
-      const int count = thread < n ? offsets[thread] : 0, offset = filled + offset_of(count, &total);
-      if (thread < n) offsets[thread] = offset;
-      filled += total;
-      __syncthreads();
+      RowLife life[kEach];
+#pragma unroll
+      for (int v = 0; v < kEach; ++v) {
+        const int key = from + v * 32 + lane;
+        life[v] = {0, 0, 0, 0};
+        if (key >= keys) continue;
+        while (x + 1 < n && open.start[x + 1] <= key) ++x;
+        life[v] = lives[static_cast<std::int64_t>(open.block[x]) * kThreads + (key - open.start[x])];
+      }
+      unsigned wanted[kEach];
+      int found = 0;
+#pragma unroll
+      for (int v = 0; v < kEach; ++v) {
+        wanted[v] = __ballot_sync(0xffffffffu, life[v].run_in(queries) >= 0);
+        found += __popc(wanted[v]);
+      }
+      if (lane == 0) open.sums[turn][warp] = found;
+      __syncthreads();  // a sum is written again two turns later, behind the next turn's barrier
+      int to = filled;
+      for (int w = 0; w < kWarps; ++w) {
+        if (w < warp) to += open.sums[turn][w];
+        filled += open.sums[turn][w];
+      }
+#pragma unroll
+      for (int v = 0; v < kEach; ++v) {
+        const int at = to + __popc(wanted[v] & ((1u << lane) - 1));
+        if ((wanted[v] >> lane & 1) != 0 && at < capacity) stage[at] = life[v];
+        to += __popc(wanted[v]);
+      }
     }
   }
-  return filled < capacity ? filled : static_cast<int>(capacity);
+  __syncthreads();
+  return filled < capacity ? filled : capacity;
 }
 
 // One warp: the list of `queries` out of the n keys of the stage.
 __device__ void write_list(const RowLists& lists, std::int64_t at, const Interval& queries, const RowLife* stage,
                            int n) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32, capacity = static_cast<int>(lists.capacity);
   std::int32_t* out = lists.keys + at * lists.capacity;
-  int next[kRowRuns] = {0, 0, 0};
-  for (int write = 0; write < 2; ++write) {
-    for (int first = 0; first < n; first += 32) {
-      RowLife life{0, 0, 0, 0};
-      if (first + lane < n) life = stage[first + lane];
-      const int run = life.run_in(queries);
+  int steady = 0, whole = 0, partial = 0;
+#pragma unroll 2
+  for (int x = lane; x < n; x += 32) {
+    const int run = stage[x].run_in(queries);
+    steady += run == kSteadyRows, whole += run == kWholeRows, partial += run == kPartialRows;
+  }
+  steady = warp_sum(steady), whole = warp_sum(whole), partial = warp_sum(partial);
+  int next[kRowRuns] = {0, steady, steady + whole};
+  if (lane < kRowRuns)
+    lists.ends[at * kRowRuns + lane] = lane == 0 ? steady : steady + whole + (lane == 1 ? 0 : partial);
+  for (int first = 0; first < n; first += 32) {
+    RowLife life{0, 0, 0, 0};
+    if (first + lane < n) life = stage[first + lane];
+    const int run = life.run_in(queries);
 #pragma unroll
-      for (int r = 0; r < kRowRuns; ++r) {
-        const unsigned lanes = __ballot_sync(0xffffffffu, run == r);
-        const int to = next[r] + __popc(lanes & ((1u << lane) - 1));
-        if (write && run == r && to < lists.capacity) out[to] = life.key;
-        next[r] += __popc(lanes);
-      }
+    for (int r = 0; r < kRowRuns; ++r) {
+      const unsigned lanes = __ballot_sync(0xffffffffu, run == r);
+      const int to = next[r] + __popc(lanes & ((1u << lane) - 1));
+      if (run == r && to < capacity) out[to] = life.key;
+      next[r] += __popc(lanes);
     }
-    if (write) break;
-    next[1] += next[0], next[2] += next[1];
-    if (lane < kRowRuns) lists.ends[at * kRowRuns + lane] = lane == 0 ? next[0] : (lane == 1 ? next[1] : next[2]);
-    next[2] = next[1], next[1] = next[0], next[0] = 0;
   }
 }
 
 // Blocks take chunks in turns. `memory` null: the stage lies in shared memory; else each block has its own.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 6)
     fill_lists(const DevicePlan plan, std::int64_t T, std::int64_t rows, const SeenKeys seen, RowLife* memory) {
   const RowLists &chunks = plan.chunks, &tiles = plan.tiles;
   RowLife* stage =
@@ -138,7 +160,7 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t item = blockIdx.x; item < rows * chunks.lists; item += gridDim.x) {
     const std::int64_t chunk = item % chunks.lists, row = item / chunks.lists;
     const Interval queries = spans::tile_queries(chunk, chunks.queries, T);
-    const int n = collect(seen, row, queries, stage, chunks.capacity);
+    const int n = collect(seen, row, queries, stage, static_cast<int>(chunks.capacity));
     if (warp == 0) write_list(chunks, item, queries, stage, n);
     for (std::int64_t x = (warp + kWarps - 1) % kWarps; x < each; x += kWarps) {  // warp 0 comes last
       const std::int64_t tile = chunk * each + x;
