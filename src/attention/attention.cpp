@@ -205,6 +205,7 @@ struct Attention {
   AttentionInputs in;
   Tensor qkv, out, statistics;
   Selection selection;
+  PlanOnDevice kept;  // forward's, for backward; on the CPU it is as quickly made as read
   DType score_dtype = DType::f32;
   bool dense = false;  // by attention/dense.h, forward and backward
 
@@ -226,6 +227,7 @@ struct Attention {
       if (!saves && !runs_again) check_scores(inputs[1].numel());
     }
     const Plan plan = plan_of(in.spec, in.rope, qkv, in.document_starts, selection);
+    if (saves) kept = plan.device;
     const RotaryTable rotary = tables();
     SoftmaxForwardArgs args = engine_args(in, qkv, plan, selection, rotary);
     args.out_BTHD = out.raw();
@@ -255,7 +257,8 @@ struct Attention {
 
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2>) {
     if (dense) return {dense_backward(in.spec, in.rope, qkv, out, statistics, grad), Tensor()};
-    const Plan plan = plan_of(in.spec, in.rope, qkv, in.document_starts, selection);
+    const Plan plan =
+        qkv.device().is_cuda() ? Plan{{}, kept} : plan_of(in.spec, in.rope, qkv, in.document_starts, selection);
     const RotaryTable rotary = tables();
     Tensor dqkv = empty_like(qkv);
     const Tensor dout = reinterpret_cast<std::uintptr_t>(grad.raw()) % 16 == 0 ? grad : grad.clone();  // for wide loads

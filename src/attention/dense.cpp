@@ -131,6 +131,9 @@ bool dense_path(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& q
   }
   if (spec.head_dim % 8 != 0 || rope.rotary_dims > spec.head_dim || qkv.numel() == 0) return false;
   if (spec.kind == AttentionKind::sliding_window && spec.sinks > 0) return false;
+  // On Hopper our own engine has the faster backward of windows, and the same bits in every run.
+  const bool own = spec.kind == AttentionKind::sliding_window && spec.head_dim == 64 && spec.window <= qkv.size(1) / 2;
+  if (own && warpgroup_engine(spec, rope, qkv)) return false;
   return allowed.load(std::memory_order_relaxed) && served(spec, qkv.size(1)) && prepared(spec, rope, qkv, saves);
 }
 
