@@ -9,7 +9,7 @@
 #   sparsek    full, window and SparseK attention from 1k to 128k, head size 64 and 128, independent scores and scores of deviation 4, the deterministic
 #              backward; PEERS=attention.py names a benchmark of PyTorch's attention to run beside it, with the interpreter PEER_PYTHON
 #   scaling    the training step of GPT-2 124M by SparseK from 1k to 128k, and how it grows
-#   novels=DATA  the run of configs/novels.yaml on DATA, a folder of scripts/prepare_novels.sh or its .tar.xz (NOVELS_SETTINGS: further key=value), and
+#   novels=DATA  the run of configs/novels.yaml on DATA, a folder of scripts/prepare_novels.sh or its .tar.xz (NOVELS_SETTINGS: further key=value; NOVELS_VERIFY=8192: that many greedy tokens against one full forward), and
 #              SparseK attention on the scores that it has learned
 # All but the last are run where no part is named. Prints short results; whole logs go to OUT. The exit code counts the parts that failed.
 set -uo pipefail
@@ -100,7 +100,7 @@ run_novels() {
     data=$(echo "$work"/data/*)
   fi
   [ -r "$data/tokenizer.json" ] || { echo "novels: $1 holds no tokenizer.json: make it by scripts/prepare_novels.sh"; return 1; }
-  local settings=(tokenizer.path="$data/tokenizer.json" "data.train=[$data/train]" "data.val=[$data/val]" run.dir="$work/run" device.type="$device" run.max_time=200s)
+  local settings=(tokenizer.path="$data/tokenizer.json" "data.train=[$data/train]" "data.val=[$data/val]" run.dir="$work/run" device.type="$device" run.max_time="${NOVELS_TIME:-200s}")
   "$bin/sieve" pretrain "$root/configs/novels.yaml" "${settings[@]}" ${NOVELS_SETTINGS:-} >"$out/novels.txt" 2>&1
   code=$?
   tail -n 4 "$out/novels.txt"
@@ -116,6 +116,9 @@ run_novels() {
     evaluations+=("$out/novels/$split.json")
   done
   "$bin/sieve" generate "$work/run" --device "$device" --prompt "It was " --max-new-tokens 400 --temperature 0.8 --top-p 0.95 >"$out/novels/generated.txt" 2>>"$out/novels.txt" || bad=1
+  # Every token of a greedy text against the largest logit of one full forward over it.
+  [ -z "${NOVELS_VERIFY:-}" ] || "$bin/sieve" generate "$work/run" --device "$device" --prompt "It was " --max-new-tokens "$NOVELS_VERIFY" --temperature 0 \
+    --precision fp32 --verify 2>&1 >/dev/null | tail -n 3 | tee "$out/novels/verify.txt"
   # Trained scores need another amount of work than random ones.
   local lengths=${NOVELS_LENGTHS:-4k,16k,64k}
   "$bin/sieve" bench scores "$work/run" --data "$data/val" --rows 2 --length "${lengths##*,}" --device "$device" -o "$work/scores.safetensors" >>"$out/novels.txt" 2>&1 &&
