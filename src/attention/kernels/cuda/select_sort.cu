@@ -8,7 +8,10 @@
 namespace sieve::cuda {
 namespace {
 
-constexpr int kGrowThreads = 1024;
+// A row's block: wide where rows are fewer than multiprocessors, else such that several fit one.
+constexpr int kWideGrow = 1024, kNarrowGrow = 512;
+constexpr std::int64_t kFewRows = 128;
+static_assert(kNarrowGrow >= kChunk);
 
 // Orders like u; 0 is below every score. -0 equals +0.
 __device__ unsigned long long image_of(double u) {
@@ -113,6 +116,7 @@ struct Base {
 };
 // The best P of the base and the m candidates, which are later keys. Three searches go side by side: of two scores of
 // the base among the candidates, and of a candidate in the base. Ends with a barrier.
+template <int kGrowThreads>
 __device__ int merge(const Base& old, int n, const Base& fresh, int m, const Base& out, int P) {
   const auto thread = static_cast<int>(threadIdx.x);
   for (int base = 0; base < n || base < m; base += 2 * kGrowThreads) {
@@ -135,7 +139,8 @@ __device__ int merge(const Base& old, int n, const Base& fresh, int m, const Bas
 }
 
 // One block a row, chunk after chunk: only candidates that enter the base are merged.
-__global__ void __launch_bounds__(kGrowThreads, 1) grow(const Chunks c) {
+template <int kGrowThreads>
+__global__ void __launch_bounds__(kGrowThreads, kWideGrow / kGrowThreads) grow(const Chunks c) {
   const auto thread = static_cast<int>(threadIdx.x);
   const std::int64_t row = blockIdx.x;
   const int P = static_cast<int>(c.P);
@@ -195,7 +200,7 @@ __global__ void __launch_bounds__(kGrowThreads, 1) grow(const Chunks c) {
     }
     __syncthreads();
     if (m == 0) continue;
-    n = merge(now, n, fresh, m, bases[at ^ 1], P);
+    n = merge<kGrowThreads>(now, n, fresh, m, bases[at ^ 1], P);
     at ^= 1;
   }
   if (c.first + c.count == c.chunks) return;  // no slab follows
@@ -214,7 +219,9 @@ void sort_chunks(const Chunks& c, const Stream& stream) {
 
 void grow_bases(const Chunks& c, const Stream& stream) {
   const auto bytes = static_cast<std::size_t>(2 * c.P + kChunk) * (sizeof(double) + sizeof(std::int32_t));
-  start("selection: bases", grow, c.rows, kGrowThreads, bytes, stream, c);
+  const bool few = c.rows <= kFewRows;
+  start("selection: bases", few ? grow<kWideGrow> : grow<kNarrowGrow>, c.rows, few ? kWideGrow : kNarrowGrow, bytes,
+        stream, c);
 }
 
 }  // namespace sieve::cuda
