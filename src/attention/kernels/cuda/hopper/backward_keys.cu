@@ -176,6 +176,7 @@ __global__ void __launch_bounds__(kKeyThreads, 1)
   }
   take_registers<S::kConsumerRegisters>();
   const Lane lane;
+  begin_turns<D>(lane);
   Ring<S::kStages> ring;
   for (Ring<2> buffer;; ++buffer.count) {
     wait(&s.keys_full[buffer.at()], buffer.phase());

@@ -257,6 +257,7 @@ __global__ void __launch_bounds__(kKeyThreads, 1)
   }
   take_registers<KeyShared<D>::kConsumerRegisters>();
   const Lane lane;
+  begin_turns<D>(lane);
   Ring<KeyShared<D>::kStages> ring;
   for (Ring<2> buffer;; ++buffer.count) {
     wait(&s.keys_full[buffer.at()], buffer.phase());

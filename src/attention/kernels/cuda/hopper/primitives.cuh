@@ -74,6 +74,11 @@ __device__ inline void meet(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The same for those that need not wait: they count, and go on.
+__device__ inline void announce(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // ---- Copies
 // Writes of this thread to shared memory by plain stores or cp.async become visible to wgmma and to the copy engine.
 __device__ inline void fence_shared_for_async() { SIEVE_SM90A("fence.proxy.async.shared::cta;" ::: "memory"); }

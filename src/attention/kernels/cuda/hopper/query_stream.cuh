@@ -14,14 +14,16 @@
 
 namespace sieve::cuda::hopper {
 
-inline constexpr int kItemKeys = 128;                 // keys of an item
-inline constexpr int kStageQueries = 64;              // queries of a stage
-inline constexpr int kSenders = 64;                   // threads that send queries, and as many that send keys
-inline constexpr int kKeyThreads = 3 * kWarpgroup;    // of a block
-inline constexpr int kConsumerWarps = 8;              // the last ones of a block
+inline constexpr int kItemKeys = 128;               // keys of an item
+inline constexpr int kStageQueries = 64;            // queries of a stage
+inline constexpr int kSenders = 64;                 // threads that send queries, and as many that send keys
+inline constexpr int kKeyThreads = 3 * kWarpgroup;  // of a block
+inline constexpr int kConsumerWarps = 8;            // the last ones of a block
+inline constexpr int kConsumers = 32 * kConsumerWarps;
 inline constexpr std::int32_t kNever = 0x7fffffff;    // later than every query
 inline constexpr float kNoWeight = -float(kNothing);  // statistics of a query beyond T: all its weights are 0
 inline constexpr int kSenderBarrier = 1;              // hardware barrier of those that send keys
+inline constexpr int kTurnBarrier = 2;                // and the first of two, of each warpgroup that consumes
 static_assert(kSenders == kStageQueries, "a sender of queries fills the numbers of one");
 
 // What the consumers know of a stage's queries.
@@ -241,6 +243,16 @@ __device__ inline int fresh(int x) {
   return x;
 }
 
+// Warpgroups that wait for the same stages would compute at the same time and leave the tensor cores to idle; so they
+// issue products in turns, strictly, the first one first. Every turn taken is passed on.
+__device__ inline void take_turn(const Lane& lane) { meet(kTurnBarrier + lane.row / 64, kConsumers); }
+__device__ inline void pass_turn(const Lane& lane) { announce(kTurnBarrier + 1 - lane.row / 64, kConsumers); }
+// Where turns are taken: consumers, once and before the first item.
+template <int D>
+__device__ inline void begin_turns(const Lane& lane) {
+  if (D == 128 && lane.row >= 64) pass_turn(lane);
+}
+
 // A warpgroup's 64 rows of K or V as left operand: in registers where they have room (D = 64: shared memory is read
 // half as often), else where they are.
 template <int D, bool kHeld>
@@ -380,20 +392,25 @@ struct KeyGroup {
     if (held >= 0) release(&s.empty[held]);
   }
 
-  // Tile by tile, where registers are short.
+  // Tile by tile, where registers are short. The turn lasts from the last products of a tile to the first ones of the
+  // next: the other warpgroup's run while this one computes.
   __device__ void run_in_turn(const LeftK& k, const LeftV& v) {
+    take_turn(lane);
     for (bool last = false; !last; ++ring.count) {
       const QueryNumbers& x = open();
       last = x.last != 0;
       const Pass pass = look(x);
       if (pass == Pass::skip) {
+        pass_turn(lane);
         release(&s.empty[ring.at()]);
+        take_turn(lane);
         continue;
       }
       const TileProducts<D> tile(s, ring.at());
       float logits[32], gradients[32];
       std::uint32_t p[4][4], ds[4][4];
       issue_first(k, v, tile, logits, gradients);
+      pass_turn(lane);
       wait_products<1>();
       pin(logits);
       pairs.weigh(x, pass, logits);
@@ -402,6 +419,7 @@ struct KeyGroup {
       pairs.differentiate(x, pass, logits, gradients);
       pack_left<kStageQueries>(p, logits);
       pack_left<kStageQueries>(ds, gradients);
+      take_turn(lane);
       fence_products();
       tile.issue_dv(dv, p);
       tile.issue_dk(dk, ds);
@@ -409,6 +427,7 @@ struct KeyGroup {
       wait_products<0>();
       release(&s.empty[ring.at()]);
     }
+    pass_turn(lane);
     pin(dk), pin(dv);
   }
 };
