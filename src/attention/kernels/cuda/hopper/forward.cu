@@ -21,9 +21,10 @@ __device__ __forceinline__ bool raise(const float (&s)[kPairs], Running& run, fl
   float high[4] = {run.top[0], run.top[0], run.top[1], run.top[1]};
 #pragma unroll
   for (int x = 0; x < kPairs; ++x) high[x % 4] = fmaxf(high[x % 4], s[x]);
-  const float now[2] = {row_max(fmaxf(high[0], high[1])), row_max(fmaxf(high[2], high[3]))};
-  const bool grew = now[0] > run.top[0] + scaling.slack || now[1] > run.top[1] + scaling.slack;
+  const float own[2] = {fmaxf(high[0], high[1]), fmaxf(high[2], high[3])};  // the row's maximum only where it matters
+  const bool grew = own[0] > run.top[0] + scaling.slack || own[1] > run.top[1] + scaling.slack;
   if (!__any_sync(0xffffffffu, grew)) return false;
+  const float now[2] = {row_max(own[0]), row_max(own[1])};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     shrink[r] = fast_power_of_2((run.top[r] - now[r]) * scaling.factor);
@@ -69,11 +70,24 @@ __device__ __forceinline__ bool absorb(float (&s)[kPairs], Running& run, float (
     visit_block(q, keys, [&](int x, bool alive) { s[x] = alive ? s[x] : kMaskedLogit; });
   }
   const bool shrinks = raise(s, run, shrink, scaling);
-  weigh(s, run, scaling);
-  const bool prob = kGates && mode == GateMode::prob;  // the denominator is that of the gated weights
-  if (!prob) add_up(s, run);
-  if (kGates && c.gated) gate(s, keys, tau);
-  if (prob) add_up(s, run);
+  if (!kGates || !c.gated) {
+    weigh(s, run, scaling);
+    add_up(s, run);
+  } else if (mode == GateMode::prob) {  // the denominator is that of the gated weights
+    // Nothing in common with the other branch, for the compiler: it would take the exponentials out of both, away from
+    // the sums and gates that fill the gaps between them.
+    Scaling again = scaling;
+    float factor[1] = {scaling.factor};
+    pin(factor);
+    again.factor = factor[0];
+    weigh(s, run, again);
+    gate(s, keys, tau);
+    add_up(s, run);
+  } else {
+    weigh(s, run, scaling);
+    add_up(s, run);
+    gate(s, keys, tau);
+  }
   return shrinks;
 }
 
