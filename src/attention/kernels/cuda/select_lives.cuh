@@ -42,6 +42,9 @@ struct Own {
       std::uint16_t alive[kChunk + 1];  // their number
       unsigned pushes[kChunk / 32];     // bits of arrivals that pushed somebody out of the members
       double z[kBlock], less[kBlock];   // of the arrivals that a turn looks at one by one: z and z - 1
+      double start[2];                  // tau before a turn, or near it; turns take them by turns
+      int width[2];                     // scores of the band there
+      float rise[kBlock];               // what arrivals of the turn add to f there, summed up
     } taus;
   };
 };
@@ -54,6 +57,16 @@ __device__ int first_in(const double* values, int n, const Pred& pred) {
     const int middle = (low + n) / 2;
     if (pred(values[middle])) n = middle;
     else low = middle + 1;
+  }
+  return low;
+}
+
+// Of falling values: how many lie more than `by` above t, known to be low .. high.
+__device__ inline int count_above(const double* values, int low, int high, double t, double by) {
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (values[middle - 1] - by > t) low = middle;
+    else high = middle - 1;
   }
   return low;
 }
@@ -228,6 +241,19 @@ class ChunkLives {
     const double u = base_[r];
     const int bound = first_in(own_.ranked, candidates_, [&](double s) { return s < u; });
     return arrival(bound, wanted, 0, continuing_);
+  }
+
+  // The first arrival from y on, below `end`, that pushed out a member; `end`: none.
+  __device__ int next_push(int y, int end) const {
+    while (y < end) {
+      const unsigned bits = own_.taus.pushes[y / 32] >> y % 32;
+      if (bits != 0) {
+        y += __ffs(static_cast<int>(bits)) - 1;
+        return y < end ? y : end;
+      }
+      y = (y / 32 + 1) * 32;
+    }
+    return end;
   }
 
   const Chunks& c_;

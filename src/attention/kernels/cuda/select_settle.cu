@@ -1,7 +1,8 @@
 // What happens inside a chunk, out of its base and its own keys (select_chunks.h): lives (select_lives.cuh), then the
 // threshold of every query, which lies in [z_(k) - 1, z_(k)) by docs/attention.md, (2). There the piece of f that
 // crosses k is found by Newton's steps inside a bracket; f comes from prefix sums over the base and over blocks of
-// earlier arrivals, and from the few arrivals since. No query waits for an earlier one.
+// earlier arrivals, and from the few arrivals since. Arrivals go in turns of 64, whose queries start where the last
+// turn ended, by what has arrived since; inside a turn no query waits for an earlier one.
 #include "attention/kernels/cuda/select_lives.cuh"
 #include "tensor/kernels/cuda/block.cuh"
 
@@ -10,16 +11,6 @@ namespace {
 
 constexpr int kDirect = 16;       // so many scores of a band are summed one by one
 constexpr double kPrefixed = 64;  // prefix sums hold scores so near to the centre
-
-// Of falling values: how many lie more than `by` above t, known to be low .. high.
-__device__ inline int count_above(const double* values, int low, int high, double t, double by) {
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (values[middle - 1] - by > t) low = middle;
-    else high = middle - 1;
-  }
-  return low;
-}
 
 // Neighbouring lanes that work on one query, taking the same turns everywhere.
 constexpr int kTeam = kSettleThreads / kBlock;
@@ -72,23 +63,20 @@ class ChunkThresholds : public ChunkLives {
   }
 
   __device__ void find_thresholds() const {
-    double guess = guess_start();
+    guess_start();
     for (int begin = 0; begin <= size_; begin += kBlock) {
-      if (begin > 0) {
-        const double last = own_.taus.tau[begin - 1];
-        guess = last > guess ? last : guess;
-      }
-      if (const int slot = thread(); slot < kBlock) {
-        const int y = begin - 1 + slot;
-        const double z = y >= 0 && y < size_ ? z_of(y) : -INFINITY;
-        own_.taus.z[slot] = z, own_.taus.less[slot] = z - 1;
-      }
+      if (thread() < 32) fill_slots(begin - 1);
       if (begin > 0) sum_earlier(begin - 1);
       else __syncthreads();
       const int y = begin + thread() / kTeam;
       if (y <= size_) {
-        const double tau = threshold(y - 1, begin - 1, guess);
-        if (team_lane() == 0) own_.taus.tau[y] = tau;
+        int width = 0;
+        const double tau = threshold(y - 1, begin - 1, width);
+        if (team_lane() == 0) {
+          own_.taus.tau[y] = tau;
+          const int next = (begin / kBlock + 1) % 2;
+          if (y == begin + kBlock - 1) own_.taus.start[next] = tau, own_.taus.width[next] = width;
+        }
       }
       __syncthreads();
     }
@@ -246,18 +234,6 @@ class ChunkThresholds : public ChunkLives {
     }
     last_members_ = warp_sum(members), last_worst_ = warp_max(worst);
   }
-  // The first arrival from y on, below `end`, that pushed out a member; `end`: none.
-  __device__ int next_push(int y, int end) const {
-    while (y < end) {
-      const unsigned bits = own_.taus.pushes[y / 32] >> y % 32;
-      if (bits != 0) {
-        y += __ffs(static_cast<int>(bits)) - 1;
-        return y < end ? y : end;
-      }
-      y = (y / 32 + 1) * 32;
-    }
-    return end;
-  }
   // z of the worst of the k members after own key x, whose document's first arrival is `first`. The next newcomer of
   // the document pushes it out. A team calls it.
   __device__ double least_member(int x, int first, int base) const {
@@ -286,7 +262,8 @@ class ChunkThresholds : public ChunkLives {
   }
 
   // After own key x; x = -1: of the base alone. A team calls it, in the turn whose slots begin at arrival `turn`.
-  __device__ double threshold(int x, int turn, double guess) const {
+  // `width`: scores of the band.
+  __device__ double threshold(int x, int turn, int& width) const {
     const bool continues = x < continuing_;
     const int first = x < 0 ? 0 : own_.first[x], base = continues ? n_ : 0, count = base + x + 1 - first;
     // Prefixes of at most k candidates see no threshold; before a full base nobody was left out.
@@ -308,32 +285,65 @@ class ChunkThresholds : public ChunkLives {
     }
     for (int y = p.scan + team_lane(); y < turn; y += kTeam) own += own_.left_pool[y] > x;
     p.pool = (P_ < count ? P_ : count) - team_sum(own) - (p.tables ? own_.taus.alive[kChunk] : 0);
-    return cross(p, least, guess);
+    const int now = (turn + 1) / kBlock % 2;
+    const float step = own_.taus.rise[x - turn] / static_cast<float>(own_.taus.width[now]);
+    return cross(p, least, own_.taus.start[now] + static_cast<double>(step), width);
   }
 
-  // A place near the base's threshold: every thread looks at one. Begins behind a barrier and ends with one.
-  __device__ double guess_start() const {
-    if (n_ < k_) return -INFINITY;
+  // The base's threshold: every thread looks at one place, then one goes on from the last that lies below. Begins
+  // behind a barrier and ends with one.
+  __device__ void guess_start() const {
+    if (n_ < k_) {
+      if (thread() == 0) own_.taus.start[0] = -INFINITY, own_.taus.width[0] = 0;
+      __syncthreads();
+      return;
+    }
     const double low = base_[k_ - 1] - 1, t = low + thread() * (1.0 / kSettleThreads);
     const int support = count_above(base_, 0, n_, t, 0), begin = count_above(base_, 0, n_, t, 1);
-    double sum = 0;
+    double sum = begin - static_cast<double>(k_);
     if (!sum_prefixed(low, base_, sums_, begin, support, support - begin, sum)) {
       for (int r = begin; r < support; ++r) sum += base_[r] - low;
     }
-    const bool enough = sum + begin - (support - begin) * (t - low) >= static_cast<double>(k_);
+    const bool enough = sum - (support - begin) * (t - low) >= 0;
     const int steps = __syncthreads_count(enough);
-    return low + steps * (1.0 / kSettleThreads);
+    if (thread() == (steps > 0 ? steps - 1 : 0)) {
+      own_.taus.start[0] = support > begin ? low + sum / (support - begin) : t;
+      own_.taus.width[0] = support - begin;
+    }
+    __syncthreads();
+  }
+  // One warp: the turn's slots, and how they raise f where the turn starts.
+  __device__ void fill_slots(int turn) const {
+    static_assert(kBlock == 64);
+    const int lane = thread();
+    const double start = own_.taus.start[(turn + 1) / kBlock % 2];
+    float rise[2];
+    for (int r = 0; r < 2; ++r) {
+      const int slot = 2 * lane + r, y = turn + slot;
+      const double z = y >= 0 && y < size_ ? z_of(y) : -INFINITY;
+      own_.taus.z[slot] = z, own_.taus.less[slot] = z - 1;
+      rise[r] = z > start ? (z - 1 > start ? 1.0f : static_cast<float>(z - start)) : 0.0f;
+    }
+    float up = rise[0] + rise[1];
+    for (int step = 1; step < 32; step *= 2) {
+      const float other = __shfl_up_sync(0xffffffffu, up, step);
+      if (lane >= step) up += other;
+    }
+    own_.taus.rise[2 * lane] = up - rise[1], own_.taus.rise[2 * lane + 1] = up;
   }
 
   // sup{t : f(t) >= k}, k the scores >= high = p.centre + 1.
-  __device__ double cross(const Prefix& p, double high, double guess) const {
+  __device__ double cross(const Prefix& p, double high, double guess, int& width) const {
     const double floor = p.centre;
+    // What lies so near to the floor may be the floor but for rounding.
+    const auto above_floor = [&](double v) { return v - floor > 0x1p-36 * (1 + std::fabs(floor)); };
     const bool own = team_lane() >= 2;
     Bounds mine{own ? own_.ranked : base_, 0, own ? (p.tables ? candidates_ : 0) : p.pool, 0};
-    double low = floor, t = guess > low && guess < high ? guess : low;
+    double low = floor, t = above_floor(guess) && guess < high ? guess : low;
     bool at_floor = false;
     for (int turn = 0; turn < 128; ++turn) {
       const Piece piece = piece_at(p, t, mine);
+      width = piece.fractional;
       const double missing = piece.sum + static_cast<double>(piece.saturated - k_);
       const double next = piece.fractional > 0 ? floor + missing / piece.fractional : floor;
       if (t == floor) {
@@ -345,7 +355,7 @@ class ChunkThresholds : public ChunkLives {
       }
       if (missing - piece.fractional * (t - floor) >= 0) low = t, mine.high = mine.count;
       else high = t, mine.low = mine.count;
-      if (next <= floor && !at_floor) {
+      if (!at_floor && !above_floor(next)) {
         t = floor, mine.high = own ? (p.tables ? candidates_ : 0) : p.pool;
         continue;
       }
