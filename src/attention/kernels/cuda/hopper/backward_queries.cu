@@ -218,7 +218,9 @@ __device__ __forceinline__ void consume(Consumer<D, 2>& stream) {
     const Tile t = stream.tile(item);
     const OwnQueries q(e, t, stream.group);
     QueryScalars own(e, t, q);
-    if (kScored && e.gate.mode != GateMode::hard) load_tau(e, t, q, own.tau);
+    const bool gates = kScored && e.gate.mode != GateMode::hard;
+    if (gates) load_tau(e, t, q, own.tau);
+    stream.ask_for(item + gridDim.x, gates);
     QueryGradient<D, kScored> work{stream, q, own, factor};
     stream.await_left(item);
     work.take_all();

@@ -189,7 +189,10 @@ __device__ __forceinline__ void consume(Consumer<D, 1>& stream) {
     const Tile t = stream.tile(item);
     const OwnQueries q(e, t, stream.group);
     ForwardTile<D, kGates> work{stream, q, scaling};
-    if constexpr (kGates) load_tau(e, t, q, work.tau);
+    if constexpr (kGates) {
+      load_tau(e, t, q, work.tau);
+      stream.ask_for(item + gridDim.x, true);
+    }
     stream.await_left(item);
     hold_left<D>(work.queries, stream.ring.left(stream.group, 0));
     stream.meet_group();

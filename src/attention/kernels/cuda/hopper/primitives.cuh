@@ -100,6 +100,8 @@ __device__ inline void prefetch_map(const CUtensorMap* map) {
 __device__ inline void copy_16(std::uint32_t to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
 }
+// Moves the line of `from` into L2, or nothing; waits for nothing.
+__device__ inline void ask_for_line(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ inline void wait_copies() {

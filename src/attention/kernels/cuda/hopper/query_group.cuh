@@ -89,6 +89,22 @@ struct Consumer {
       }
     }
   }
+  // The lines that the warpgroup's share of a tile starts with, ahead of time: a thread asks for those of one query.
+  __device__ __forceinline__ void ask_for(unsigned item, bool gates) const {
+    if (item >= items.count) return;
+    const Tile t = tile(item);
+    const int thread = thread_of_group(), i = t.q0 + group * kBlockKeys + thread % kBlockKeys;
+    if (i >= e.T) return;
+    if (thread < kBlockKeys && gates) ask_for_line(e.gate.tau + t.list_row(e) * e.T + i);
+    if constexpr (kLeft == 2) {
+      const Rows& rows = thread < kBlockKeys ? e.q : e.dout;
+      const auto* scalars = static_cast<const float*>(thread < kBlockKeys ? e.statistics : e.delta);
+      ask_for_line(scalars + t.query_row(e, i));
+      const bf16* row = static_cast<const bf16*>(rows.base) + (t.b * e.T + i) * rows.stride + rows.offset + t.h * D;
+#pragma unroll
+      for (int s = 0; s < D / kSlabFeatures; ++s) ask_for_line(row + s * kSlabFeatures);
+    }
+  }
   __device__ __forceinline__ void await_left(unsigned item) const { wait(ring.left_full(group), item / gridDim.x & 1); }
   __device__ __forceinline__ void meet_group() const { meet(1 + group, kWarpgroup); }
   // Waits for the block at `at`.
