@@ -170,13 +170,13 @@ __global__ void __launch_bounds__(kKeyThreads, 1)
   S& s = S::open();
   if (threadIdx.x < kWarpgroup) {
     keep_registers<S::kSenderRegisters>();
+    begin_turns();
     if (threadIdx.x < kSenders) send_queries<D, false, false>(e, &q_map, &dout_map, s);
     else send_keys<D>(e, &k_map, &v_map, s, items);
     return;
   }
   take_registers<S::kConsumerRegisters>();
   const Lane lane;
-  begin_turns<D>(lane);
   Ring<S::kStages> ring;
   for (Ring<2> buffer;; ++buffer.count) {
     wait(&s.keys_full[buffer.at()], buffer.phase());

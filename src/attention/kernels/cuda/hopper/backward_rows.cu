@@ -251,13 +251,13 @@ __global__ void __launch_bounds__(kKeyThreads, 1)
   KeyShared<D>& s = KeyShared<D>::open();
   if (threadIdx.x < kWarpgroup) {
     keep_registers<KeyShared<D>::kSenderRegisters>();
+    begin_turns();
     if (threadIdx.x < kSenders) send_queries<D, true, kSoft>(e, &q_map, &dout_map, s);
     else send_keys<D, kSoft>(e, s, items);
     return;
   }
   take_registers<KeyShared<D>::kConsumerRegisters>();
   const Lane lane;
-  begin_turns<D>(lane);
   Ring<KeyShared<D>::kStages> ring;
   for (Ring<2> buffer;; ++buffer.count) {
     wait(&s.keys_full[buffer.at()], buffer.phase());

@@ -247,11 +247,8 @@ __device__ inline int fresh(int x) {
 // issue products in turns, strictly, the first one first. Every turn taken is passed on.
 __device__ inline void take_turn(const Lane& lane) { meet(kTurnBarrier + lane.row / 64, kConsumers); }
 __device__ inline void pass_turn(const Lane& lane) { announce(kTurnBarrier + 1 - lane.row / 64, kConsumers); }
-// Where turns are taken: consumers, once and before the first item.
-template <int D>
-__device__ inline void begin_turns(const Lane& lane) {
-  if (D == 128 && lane.row >= 64) pass_turn(lane);
-}
+// All senders, once: the first warpgroup's first turn.
+__device__ inline void begin_turns() { announce(kTurnBarrier, kConsumers); }
 
 // A warpgroup's 64 rows of K or V as left operand: in registers where they have room (D = 64: shared memory is read
 // half as often), else where they are.
@@ -343,7 +340,8 @@ struct KeyGroup {
     commit_products();
   }
 
-  // The last products of a tile are issued behind the first ones of the next, and run beside its exponentials.
+  // The last products of a tile are issued behind the first ones of the next, and run beside its exponentials. The turn
+  // lasts until the logits are there: by then the other warpgroup is half a tile behind.
   __device__ void run_ahead(const LeftK& k, const LeftV& v) {
     std::uint32_t p[4][4] = {}, ds[4][4] = {};
     int held = -1;  // stage whose last products are not yet issued
@@ -358,8 +356,10 @@ struct KeyGroup {
       last = x.last != 0;
       const Pass pass = look(x);
       if (pass == Pass::skip) {  // its stage may come round again before another tile is seen: hold none
+        take_turn(lane);
         end_held();
         commit_products();
+        pass_turn(lane);
         wait_products<0>();
         pin(dv), pin(dk);
         if (held >= 0) release(&s.empty[held]);
@@ -367,11 +367,13 @@ struct KeyGroup {
         release(&s.empty[ring.at()]);
         continue;
       }
+      take_turn(lane);
       float logits[32], gradients[32];  // of this turn alone: the products that write them read nothing
       issue_first(k, v, TileProducts<D>(s, ring.at()), logits, gradients);
       end_held();
       commit_products();
       wait_products<2>();
+      pass_turn(lane);
       pin(logits);
       pairs.weigh(x, pass, logits);
       wait_products<1>();
