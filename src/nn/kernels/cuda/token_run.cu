@@ -3,66 +3,26 @@
 // waits for are the words of the phase before (token_words.cuh): qkv, attention's parts, x behind the attention, the
 // MLP's features, x behind the layer. Words are of one layer each, so none is overwritten before the next token.
 #include "attention/kernels/cuda/launch.cuh"
-#include "nn/kernels/cuda/best.cuh"
-#include "nn/kernels/cuda/token_run_attend.cuh"
+#include "nn/kernels/cuda/token_run_choice.cuh"
+#include "nn/kernels/cuda/token_run_space.cuh"
 
 namespace sieve::cuda {
 namespace {
 
 constexpr int kComing = 3;                                   // rows of the head that a warp waits for
-constexpr int kSteps = 4;                                    // packs of a lane in a row
 constexpr std::int64_t kHeadAhead = std::int64_t{24} << 20;  // bytes of the head asked for before it is its turn
 constexpr std::int64_t kHeadLayers = 3;                      // in so many last layers
-
-__device__ inline float silu(float x) { return x / (1.f + expf(-x)); }
-// 0.5 x (1 + tanh u) = x sigmoid(2u).
-__device__ inline float gelu(float x) { return x / (1.f + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }
-
-// The fewest warps that share a row of K features.
-template <class T>
-__host__ __device__ int run_team(std::int64_t K) {
-  int team = 1;
-  while (team < kRunWarps && K > std::int64_t{32} * kPack<T> * kSteps * team) team *= 2;
-  return team;
-}
-
-// Where everything lies in shared memory: bytes from its beginning.
-struct RunSpace {
-  int bytes = 0;
-  int layers, weights[4], bias[4], gains[2], x, between, in, raw, moved, tops, sums, outs, cos, sin, parts;
-
-  int take(std::int64_t n) {
-    const int at = bytes;
-    bytes += static_cast<int>(std::min<std::int64_t>((n + 15) / 16 * 16, 1 << 24));
-    return at;
-  }
-  explicit RunSpace(const TokenRunArgs& a) {
-    const std::int64_t e = a.dtype == DType::bf16 ? 2 : 4, HD = a.H * a.D, up = a.swiglu ? 2 * a.F : a.F,
-                       in_word = 4 / e;
-    const std::int64_t N[4] = {(a.H + 2 * a.Hkv) * a.D, a.C, up, a.C}, K[4] = {a.C, HD, a.C, a.F};
-    layers = take(a.count * static_cast<std::int64_t>(sizeof(TokenRunLayer)));
-    for (int i = 0; i < 4; ++i) {
-      const std::int64_t rows = (N[i] / in_word + a.G - 1) / a.G * in_word;
-      weights[i] = take(rows * K[i] * e), bias[i] = take(rows * e);
-    }
-    for (int& gain : gains) gain = take(2 * a.C * e);
-    x = take(a.C * e), between = take(a.C * e), in = take(std::max(HD, a.F) * e);
-    raw = take((a.H / a.Hkv + 2) * a.D * e), moved = take(4 * a.D * e);
-    tops = take(kRunWarps * 4), sums = take(kRunWarps * 4), outs = take(kRunWarps * a.D * 4);
-    cos = take(a.R * 4), sin = take(a.R * 4), parts = take(kRunWarps * 2 * 4);
-  }
-};
 
 template <class T>
 class TokenRun {
  public:
-  static constexpr int N = kPack<T>, kIn = kPerWord<T>;
+  static constexpr int N = kPack<T>, kIn = kPerWord<T>, kFew = 2 * kIn;
   using Row = Raw<T>[kSteps];
 
   __device__ TokenRun(const TokenRunArgs& args, const RunSpace& space)
       : a(args), space_(space), lane_(static_cast<int>(threadIdx.x) % 32), warp_(static_cast<int>(threadIdx.x) / 32) {
     tag_ = *a.epoch + 1;
-    x_ = at<T>(space_.x), between_ = at<T>(space_.between), in_ = at<T>(space_.in);
+    x_ = at<T>(space_.x), between_ = at<T>(space_.between), in_ = at<T>(space_.in), normed_ = at<T>(space_.normed);
   }
 
   __device__ void run() {
@@ -72,7 +32,7 @@ class TokenRun {
     fill(1, layer(0).out, nullptr, nullptr);
     fill(2, layer(0).up, layer(0).gain2_C, layer(0).shift2_C);
     ask_ahead(0);
-    embed();
+    angles();
     for (std::int64_t i = 0; i < a.count; ++i) layer_of(i);
     head();
   }
@@ -83,6 +43,7 @@ class TokenRun {
     return reinterpret_cast<V*>(dynamic_shared() + bytes);
   }
   __device__ const TokenRunLayer& layer(std::int64_t i) const { return at<TokenRunLayer>(space_.layers)[i]; }
+  __device__ const T* gain(int which) const { return at<T>(space_.gains[which]); }
   __device__ Word* words(std::int64_t i) const { return a.words + i * a.layer_words; }
   __device__ bool attends() const { return blockIdx.x < a.Hkv * a.S; }
 
@@ -100,15 +61,18 @@ class TokenRun {
     Word *qkv = words(i), *parts = qkv + a.qkv_words, *x1 = parts + a.part_words, *hidden = x1 + a.x_words,
          *x2 = hidden + a.up_words;
 
-    if (i > 0) read_features(words(i) - a.x_words, a.C, x_);  // the words before are x behind the last layer
-    await_copies<2>();
-    __syncthreads();
+    TokenAttend<T> attend(a);
+    if (attends()) attend.prepare(l.attend, blockIdx.x);
+    float v[kFew] = {};
+    if (i > 0) own(qkv - a.x_words, v);  // the words before are x behind the last layer
+    else embed(v);
+    norm(v, x_, gain(0), l.shift1_C != nullptr ? gain(0) + a.C : nullptr);
     Row row;
-    normed(x_, l.shift1_C != nullptr, 0, row);
+    load_row(normed_, a.C, row);
     multiply(0, l.qkv, row, nullptr, false, qkv);
     score(l, row);
     fill(3, l.down, nullptr, nullptr);
-    if (attends()) TokenAttend<T>(a, l.attend, blockIdx.x).finish(qkv, parts, tag_, attend_space());
+    if (attends()) attend.finish(l.attend, qkv, parts, tag_, attend_space());
 
     read_parts(parts);
     await_copies<2>();
@@ -118,10 +82,9 @@ class TokenRun {
     if (more) fill(0, layer(i + 1).qkv, layer(i + 1).gain1_C, layer(i + 1).shift1_C), ask_ahead(i + 1);
     else end_copies();
 
-    read_features(x1, a.C, between_);
-    await_copies<2>();
-    __syncthreads();
-    normed(between_, l.shift2_C != nullptr, 1, row);
+    own(x1, v);
+    norm(v, between_, gain(1), l.shift2_C != nullptr ? gain(1) + a.C : nullptr);
+    load_row(normed_, a.C, row);
     multiply(2, l.up, row, nullptr, !a.swiglu, hidden);
     if (more) fill(1, layer(i + 1).out, nullptr, nullptr);
     else end_copies();
@@ -136,22 +99,30 @@ class TokenRun {
     else end_copies();
   }
 
-  // x of the first layer, by every block for itself; the angles of the position.
-  __device__ void embed() const {
-    const std::int64_t id = *a.id, position = *a.position;
+  // The thread's own features of the first x, which every block makes for itself.
+  __device__ void embed(float (&v)[kFew]) const {
+    const std::int64_t id = *a.id, position = *a.position, k = static_cast<std::int64_t>(threadIdx.x) * kFew;
     const bool known = id >= 0 && id < a.V;
-    const T *token = static_cast<const T*>(a.tokens_VC) + (known ? id : 0) * a.C,
-            *place = static_cast<const T*>(a.positions_TC) + (a.positions_TC != nullptr ? position * a.C : 0);
-    for (std::int64_t i = threadIdx.x; i < a.C; i += kRunThreads) {
-      T x = token[i];
-      if (a.positions_TC != nullptr) x = to_element<T>(to_compute(x) + to_compute(place[i]));
-      if (!known) x = to_element<T>(std::numeric_limits<float>::quiet_NaN());
-      x_[i] = x;
+    if (k < a.C) {
+      const auto token = load_pack<kFew>(static_cast<const T*>(a.tokens_VC) + (known ? id : 0) * a.C + k);
+      Pack<T, kFew> place{};
+      if (a.positions_TC != nullptr)
+        place = load_pack<kFew>(static_cast<const T*>(a.positions_TC) + position * a.C + k);
+#pragma unroll
+      for (int e = 0; e < kFew; ++e) {
+        v[e] = to_compute(token.at[e]);
+        if (a.positions_TC != nullptr) v[e] = to_compute(to_element<T>(v[e] + to_compute(place.at[e])));
+        if (!known) v[e] = std::numeric_limits<float>::quiet_NaN();
+      }
     }
+  }
+  // Of the position; who looks at them synchronises before.
+  __device__ void angles() const {
     if (!attends()) return;
+    const auto position = static_cast<double>(*a.position);
     for (std::int64_t r = threadIdx.x; r < a.R; r += kRunThreads) {
       double s = 0, c = 0;
-      sincos(static_cast<double>(position) * a.frequency_R[r], &s, &c);
+      sincos(position * a.frequency_R[r], &s, &c);
       at<float>(space_.cos)[r] = static_cast<float>(c), at<float>(space_.sin)[r] = static_cast<float>(s);
     }
   }
@@ -171,6 +142,7 @@ class TokenRun {
     const int team = run_team<T>(p.K), teams = kRunWarps / team, member = warp_ % team, K = static_cast<int>(p.K);
     const Units units = units_of(p);
     T *weights = at<T>(space_.weights[which]), *bias = at<T>(space_.bias[which]);
+#pragma unroll 1
     for (int j = warp_ / team; j < units.count; j += teams) {
       const std::int64_t n = (units.first + j) * kIn;
 #pragma unroll
@@ -217,43 +189,58 @@ class TokenRun {
     }
   }
 
-  // Every warp norms x for itself: mean, then the deviation about it, as the norm kernels do. which: the gains' place.
-  __device__ void normed(const T* x, bool centred, int which, Row& row) const {
-    const T* gains = at<T>(space_.gains[which]);
-    norm_by(x, centred, gains, centred ? gains + a.C : nullptr, row);
-  }
-  __device__ void norm_by(const T* x, bool centred, const T* gain, const T* shift, Row& row) const {
-    const int C = static_cast<int>(a.C);
-    load_row(x, C, row);
-    float sum = 0, squares = 0;
-    if (centred) {
+  // x into shared memory for who adds to it, and its norm for who multiplies it; v: the thread's own features. Sums are
+  // taken about the mean of the norm before, so that their squares hold no large constant.
+  __device__ void norm(const float (&v)[kFew], T* x, const T* gain, const T* shift) {
+    const int C = static_cast<int>(a.C), k = static_cast<int>(threadIdx.x) * kFew;
+    float *stats = at<float>(space_.stats), sum = 0, squares = 0;
+    if (warp_ * 32 * kFew < C) {
+      Pack<T, kFew> kept;
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s)
-#pragma unroll
-        for (int k = 0; k < N; ++k) sum += row[s].get(k);
-      sum = warp_sum(sum);
-    }
-    const float mean = sum / static_cast<float>(C);
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      if ((s * 32 + lane_) * N >= C) continue;
-#pragma unroll
-      for (int k = 0; k < N; ++k) {
-        const float c = row[s].get(k) - mean;
-        squares = fmaf(c, c, squares);
+      for (int e = 0; e < kFew; ++e) {
+        const float c = k < C ? v[e] - mean_ : 0.f;
+        sum += c, squares = fmaf(c, c, squares);
+        kept.at[e] = to_element<T>(v[e]);
       }
-    }
-    const float rstd = 1.f / sqrtf(warp_sum(squares) / static_cast<float>(C) + static_cast<float>(a.eps));
+      if (k < C) store_pack<kFew>(x + k, kept);
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int i = (s * 32 + lane_) * N;
-      if (i >= C) continue;
-      const Raw<T> g = Raw<T>::at(gain + i), b = shift != nullptr ? Raw<T>::at(shift + i) : Raw<T>::none();
-      float out[N];
-#pragma unroll
-      for (int k = 0; k < N; ++k) out[k] = (row[s].get(k) - mean) * rstd * g.get(k) + b.get(k);
-      row[s] = Raw<T>::of(out);
+      for (int offset = 16; offset > 0; offset >>= 1) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+        squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+      }
+      if (lane_ == 0) stats[2 * warp_] = sum, stats[2 * warp_ + 1] = squares;
     }
+    await_copies<2>();
+    __syncthreads();
+    if (k < C) {
+      sum = squares = 0;
+      for (int w = 0; w * 32 * kFew < C; ++w) sum += stats[2 * w], squares += stats[2 * w + 1];
+      float variance = squares / static_cast<float>(C);
+      if (shift != nullptr) {
+        const float moved = sum / static_cast<float>(C);
+        mean_ += moved, variance = fmaxf(variance - moved * moved, 0.f);
+      }
+      const float rstd = 1.f / sqrtf(variance + static_cast<float>(a.eps));
+      const Pack<T, kFew> g = load_pack<kFew>(gain + k), b = shift != nullptr ? load_pack<kFew>(shift + k) : g;
+      Pack<T, kFew> out;
+#pragma unroll
+      for (int e = 0; e < kFew; ++e)
+        out.at[e] =
+            to_element<T>((v[e] - mean_) * rstd * to_compute(g.at[e]) + (shift != nullptr ? to_compute(b.at[e]) : 0.f));
+      store_pack<kFew>(normed_ + k, out);
+    }
+    __syncthreads();
+  }
+  // The thread's own features of what the phase before left.
+  __device__ void own(const Word* from, float (&v)[kFew]) const {
+    if (static_cast<int>(threadIdx.x) * kFew >= a.C) return;
+    const Word* const places[1] = {from + 2 * threadIdx.x};
+    std::uint32_t got[1][2];
+    await<1>(places, tag_, got);
+    Pack<T, kFew> all;
+    memcpy(&all, got[0], 8);
+#pragma unroll
+    for (int e = 0; e < kFew; ++e) v[e] = to_compute(all.at[e]);
   }
 
   __device__ static void dot(const Raw<T>& w, const Raw<T>& x, float& sum) {
@@ -267,6 +254,7 @@ class TokenRun {
     const Units units = units_of(p);
     const T* weights = at<T>(space_.weights[which]);
     float* parts = at<float>(space_.parts);
+#pragma unroll 1
     for (int base = 0; base < units.count; base += teams) {
       const int j = base + warp_ / team;
       float sum[kIn] = {};
@@ -314,6 +302,7 @@ class TokenRun {
   // The last warp of the last blocks: a score head each, in the order of the score kernel.
   __device__ void score(const TokenRunLayer& l, const Row& row) const {
     if (warp_ != kRunWarps - 1) return;
+#pragma unroll 1
     for (std::int64_t h = a.G - 1 - blockIdx.x; h < l.scores.Hs; h += a.G) {
       float sum = 0;
 #pragma unroll
@@ -402,9 +391,10 @@ class TokenRun {
     Row coming[kComing], row;
 #pragma unroll
     for (int c = 0; c < kComing; ++c) load_head(n + c * kRunWarps, end, coming[c]);
-    read_features(words(a.count) - a.x_words, a.C, x_);
-    __syncthreads();
-    norm_by(x_, a.shift_C != nullptr, static_cast<const T*>(a.gain_C), static_cast<const T*>(a.shift_C), row);
+    float v[kFew] = {};
+    own(words(a.count) - a.x_words, v);
+    norm(v, x_, static_cast<const T*>(a.gain_C), static_cast<const T*>(a.shift_C));
+    load_row(normed_, a.C, row);
     Best best = no_best();
     while (n < end) {
 #pragma unroll
@@ -419,7 +409,7 @@ class TokenRun {
         if (n < a.vocab) best = best.joined(best_of(sum, n));
       }
     }
-    choose(best);
+    choose(a, tag_, best);
   }
   __device__ void load_head(std::int64_t n, std::int64_t end, Row& out) const {
     const T* from = static_cast<const T*>(a.head_VC) + n * a.C;
@@ -430,45 +420,12 @@ class TokenRun {
     }
   }
 
-  // The block that is through last chooses, and leaves everything ready for the next token. All lanes of a warp have
-  // the same best.
-  __device__ void choose(Best best) const {
-    __shared__ Best of_warps[kRunWarps];
-    __shared__ bool last;
-    if (lane_ == 0) of_warps[warp_] = best;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      for (int w = 1; w < kRunWarps; ++w) best = best.joined(of_warps[w]);
-      std::uint64_t bits;
-      memcpy(&bits, &best, 8);
-      a.best[blockIdx.x] = bits;
-      __threadfence();
-      last = atomicAdd(a.epoch + 1, 1u) == a.G - 1;
-      __threadfence();
-    }
-    __syncthreads();
-    if (!last || warp_ != 0) return;
-    best = no_best();
-    for (std::int64_t b = lane_; b < a.G; b += 32) {
-      const auto bits = __ldcg(reinterpret_cast<const unsigned long long*>(a.best) + b);
-      Best other;
-      memcpy(&other, &bits, 8);
-      best = best.joined(other);
-    }
-    best = warp_best(best);
-    if (lane_ != 0) return;
-    const std::int64_t position = *a.position;
-    const std::int32_t id = isfinite(best.logit) ? best.id : -1;
-    *a.id = id, a.history_T[position % a.kept] = id;
-    *a.position = position + 1;
-    a.epoch[0] = tag_, a.epoch[1] = 0;
-  }
-
   const TokenRunArgs& a;
   const RunSpace& space_;
   int lane_, warp_;
   std::uint32_t tag_;
-  T *x_, *between_, *in_;
+  float mean_ = 0;  // of the last norm, by the threads that have features
+  T *x_, *between_, *in_, *normed_;
 };
 
 template <class T>

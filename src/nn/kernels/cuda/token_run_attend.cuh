@@ -88,34 +88,33 @@ class TokenAttend {
  public:
   static constexpr int N = kPack<T>;
 
-  // Nothing of this token is needed yet.
-  __device__ TokenAttend(const TokenRunArgs& args, const DecodeAttendArgs& layer, std::int64_t unit)
-      : run_(args), a(layer), rows_(layer), kv_(unit / args.S), split_(unit % args.S) {
+  __device__ explicit TokenAttend(const TokenRunArgs& args) : run_(args) {}
+
+  // Nothing of this layer is needed yet: what was in the cache before the token is on its way from here on.
+  __device__ void prepare(const DecodeAttendArgs& layer, std::int64_t unit) {
+    const DecodeRows rows(layer);
+    kv_ = static_cast<int>(unit / run_.S), split_ = static_cast<int>(unit % run_.S);
     lanes_ = 1;
-    while (lanes_ * N < a.D) lanes_ *= 2;
+    while (lanes_ * N < layer.D) lanes_ *= 2;
     d_ = static_cast<int>(threadIdx.x) % lanes_ * N;
-    if (a.selection.k > 0) {
-      const std::int64_t row = a.Hs == 1 ? 0 : kv_;
-      incoming_ = a.selection.incoming[row];
-      seen_ = a.selection.seen + row * a.selection.k;
-    }
-    const std::int64_t n = rows_.count();
-    begin_ = n * split_ / run_.S, end_ = n * (split_ + 1) / run_.S;
-    keys_ = static_cast<T*>(a.keys_BKCD) + kv_ * a.capacity * a.D;
-    values_ = static_cast<T*>(a.values_BKCD) + kv_ * a.capacity * a.D;
-    hold(begin_, first_);
-    if (split_ == 0 && threadIdx.x < a.D) {
-      old_key_ = keys_[rows_.start * a.D + threadIdx.x];
-      old_value_ = values_[rows_.start * a.D + threadIdx.x];
+    incoming_ = -1;
+    if (layer.selection.k > 0) incoming_ = layer.selection.incoming[layer.Hs == 1 ? 0 : kv_];
+    begin_ = static_cast<int>(rows.count() * split_ / run_.S);
+    end_ = static_cast<int>(rows.count() * (split_ + 1) / run_.S);
+    hold(layer, rows, begin_, first_);
+    if (split_ == 0 && threadIdx.x < layer.D) {
+      const std::int64_t at = (kv_ * layer.capacity + rows.start) * layer.D + threadIdx.x;
+      old_key_ = static_cast<const T*>(layer.keys_BKCD)[at], old_value_ = static_cast<const T*>(layer.values_BKCD)[at];
     }
   }
 
-  __device__ void finish(const Word* qkv, Word* parts, std::uint32_t tag, const AttendSpace<T>& space) {
+  __device__ void finish(const DecodeAttendArgs& a, const Word* qkv, Word* parts, std::uint32_t tag,
+                         const AttendSpace<T>& space) const {
     const int group = static_cast<int>(a.H / a.Hkv), D = static_cast<int>(a.D);
-    read_token(qkv, tag, group, space.raw);
+    read_token(a, qkv, tag, group, space.raw);
     __syncthreads();
     if (split_ == 0) {
-      move_rows(space, group);
+      move_rows(a, space, group);
       __syncthreads();
     }
     const int team = static_cast<int>(threadIdx.x) / lanes_, teams = kRunThreads / lanes_;
@@ -129,35 +128,40 @@ class TokenAttend {
 #pragma unroll 1
       for (std::int64_t at = begin_ + kHeld * teams; at < end_; at += teams) {
         HeldRows<T, 1> more;
-        hold(at, more);
+        hold(a, DecodeRows(a), at, more);
         carry.add(more, q, a.gate, lanes_);
       }
-      if (split_ == 0) carry.add(carried(space, team), q, a.gate, lanes_);
+      if (split_ == 0) carry.add(carried(a, space, team), q, a.gate, lanes_);
       for (int offset = lanes_; offset < 32; offset *= 2) carry.join_lanes(offset);
-      write_part(carry, parts + ((kv_ * group + g) * run_.S + split_) * (D + 2), tag, space);
+      write_part(carry, D, parts + ((kv_ * group + g) * run_.S + split_) * (D + 2), tag, space);
     }
   }
 
  private:
+  __device__ const float* seen(const DecodeAttendArgs& a) const {
+    return a.selection.seen + (a.Hs == 1 ? 0 : kv_) * a.selection.k;
+  }
   // Rows at + team, at + team + teams, ... of the list.
   template <int n>
-  __device__ void hold(std::int64_t at, HeldRows<T, n>& held) const {
+  __device__ void hold(const DecodeAttendArgs& a, const DecodeRows& rows, std::int64_t at, HeldRows<T, n>& held) const {
+    const T *keys = static_cast<const T*>(a.keys_BKCD) + kv_ * a.capacity * a.D,
+            *values = static_cast<const T*>(a.values_BKCD) + kv_ * a.capacity * a.D;
     const int team = static_cast<int>(threadIdx.x) / lanes_, teams = kRunThreads / lanes_;
 #pragma unroll
     for (int u = 0; u < n; ++u) {
-      const std::int64_t r = at + u * teams + team, slot = r - rows_.window - rows_.sinks;
+      const std::int64_t r = at + u * teams + team, slot = r - rows.window - rows.sinks;
       held.m[u] = -1;
       held.key[u] = held.value[u] = Raw<T>::none();
       if (r >= end_ || (slot >= 0 && slot == incoming_)) continue;  // split 0 has that one
-      held.m[u] = slot >= 0 ? seen_[slot] : 1.f;
+      held.m[u] = slot >= 0 ? seen(a)[slot] : 1.f;
       if (d_ >= a.D) continue;
-      const std::int64_t place = rows_.place(r) * a.D + d_;
-      held.key[u] = Raw<T>::at(keys_ + place), held.value[u] = Raw<T>::at(values_ + place);
+      const std::int64_t place = rows.place(r) * a.D + d_;
+      held.key[u] = Raw<T>::at(keys + place), held.value[u] = Raw<T>::at(values + place);
     }
   }
 
   // q of the group, k and v of the new token as they are.
-  __device__ void read_token(const Word* qkv, std::uint32_t tag, int group, T* raw) const {
+  __device__ void read_token(const DecodeAttendArgs& a, const Word* qkv, std::uint32_t tag, int group, T* raw) const {
     constexpr int kEach = 2 * kPerWord<T>;
     const int D = static_cast<int>(a.D), all = (group + (split_ == 0 ? 2 : 0)) * D;
     for (int i = static_cast<int>(threadIdx.x) * kEach; i < all; i += kRunThreads * kEach) {
@@ -181,28 +185,30 @@ class TokenAttend {
     return d < R ? x * c - other * s : x * c + other * s;
   }
 
-  __device__ void move_rows(const AttendSpace<T>& space, int group) const {
-    const bool leaves = incoming_ >= 0;
+  __device__ void move_rows(const DecodeAttendArgs& a, const AttendSpace<T>& space, int group) const {
+    T *keys = static_cast<T*>(a.keys_BKCD) + kv_ * a.capacity * a.D,
+      *values = static_cast<T*>(a.values_BKCD) + kv_ * a.capacity * a.D;
+    const DecodeRows rows(a);
     const int D = static_cast<int>(a.D), d = static_cast<int>(threadIdx.x);
     if (d >= D) return;
     const T *key = space.raw + group * D, value = key[D + d];
     const T stored = d < 2 * run_.R ? to_element<T>(turned(space, key, d)) : key[d];
     space.moved[d] = stored, space.moved[D + d] = value;
     space.moved[2 * D + d] = old_key_, space.moved[3 * D + d] = old_value_;
-    if (leaves) {
-      const std::int64_t slot = (rows_.ring + incoming_) * a.D + d;
-      keys_[slot] = old_key_, values_[slot] = old_value_;
+    if (incoming_ >= 0) {
+      const std::int64_t slot = (rows.ring + incoming_) * a.D + d;
+      keys[slot] = old_key_, values[slot] = old_value_;
     }
-    keys_[rows_.start * a.D + d] = stored, values_[rows_.start * a.D + d] = value;
+    keys[rows.start * a.D + d] = stored, values[rows.start * a.D + d] = value;
   }
 
   // What this step moves: the first team has the new row, the second the one that leaves the window for a slot.
-  __device__ HeldRows<T, 1> carried(const AttendSpace<T>& space, int team) const {
+  __device__ HeldRows<T, 1> carried(const DecodeAttendArgs& a, const AttendSpace<T>& space, int team) const {
     HeldRows<T, 1> held;
     held.m[0] = -1;
     held.key[0] = held.value[0] = Raw<T>::none();
     if (team == 0) held.m[0] = 1;
-    else if (team == 1 && incoming_ >= 0) held.m[0] = seen_[incoming_];
+    else if (team == 1 && incoming_ >= 0) held.m[0] = seen(a)[incoming_];
     if (team > 1 || d_ >= a.D) return held;
     held.key[0] = Raw<T>::at(space.moved + 2 * team * a.D + d_);
     held.value[0] = Raw<T>::at(space.moved + (2 * team + 1) * a.D + d_);
@@ -210,10 +216,9 @@ class TokenAttend {
   }
 
   // The warps joined in their order; sums of D features, maximum and sum of the weights.
-  __device__ void write_part(const HeadCarry<T>& carry, Word* part, std::uint32_t tag,
+  __device__ void write_part(const HeadCarry<T>& carry, int D, Word* part, std::uint32_t tag,
                              const AttendSpace<T>& space) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32,
-              D = static_cast<int>(a.D);
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     if (lane == 0) space.tops[warp] = carry.top, space.sums[warp] = carry.sum;
     if (lane < lanes_ && d_ < D) {
 #pragma unroll
@@ -238,13 +243,8 @@ class TokenAttend {
   }
 
   const TokenRunArgs& run_;
-  const DecodeAttendArgs& a;
-  DecodeRows rows_;
-  std::int64_t kv_, split_, begin_, end_;
-  int lanes_, d_, incoming_ = -1;
-  const float* seen_ = nullptr;
-  T *keys_, *values_;
-  T old_key_{}, old_value_{};
+  int begin_, end_, kv_, split_, lanes_, d_, incoming_;
+  T old_key_, old_value_;
   HeldRows<T, kHeld> first_;
 };
 
