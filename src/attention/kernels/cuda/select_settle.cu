@@ -199,29 +199,32 @@ class ChunkThresholds : public ChunkLives {
     }
   }
 
-  // The piece of f just above t, by a team. Each lane looks for one of four counts.
-  __device__ Piece piece_at(const Prefix& p, double t, Bounds& mine) const {
+  // The piece of f just above t, by a team. Each lane looks for one of four counts. False: the piece is still `piece`.
+  // Scores above t, and those saturated, only become fewer as t rises: equal counts are equal sets.
+  __device__ bool next_piece(const Prefix& p, double t, Bounds& mine, Piece& piece) const {
     mine.count = count_above(mine.values, mine.low, mine.high, t, team_lane() % 2);
     const int team = static_cast<int>(threadIdx.x) % 32 / kTeam * kTeam;
     const int support = __shfl_sync(team_mask(), mine.count, team),
               begin = __shfl_sync(team_mask(), mine.count, team + 1),
               end = __shfl_sync(team_mask(), mine.count, team + 2),
               first = __shfl_sync(team_mask(), mine.count, team + 3);
-    Piece piece;  // the lane's share
+    Piece share;  // the lane's
+    add_arrivals(p, t, share);
+    const int alive = p.tables ? own_.taus.alive[end] - own_.taus.alive[first] : 0,
+              saturated = team_sum(share.saturated) + begin + (p.tables ? own_.taus.alive[first] : 0),
+              fractional = team_sum(share.fractional) + support - begin + alive;
+    if (saturated == piece.saturated && fractional == piece.fractional) return false;
+    piece.saturated = saturated, piece.fractional = fractional;
     double sum = 0;
     if (!sum_prefixed(p.centre, base_, sums_, begin, support, support - begin, sum)) {
-      for (int r = begin + team_lane(); r < support; r += kTeam) piece.sum += base_[r] - p.centre;
+      for (int r = begin + team_lane(); r < support; r += kTeam) share.sum += base_[r] - p.centre;
     }
-    const int alive = p.tables ? own_.taus.alive[end] - own_.taus.alive[first] : 0;
     if (p.tables && !sum_prefixed(p.centre, own_.ranked, own_.taus.sums, first, end, alive, sum)) {
       for (int r = first + team_lane(); r < end; r += kTeam)
-        piece.sum += own_.taus.alive[r + 1] > own_.taus.alive[r] ? own_.ranked[r] - p.centre : 0;
+        share.sum += own_.taus.alive[r + 1] > own_.taus.alive[r] ? own_.ranked[r] - p.centre : 0;
     }
-    add_arrivals(p, t, piece);
-    piece.saturated = team_sum(piece.saturated) + begin + (p.tables ? own_.taus.alive[first] : 0);
-    piece.fractional = team_sum(piece.fractional) + support - begin + alive;
-    piece.sum = team_sum(piece.sum) + sum;
-    return piece;
+    piece.sum = team_sum(share.sum) + sum;
+    return true;
   }
 
   // Members when the base's document has seen its last newcomer of the chunk: own ones, and the worst of those.
@@ -340,9 +343,10 @@ class ChunkThresholds : public ChunkLives {
     const bool own = team_lane() >= 2;
     Bounds mine{own ? own_.ranked : base_, 0, own ? (p.tables ? candidates_ : 0) : p.pool, 0};
     double low = floor, t = above_floor(guess) && guess < high ? guess : low;
-    bool at_floor = false;
+    bool at_floor = false, stepped = false;  // `stepped`: the last piece crosses k at t, if it reaches so far
+    Piece piece{-1, -1, 0};
     for (int turn = 0; turn < 128; ++turn) {
-      const Piece piece = piece_at(p, t, mine);
+      if (!next_piece(p, t, mine, piece) && stepped) return t;
       width = piece.fractional;
       const double missing = piece.sum + static_cast<double>(piece.saturated - k_);
       const double next = piece.fractional > 0 ? floor + missing / piece.fractional : floor;
@@ -356,10 +360,11 @@ class ChunkThresholds : public ChunkLives {
       if (missing - piece.fractional * (t - floor) >= 0) low = t, mine.high = mine.count;
       else high = t, mine.low = mine.count;
       if (!at_floor && !above_floor(next)) {
-        t = floor, mine.high = own ? (p.tables ? candidates_ : 0) : p.pool;
+        t = floor, stepped = false, mine.high = own ? (p.tables ? candidates_ : 0) : p.pool;
         continue;
       }
-      t = next > low && next < high ? next : low + (high - low) / 2;
+      stepped = next > low && next < high;
+      t = stepped ? next : low + (high - low) / 2;
       if (t <= low || t >= high) return low;
     }
     return low;
