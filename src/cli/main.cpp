@@ -101,8 +101,13 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& e) {
     return line.app.exit(e);  // --help, --version
   } catch (const CLI::ParseError& e) {
-    if (const std::string hint = suggestion(line); !hint.empty()) std::cerr << hint << '\n';
-    line.app.exit(e, std::cerr, std::cerr);
+    if (const std::string hint = suggestion(line); !hint.empty()) {
+      std::cerr << hint << "\nRun with --help for more information.\n";  // the parser's words would only blur it
+    } else if (argc == 1) {
+      std::cerr << line.app.help();
+    } else {
+      line.app.exit(e, std::cerr, std::cerr);
+    }
     return static_cast<int>(Exit::config);
   } catch (const Error& e) {
     log_error(e.what());

@@ -146,14 +146,13 @@ std::optional<Crossover> crossover(const std::vector<AttentionTiming>& timings, 
     ratios.emplace_back(std::log(static_cast<double>(t.T)), std::log(t.total / full->total));
   }
   std::sort(ratios.begin(), ratios.end());
-  for (std::size_t i = 0; i < ratios.size(); ++i) {
-    const auto [x, y] = ratios[i];
-    if (y > 0) continue;
-    if (i == 0) return Crossover{std::round(std::exp(x)), true};
-    const auto [before_x, before_y] = ratios[i - 1];
-    return Crossover{std::exp(before_x + (x - before_x) * before_y / (before_y - y)), false};
-  }
-  return std::nullopt;
+  // The last time that the pattern is the slower one decides: a shorter length that happens to win says nothing.
+  const auto slower = std::find_if(ratios.rbegin(), ratios.rend(), [](const auto& r) { return r.second > 0; });
+  if (slower == ratios.rbegin()) return std::nullopt;  // at the longest length, or nothing was measured
+  if (slower == ratios.rend()) return Crossover{std::round(std::exp(ratios.front().first)), true};
+  const auto [before_x, before_y] = *slower;
+  const auto [x, y] = *(slower.base());
+  return Crossover{std::exp(before_x + (x - before_x) * before_y / (before_y - y)), false};
 }
 
 }  // namespace sieve

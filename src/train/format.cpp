@@ -52,7 +52,10 @@ std::string format_seconds(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "?";
   const auto s = static_cast<std::int64_t>(std::llround(seconds));
   char text[48];
-  if (s >= 3600) {
+  if (s >= 100 * 3600) {
+    std::snprintf(text, sizeof text, "%lldd%02lldh", static_cast<long long>(s / 86400),
+                  static_cast<long long>(s / 3600 % 24));
+  } else if (s >= 3600) {
     std::snprintf(text, sizeof text, "%lldh%02lldm", static_cast<long long>(s / 3600),
                   static_cast<long long>(s / 60 % 60));
   } else if (s >= 60) {

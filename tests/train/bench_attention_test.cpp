@@ -230,6 +230,12 @@ TEST_CASE("the crossover lies on the straight line of the log-log plot") {
   REQUIRE(crossover(t, "sliding_window").has_value());
   CHECK(crossover(t, "sliding_window")->at_shortest);
   CHECK_FALSE(crossover({timing("full", 64, 1), timing("sparsek", 64, 2)}, "sparsek").has_value());
+  // A short length that happens to win says nothing.
+  const std::vector<AttentionTiming> lucky = {timing("full", 64, 1),     timing("full", 128, 1),
+                                              timing("full", 256, 1),    timing("sparsek", 64, 0.5),
+                                              timing("sparsek", 128, 2), timing("sparsek", 256, 0.5)};
+  REQUIRE(crossover(lucky, "sparsek").has_value());
+  CHECK(crossover(lucky, "sparsek")->length == Approx(128 * std::sqrt(2.0)));
   t[1].missing = t[4].missing = "out of memory";
   CHECK_FALSE(crossover(t, "sparsek").has_value());
 }

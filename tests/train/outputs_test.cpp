@@ -167,6 +167,7 @@ TEST_CASE("numbers as people read them") {
   CHECK(format_seconds(12.4) == "12s");
   CHECK(format_seconds(185) == "3m05s");
   CHECK(format_seconds(4 * 3600 + 42 * 60 + 7) == "4h42m");
+  CHECK(format_seconds(19263.25 * 3600) == "802d15h");
   CHECK(format_seconds(std::nan("")) == "?");
   CHECK(format_bytes(512) == "512 B");
   CHECK(format_bytes(31.2 * 1024 * 1024 * 1024) == "31.2 GiB");
