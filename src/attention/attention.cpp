@@ -2,6 +2,7 @@
 #include "attention/attention.h"
 
 #include <cmath>
+#include <mutex>
 
 #include "attention/dense.h"
 #include "attention/device_plan.h"
@@ -15,6 +16,7 @@
 #include "attention/warpgroup_engine.h"
 #include "autograd/mode.h"
 #include "autograd/record.h"
+#include "core/log.h"
 #include "tensor/dispatch.h"
 
 namespace sieve {
@@ -102,6 +104,13 @@ Plan plan_of(const AttentionSpec& spec, const RopeSpec& rope, const Tensor& qkv,
   const std::int64_t B = qkv.size(0), T = qkv.size(1);
   if (qkv.device().is_cuda()) {
     const bool warpgroups = warpgroup_engine(spec, rope, qkv);
+    if (!warpgroups && spec.kind == AttentionKind::sparsek) {
+      static std::once_flag said;
+      std::call_once(said, [] {
+        log_info("SparseK by the general kernels, three to four times slower than those for Hopper GPUs, which want ",
+                 "device.precision=bf16, head_dim 64 or 128 and selected keys at their own positions (docs/gpu.md)");
+      });
+    }
     Plan plan{{},
               make_device_plan(spec, B, T, starts, selection.from, selection.to, selection.band_from, qkv.stream(),
                                warpgroups ? warpgroup_tile_queries(spec.head_dim) : kQueryTile,

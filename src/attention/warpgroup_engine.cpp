@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
+#include <mutex>
 
 #include "core/build.h"
 #include "tensor/runtime.h"
@@ -13,8 +15,13 @@ std::atomic<bool> allowed{true};
 constexpr bool kCompiled = build::with_cuda && SIEVE_SM90A_CODE;  // by CMakeLists.txt: CMAKE_CUDA_ARCHITECTURES has 90a
 
 bool is_hopper(Device device) {
-  static const DeviceInfo info = device_info(device);  // one process, one kind of GPU
-  return info.major == 9 && info.minor == 0;
+  static std::mutex mutex;
+  static auto& answers = *new std::map<int, bool>;  // by device: a machine may hold GPUs of several kinds
+  const std::lock_guard lock(mutex);
+  const auto found = answers.find(device.index);
+  if (found != answers.end()) return found->second;
+  const DeviceInfo info = device_info(device);
+  return answers[device.index] = info.major == 9 && info.minor == 0;
 }
 bool positions_fit(const AttentionSpec& spec, const RopeSpec& rope) {
   if (rope.rotary_dims == 0) return true;

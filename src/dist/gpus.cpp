@@ -34,6 +34,9 @@ void put(std::array<char, N>& to, const std::string& text) {
 Device gpu_of_rank(int local_rank, int visible) {
   if (local_rank < visible) return {Device::Kind::cuda, local_rank};
   if (visible == 1) return {Device::Kind::cuda, 0};  // whether it is this rank's alone, check_own_gpus() finds out
+  if (visible == 0)
+    fail(Exit::config, "device.type", "this machine shows no GPU to rank ", local_rank,
+         ": look at CUDA_VISIBLE_DEVICES and nvidia-smi, or use device.type=cpu");
   fail(Exit::config, "device.type", "rank ", local_rank, " of this machine wants a GPU of its own, and sees ", visible,
        "; start at most ", visible, " ranks a machine, show each rank one GPU of its own (srun --gpus-per-task=1), ",
        "or use device.type=cpu");

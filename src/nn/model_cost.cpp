@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "attention/kernels/softmax.h"
+
 namespace sieve {
 namespace {
 
@@ -41,6 +43,18 @@ double kept_elements(const LayerShape& s, const RecomputeConfig& r, std::int64_t
   return static_cast<double>(attention + mlp);
 }
 
+// The row lists that a SparseK layer on a GPU keeps from forward to backward (attention/kernels/softmax.h), per token.
+double list_bytes_per_token(const AttentionSpec& spec, std::int64_t score_heads, std::int64_t T, DType compute) {
+  if (score_heads == 0) return 0;
+  const bool warpgroups = compute == DType::bf16 && (spec.head_dim == 64 || spec.head_dim == 128);
+  const std::int64_t tile = warpgroups ? warpgroup_tile_queries(spec.head_dim) : kQueryTile,
+                     chunk = warpgroups ? warpgroup_chunk_queries(T) : kRowListQueries;
+  double entries = 0;
+  for (const std::int64_t queries : {tile, chunk})
+    entries += static_cast<double>(row_list_capacity(T, spec.sparsek.k, queries)) / static_cast<double>(queries);
+  return 4.0 * static_cast<double>(score_heads) * entries;
+}
+
 }  // namespace
 
 double mean_keys(const AttentionSpec& spec, std::int64_t T) {
@@ -71,8 +85,10 @@ ModelCost model_cost(const ModelConfig& config, std::int64_t B, std::int64_t T, 
     attention_full += 12.0 * static_cast<double>(s.HD) * mean_bounded(T, T);
     const double scalars =
         4.0 * static_cast<double>(config.n_heads) + (s.score_heads ? 40.0 * static_cast<double>(s.score_heads) : 0.0);
+    const double lists =
+        device.is_cuda() ? list_bytes_per_token(config.attention_spec(layer), s.score_heads, T, compute) : 0;
     cost.activation_bytes_per_token +=
-        kept_elements(s, recompute, layer) * static_cast<double>(size_of(compute)) + scalars;
+        kept_elements(s, recompute, layer) * static_cast<double>(size_of(compute)) + scalars + lists;
   }
   const double products = 6.0 * static_cast<double>(cost.matmul_parameters);
   cost.flops_per_token = products + attention;

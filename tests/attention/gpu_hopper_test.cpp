@@ -19,24 +19,29 @@ using namespace sieve::test;
 
 namespace {
 
+class GeneralOnly {
+ public:
+  GeneralOnly() { allow_warpgroup_engine(false); }
+  ~GeneralOnly() { allow_warpgroup_engine(true); }
+};
 EngineRun run_general(const ReferenceInput& in, DType dtype, const std::vector<double>& dout) {
-  allow_warpgroup_engine(false);
-  EngineRun run = run_on_gpu(in, dtype, dout);
-  allow_warpgroup_engine(true);
-  return run;
+  const GeneralOnly general;
+  return run_on_gpu(in, dtype, dout);
 }
 
-bool has_hopper_engine() {
+// On a Hopper GPU the engine must be there: a build that lost it would else compare the general one with itself.
+bool serves_hopper() {
   ReferenceInput in;
   in.spec = make_spec(AttentionKind::sparsek, 1, 1, 64);
   return warpgroup_engine(in.spec, in.rope, on_gpu(tensor_of({0}, {1, 1, 1}, DType::bf16)));
 }
-#define SIEVE_NEEDS_HOPPER()                                                 \
-  SIEVE_NEEDS_GPU();                                                         \
-  if (!has_hopper_engine()) {                                                \
-    WARN("not a GPU of compute capability 9.0, or no code for it: skipped"); \
-    return;                                                                  \
-  }
+#define SIEVE_NEEDS_HOPPER()                              \
+  SIEVE_NEEDS_GPU();                                      \
+  if (device_info(gpu_stream().device).major != 9) {      \
+    WARN("not a GPU of compute capability 9.0: skipped"); \
+    return;                                               \
+  }                                                       \
+  REQUIRE(serves_hopper())
 
 // Lengths and sizes at the edges of tiles (64, 128, 192 queries; 64 and 128 keys), of lists (768 queries) and of a
 // selection's first eviction (k + W).
@@ -152,6 +157,24 @@ TEST_CASE("the Hopper engine: a few short rows", "[gpu][small]") {
     const auto dout = draw_values(d, in.T * in.spec.head_dim);
     errors.add(in, run_on_gpu(in, DType::bf16, dout), run_general(in, DType::bf16, dout),
                run_general(in, DType::f32, dout), cat("case ", c, ": ", describe(in)));
+  }
+  CHECK(errors.where[0] != "");
+}
+
+// Lists of 1,536 queries, keys that live in more than 32 of them, lists longer than a block of threads reads at once.
+TEST_CASE("the Hopper engine: long rows and many selected keys", "[gpu]") {
+  SIEVE_NEEDS_HOPPER();
+  Errors errors;
+  for (const std::int64_t k : {100, 4000}) {
+    ReferenceInput in;
+    in.spec = make_spec(AttentionKind::sparsek, 1, 1, 64);
+    in.spec.window = 64, in.spec.sparsek.k = k;
+    in.T = k == 100 ? 55000 : 9000, in.score_heads = 1;
+    Draw d(306, static_cast<std::uint64_t>(k));
+    fill_values(in, d, "normal");
+    const auto dout = draw_values(d, in.T * in.spec.head_dim);
+    errors.add(in, run_on_gpu(in, DType::bf16, dout), run_general(in, DType::bf16, dout),
+               run_general(in, DType::f32, dout), describe(in));
   }
   CHECK(errors.where[0] != "");
 }

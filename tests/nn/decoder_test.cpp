@@ -174,6 +174,21 @@ TEST_CASE("model cost: what a forward pass keeps is what was counted", "[nn]") {
   CHECK(std::abs(kept / counted - 1) < 0.05);
 }
 
+TEST_CASE("the cost of a GPU counts the row lists that wait for backward", "[nn]") {
+  const auto bytes = [](std::int64_t k, Device device) {
+    ModelConfig config = tiny(Arch::llama, sparsek(k, 64));
+    return model_cost(config, 1, 65536, DType::f32, {}, device).activation_bytes_per_token;
+  };
+  const Device gpu{Device::Kind::cuda, 0};
+  CHECK(bytes(4096, {}) == bytes(64, {}));
+  // k more rows in every list of 64 and of 512 queries, 4 bytes each, in every layer and score head.
+  const ModelConfig config = tiny(Arch::llama, sparsek(64, 64));
+  double heads = 0;
+  for (std::int64_t layer = 0; layer < config.n_layers; ++layer)
+    heads += static_cast<double>(config.score_heads(layer));
+  CHECK(bytes(4096, gpu) - bytes(64, gpu) == Approx(4 * heads * (4096 - 64) * (1.0 / 64 + 1.0 / 512)).epsilon(1e-3));
+}
+
 TEST_CASE("decoder: documents packed in a row do not see each other", "[nn]") {
   const Decoder model(tiny(Arch::llama, sparsek(3, 2)), {.compute = DType::f64, .seed = 5});
   Tensor tokens = random_tokens(1, 16, 37, 4), starts = empty({1, 16}, DType::i32);

@@ -257,7 +257,8 @@ void run(const SelectArgs& a, Stream stream) {
   Chunks c;
   c.a = a, c.rows = rows, c.chunks = (a.T + kChunk - 1) / kChunk;
   c.P = std::min(a.thresholds ? pool : a.k, a.T);
-  const bool documents = a.document_starts_BT != nullptr, walks = c.P > kMostBase;
+  const bool documents = a.document_starts_BT != nullptr,
+             walks = c.P > kMostBase || base_bytes(c.P) > most_shared_bytes();
   const auto keys = static_cast<std::size_t>(n), tokens = static_cast<std::size_t>(a.B * a.T),
              items = static_cast<std::size_t>(rows * c.chunks);
   const Scratch ends(documents ? tokens * sizeof(std::int32_t) : 0, stream),

@@ -11,7 +11,8 @@
 namespace sieve::cuda {
 
 inline constexpr int kChunk = 512;               // keys
-inline constexpr std::int64_t kMostBase = 8192;  // a base lies in a block's shared memory, twice
+inline constexpr std::int64_t kMostBase = 8192;  // a base lies in a block's shared memory, twice, beside a chunk
+constexpr std::int64_t base_bytes(std::int64_t P) { return (2 * P + kChunk) * (8 + 4); }  // that: scores and keys
 
 struct Chunks {
   SelectArgs a;

@@ -218,7 +218,7 @@ void sort_chunks(const Chunks& c, const Stream& stream) {
 }
 
 void grow_bases(const Chunks& c, const Stream& stream) {
-  const auto bytes = static_cast<std::size_t>(2 * c.P + kChunk) * (sizeof(double) + sizeof(std::int32_t));
+  const auto bytes = static_cast<std::size_t>(base_bytes(c.P));
   const bool few = c.rows <= kFewRows;
   start("selection: bases", few ? grow<kWideGrow> : grow<kNarrowGrow>, c.rows, few ? kWideGrow : kNarrowGrow, bytes,
         stream, c);

@@ -1,6 +1,8 @@
 // Products of a few rows with a large matrix: what they cost is reading the matrix. A warp (or a team of them, where
 // rows are long) takes an output feature; its first weights are on their way before the kernel waits for its input.
 // Every block makes the input anew, which costs less than a launch of its own.
+#include <algorithm>
+
 #include "attention/kernels/cuda/decode_step.cuh"
 #include "attention/kernels/cuda/launch.cuh"
 #include "nn/kernels/token.h"
@@ -13,7 +15,7 @@ namespace {
 constexpr int kWarps = kThreads / 32;
 constexpr int kAhead = 4;                        // packs of a lane that are loaded before they are needed
 constexpr std::int64_t kMaxRows = 8;             // sequences
-constexpr std::int64_t kMaxShared = 160 * 1024;  // bytes, of a device of sm_80 on
+constexpr std::int64_t kMaxShared = 160 * 1024;  // bytes, where the device has them
 
 __device__ inline float silu(float x) { return x / (1.f + expf(-x)); }
 // 0.5 x (1 + tanh u) = x sigmoid(2u).
@@ -295,7 +297,8 @@ void start(const TokenLinearArgs& a, const Stream& stream) {
 bool takes_token_product(std::int64_t B, std::int64_t K, DType dtype) {
   if (dtype != DType::f32 && dtype != DType::bf16) return false;
   const auto bytes = static_cast<std::int64_t>(size_of(dtype));
-  return B >= 1 && B <= kMaxRows && K >= 1 && K * bytes % 16 == 0 && (B + 2) * K * bytes <= kMaxShared;
+  return B >= 1 && B <= kMaxRows && K >= 1 && K * bytes % 16 == 0 &&
+         (B + 2) * K * bytes <= std::min(kMaxShared, most_shared_bytes());
 }
 
 void run(const TokenLinearArgs& a, Stream stream) {

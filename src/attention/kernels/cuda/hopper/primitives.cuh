@@ -1,7 +1,7 @@
 // The instructions of sm_90a that the kernels of this folder are made of: barriers in shared memory, the tensor copy
 // engine, 16-byte gathers, products of warpgroups. Sources: PTX ISA 9.0, "Asynchronous Warpgroup Level Matrix
 // Instructions", "Data Movement and Conversion Instructions", "mbarrier". Other architectures compile these functions
-// to a trap: only `takes_hopper` decides who calls them.
+// to a trap: attention/warpgroup_engine.h decides who calls them.
 //
 // Tiles in shared memory: rows of 64 bf16 (128 bytes), one slab of `rows` x 128 bytes per 64 features, 1,024-byte
 // aligned, 16-byte piece c of row r stored at piece c ^ (r % 8) ("128-byte swizzle").
@@ -92,9 +92,6 @@ __device__ inline void copy_box(void* to, const CUtensorMap* map, std::uint64_t*
       "[%2];" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(bar)), "r"(feature), "r"(head), "r"(position), "r"(b)
       : "memory");
-}
-__device__ inline void prefetch_map(const CUtensorMap* map) {
-  SIEVE_SM90A("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 // 16 bytes from global to shared memory, past L1; zeros if !real (`from` must be a valid address all the same).
 __device__ inline void copy_16(std::uint32_t to, const void* from, bool real) {

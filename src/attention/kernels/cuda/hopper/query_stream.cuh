@@ -2,9 +2,12 @@
 // queries past them. What the passes over gathered rows and over spans share. Blocks stay: each takes every
 // gridDim.x-th item.
 //
-//   warps 0, 1    send queries: Q and dO tiles by the copy engine, per-query numbers by plain stores, in `kStages`
-//   stages warps 2, 3    send keys: K, V and what is known of each key, an item ahead, in two buffers warps 4 - 11  two
-//   warpgroups of 64 keys each: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q
+// Warps 0 and 1 send queries: Q and dO tiles by the copy engine, per-query numbers by plain stores, in `kStages`
+// stages.
+//
+// Warps 2 and 3 send keys: K, V and what is known of each key, an item ahead, in two buffers.
+//
+// Warps 4 to 11 are two warpgroups of 64 keys each: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q.
 //
 // A key's number is a row of every product, hence in registers; a query's is a column, hence read from shared memory.
 #pragma once
