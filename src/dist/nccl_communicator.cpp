@@ -179,6 +179,14 @@ class NcclCollectives final : public DeviceCollectives {
   ncclComm_t comm_ = nullptr;
 };
 
+struct Cleared {
+  const std::string& folder;
+  bool mine;
+  ~Cleared() {
+    if (mine) clear_meeting(folder);
+  }
+};
+
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const Launch& launch, const std::string& folder, double timeout)
@@ -186,10 +194,10 @@ class NcclCommunicator final : public Communicator {
     const Device device = gpu_of_rank(local_rank_, cuda_device_count());
     main_stream(device);  // makes the device this thread's
     const std::string id = meet_in_folder(launch, folder, timeout, [] { return bytes_of(new_id()); });
+    const Cleared cleared{folder, rank() == 0};  // also if NCCL cannot start: the next run needs the folder
     auto collectives = std::make_unique<NcclCollectives>(*this, progress(), device, id_of(id), timeout);
     gpus_ = collectives.get();
     connect(std::move(collectives));
-    if (rank() == 0) clear_meeting(folder);
   }
   std::string_view backend() const override { return "nccl"; }
   int local_rank() const override { return local_rank_; }

@@ -5,9 +5,11 @@
 #include "core/rng.h"
 #include "nn/generation.h"
 #include "nn/model_cost.h"
+#include "random_tokens.h"
 #include "support/catch.h"
 
 using namespace sieve;
+using sieve::test::random_tokens;
 
 namespace {
 
@@ -26,15 +28,6 @@ AttentionKindConfig sparsek(std::int64_t k, std::int64_t window) {
   kind.type = AttentionKind::sparsek;
   kind.k = k, kind.window = window;
   return kind;
-}
-
-Tensor random_tokens(std::int64_t B, std::int64_t T, std::int64_t vocab, std::uint64_t seed) {
-  Tensor t = empty({B, T}, DType::i32);
-  const Philox philox{seed, 1};
-  for (std::int64_t i = 0; i < t.numel(); ++i)
-    t.data<std::int32_t>()[i] =
-        static_cast<std::int32_t>(philox.bits64(static_cast<std::uint64_t>(i)) % static_cast<std::uint64_t>(vocab));
-  return t;
 }
 
 double loss_of(const Decoder& m, const TokenBatch& batch) {

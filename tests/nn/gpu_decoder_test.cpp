@@ -6,6 +6,7 @@
 
 #include "core/rng.h"
 #include "nn/generation.h"
+#include "random_tokens.h"
 #include "support/catch.h"
 #include "support/compare.h"
 #include "support/gpu.h"
@@ -14,6 +15,7 @@ using namespace sieve;
 using sieve::test::gpu_stream;
 using sieve::test::max_abs;
 using sieve::test::max_difference;
+using sieve::test::random_tokens;
 
 namespace {
 
@@ -33,14 +35,6 @@ std::unique_ptr<Decoder> model_on(const Stream& stream, Arch arch, AttentionKind
   auto model = std::make_unique<Decoder>(c, DecoderOptions{.compute = compute, .seed = 11, .recompute = {}});
   place_parameters(model->parameters(), stream);
   return model;
-}
-
-Tensor random_tokens(std::int64_t B, std::int64_t T, std::uint64_t seed) {
-  Tensor t = empty({B, T}, DType::i32);
-  const Philox random{seed, 1};
-  for (std::int64_t i = 0; i < t.numel(); ++i)
-    t.data<std::int32_t>()[i] = static_cast<std::int32_t>(random.bits64(static_cast<std::uint64_t>(i)) % kVocab);
-  return t;
 }
 
 // |got - wanted| over the largest |wanted|.
@@ -70,7 +64,7 @@ void check_generation(Arch arch, AttentionKind attention, std::int64_t T) {
   const std::int64_t prompt = 7, B = 2;
   const auto here = model_on(Stream{}, arch, attention, DType::f32),
              there = model_on(gpu_stream(), arch, attention, DType::f32);
-  const Tensor tokens = random_tokens(B, T, 4);
+  const Tensor tokens = random_tokens(B, T, kVocab, 4);
   Generation cpu(*here, B, T), gpu(*there, B, T);
   double worst = 0, largest = 0;
   int different = 0, kept = 0;
@@ -105,7 +99,7 @@ TEST_CASE("GPU: a model's loss and gradients are those of the CPU in fp32", "[gp
   const auto arch = GENERATE(Arch::gpt2, Arch::llama);
   const auto attention = GENERATE(AttentionKind::full, AttentionKind::sparsek);
   CAPTURE(arch == Arch::llama, attention == AttentionKind::sparsek);
-  TokenBatch batch{random_tokens(2, 96, 1), random_tokens(2, 96, 2), {}};
+  TokenBatch batch{random_tokens(2, 96, kVocab, 1), random_tokens(2, 96, kVocab, 2), {}};
   batch.targets.data<std::int32_t>()[5] = -1;  // ignored
   check_gradients(arch, attention, batch, DType::f32, 1e-4);
   Tensor starts = zeros({2, 96}, DType::i32);  // two documents in the second row
@@ -126,7 +120,7 @@ TEST_CASE("GPU, a short row: a model's loss, gradients and generation", "[gpu][s
   SIEVE_NEEDS_GPU();
   const auto attention = GENERATE(AttentionKind::full, AttentionKind::sparsek);
   CAPTURE(attention == AttentionKind::sparsek);
-  const TokenBatch batch{random_tokens(2, 40, 1), random_tokens(2, 40, 2), {}};
+  const TokenBatch batch{random_tokens(2, 40, kVocab, 1), random_tokens(2, 40, kVocab, 2), {}};
   check_gradients(Arch::llama, attention, batch, DType::f32, 1e-4);
   check_generation(Arch::llama, attention, 40);
 }

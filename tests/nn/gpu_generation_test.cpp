@@ -7,6 +7,7 @@
 
 #include "core/rng.h"
 #include "nn/generation.h"
+#include "random_tokens.h"
 #include "support/catch.h"
 #include "support/compare.h"
 #include "support/gpu.h"
@@ -15,6 +16,7 @@ using namespace sieve;
 using sieve::test::gpu_stream;
 using sieve::test::max_abs;
 using sieve::test::max_difference;
+using sieve::test::random_tokens;
 
 namespace {
 
@@ -55,21 +57,37 @@ std::unique_ptr<Decoder> model_of(const Recipe& r, DType compute, const Stream& 
   return model;
 }
 
-Tensor random_tokens(std::int64_t B, std::int64_t T, std::uint64_t seed) {
-  Tensor t = empty({B, T}, DType::i32);
-  const Philox random{seed, 1};
-  for (std::int64_t i = 0; i < t.numel(); ++i)
-    t.data<std::int32_t>()[i] = static_cast<std::int32_t>(random.bits64(static_cast<std::uint64_t>(i)) % kVocab);
-  return t;
-}
-
-std::vector<Recipe> recipes() {
-  std::vector<Recipe> all;
-  const auto add = [&](const char* name) -> Recipe& {
+// Adds a recipe of the defaults to `all`, for the caller to change.
+auto adder(std::vector<Recipe>& all) {
+  return [&all](const char* name) -> Recipe& {
     all.emplace_back(name);
     all.back().kind = sparse();
     return all.back();
   };
+}
+
+// One sequence goes by kernels of its own.
+void add_single_sequences(std::vector<Recipe>& all) {
+  const auto add = adder(all);
+  add("one sequence").batch = 1;
+  Recipe& hard_one = add("one sequence, gate hard, no prompt");
+  hard_one.batch = 1, hard_one.prompt = 1, hard_one.kind.gate = GateMode::hard;
+  Recipe& prob_one = add("one sequence, gate prob, heads of 96, six to a group of three");
+  prob_one.batch = 1, prob_one.kind.gate = GateMode::prob;
+  prob_one.head_dim = 96, prob_one.n_heads = 6, prob_one.n_kv_heads = 2;
+  Recipe& normed_one = add("one sequence, scores normalised, one selection for all heads, gate value");
+  normed_one.batch = 1, normed_one.kind.score.norm = ScoreNorm::timestep, normed_one.kind.score.per = ScorePer::layer;
+  normed_one.kind.gate = GateMode::value;
+  Recipe& full_one = add("one sequence, full and window");
+  full_one.batch = 1, full_one.pattern = {"f", "w"};
+  Recipe& many_one = add("one sequence, more keys than a split holds at once, gpt2");
+  many_one.batch = 1, many_one.arch = Arch::gpt2, many_one.kind.window = 90, many_one.kind.k = 130;
+  many_one.n_heads = many_one.n_kv_heads = 40, many_one.head_dim = 128, many_one.prompt = 200, many_one.tokens = 240;
+}
+
+std::vector<Recipe> recipes() {
+  std::vector<Recipe> all;
+  const auto add = adder(all);
   add("defaults");
   add("no prompt").prompt = 1;
   add("a prompt longer than the window and k").prompt = 60;
@@ -99,20 +117,6 @@ std::vector<Recipe> recipes() {
   group.head_dim = 128, group.n_heads = 8, group.n_kv_heads = 1, group.batch = 1;
   Recipe& large = add("heads of 256");
   large.head_dim = 256, large.n_heads = 2, large.n_kv_heads = 2, large.batch = 1;
-  add("one sequence").batch = 1;
-  Recipe& hard_one = add("one sequence, gate hard, no prompt");
-  hard_one.batch = 1, hard_one.prompt = 1, hard_one.kind.gate = GateMode::hard;
-  Recipe& prob_one = add("one sequence, gate prob, heads of 96, six to a group of three");
-  prob_one.batch = 1, prob_one.kind.gate = GateMode::prob;
-  prob_one.head_dim = 96, prob_one.n_heads = 6, prob_one.n_kv_heads = 2;
-  Recipe& normed_one = add("one sequence, scores normalised, one selection for all heads, gate value");
-  normed_one.batch = 1, normed_one.kind.score.norm = ScoreNorm::timestep, normed_one.kind.score.per = ScorePer::layer;
-  normed_one.kind.gate = GateMode::value;
-  Recipe& full_one = add("one sequence, full and window");
-  full_one.batch = 1, full_one.pattern = {"f", "w"};
-  Recipe& many_one = add("one sequence, more keys than a split holds at once, gpt2");
-  many_one.batch = 1, many_one.arch = Arch::gpt2, many_one.kind.window = 90, many_one.kind.k = 130;
-  many_one.n_heads = many_one.n_kv_heads = 40, many_one.head_dim = 128, many_one.prompt = 200, many_one.tokens = 240;
   add("a batch of five").batch = 5;
   add("a batch of eight").batch = 8;
   Recipe& library = add("a batch of twelve, by the library");
@@ -126,6 +130,7 @@ std::vector<Recipe> recipes() {
   add("sparsek and full").pattern = {"a", "f"};
   Recipe& mixed = add("window and sparsek at once, no prompt");
   mixed.pattern = {"w", "a"}, mixed.kind.candidates = Candidates::at_once, mixed.prompt = 1;
+  add_single_sequences(all);
   return all;
 }
 
@@ -137,7 +142,7 @@ struct Outcome {
 
 Outcome compare(const Recipe& r) {
   const auto here = model_of(r, DType::f32, Stream{}), there = model_of(r, DType::f32, gpu_stream());
-  const Tensor tokens = random_tokens(r.batch, r.tokens, 4);
+  const Tensor tokens = random_tokens(r.batch, r.tokens, kVocab, 4);
   Generation cpu(*here, r.batch, r.tokens), gpu(*there, r.batch, r.tokens);
   Outcome out;
   for (std::int64_t begin = 0, end; begin < r.tokens; begin = end) {
@@ -187,7 +192,7 @@ TEST_CASE("GPU: captured generation in bf16 errs at most twice as much as the CP
     const auto exact = model_of(r, DType::f32, Stream{}), naive = model_of(r, DType::bf16, Stream{}),
                ours = model_of(r, DType::bf16, gpu_stream());
     Generation a(*exact, batch, r.tokens), b(*naive, batch, r.tokens), c(*ours, batch, r.tokens);
-    const Tensor tokens = random_tokens(batch, r.tokens, 9);
+    const Tensor tokens = random_tokens(batch, r.tokens, kVocab, 9);
     double naive_error = 0, our_error = 0;
     for (std::int64_t t = 0; t < r.tokens; ++t) {
       const Tensor next = tokens.slice(1, t, t + 1).contiguous();
@@ -208,7 +213,7 @@ TEST_CASE("GPU: every token of a greedy continuation is the likeliest of the ful
   r.kind = sparse(), r.batch = 1;
   const auto model = model_of(r, DType::f32, gpu_stream());
   const std::int64_t prompt = 20, n = 230;
-  const Tensor begin = random_tokens(1, prompt, 6);
+  const Tensor begin = random_tokens(1, prompt, kVocab, 6);
   Generation generation(*model, 1, 256);
   const Tensor first = generation.append(begin).to(Stream{});
   const auto id = static_cast<std::int32_t>(argmax(first.data<float>()));
@@ -237,10 +242,10 @@ TEST_CASE("GPU: a greedy continuation, tokens one by one and a second run are th
     r.kind = sparse(), r.batch = batch;
     INFO("batch " << batch);
     const auto model = model_of(r, DType::bf16, gpu_stream());
-    const Tensor prompt = random_tokens(batch, 40, 8);
+    const Tensor prompt = random_tokens(batch, 40, kVocab, 8);
     Generation steps(*model, batch, 256), run(*model, batch, 256), again(*model, batch, 256);
     for (Generation* g : {&steps, &run, &again}) g->append(prompt);
-    Tensor next = random_tokens(batch, 1, 12);
+    Tensor next = random_tokens(batch, 1, kVocab, 12);
     const Tensor chosen = run.continue_greedily(next, 100, 50), repeated = again.continue_greedily(next, 100, 50);
     int different = 0, unrepeatable = 0;
     for (std::int64_t t = 0; t < 100; ++t) {
@@ -264,7 +269,7 @@ TEST_CASE("GPU: sequences that share a prompt begin alike and then go their ways
   Recipe r("shared");
   r.kind = sparse(), r.kind.score.norm = ScoreNorm::timestep;
   const auto model = model_of(r, DType::f32, gpu_stream());
-  const Tensor prompt = random_tokens(1, 70, 3), rest = random_tokens(3, 20, 5);
+  const Tensor prompt = random_tokens(1, 70, kVocab, 3), rest = random_tokens(3, 20, kVocab, 5);
   Generation together(*model, 3, 100);
   const Tensor first = together.append(prompt).to(Stream{});
   std::vector<std::unique_ptr<Generation>> alone;

@@ -5,6 +5,7 @@
 
 #include "attention/kernels/cuda/decode_step.cuh"
 #include "attention/kernels/cuda/launch.cuh"
+#include "nn/kernels/cuda/token_activations.cuh"
 #include "nn/kernels/token.h"
 #include "tensor/kernels/cuda/dependent.cuh"
 #include "tensor/kernels/cuda/pack.cuh"
@@ -16,10 +17,6 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kAhead = 4;                        // packs of a lane that are loaded before they are needed
 constexpr std::int64_t kMaxRows = 8;             // sequences
 constexpr std::int64_t kMaxShared = 160 * 1024;  // bytes, where the device has them
-
-__device__ inline float silu(float x) { return x / (1.f + expf(-x)); }
-// 0.5 x (1 + tanh u) = x sigmoid(2u).
-__device__ inline float gelu(float x) { return x / (1.f + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }
 
 // The norm's gain and shift, in shared memory before the input is there; the caller synchronises.
 template <class T>

@@ -5,15 +5,12 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "nn/kernels/cuda/token_activations.cuh"
 #include "nn/kernels/cuda/token_run_attend.cuh"
 
 namespace sieve::cuda {
 
 constexpr int kSteps = 4;  // packs of a lane in a row
-
-__device__ inline float silu(float x) { return x / (1.f + expf(-x)); }
-// 0.5 x (1 + tanh u) = x sigmoid(2u).
-__device__ inline float gelu(float x) { return x / (1.f + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }
 
 // The fewest warps that share a row of K features.
 template <class T>

@@ -194,7 +194,7 @@ template <int D>
 void launch_keys(const Engine& e, Stream stream) {
   const std::int64_t items = e.B * e.Hkv * ((e.T + kItemKeys - 1) / kItemKeys);
   require(items < kMostItems, "attention backward, keys", items, " items exceed a launch");
-  start("attention backward, keys", backward_keys<D>, blocks_that_stay(items), kKeyThreads, kKeySharedBytes<D>, stream,
+  start("attention backward, keys", backward_keys<D>, persistent_blocks(items), kKeyThreads, kKeySharedBytes<D>, stream,
         e, map_rows(e.q, e.B, e.T, e.H, D, kStageQueries), map_rows(e.dout, e.B, e.T, e.H, D, kStageQueries),
         map_rows(e.k, e.B, e.T, e.Hkv, D, kItemKeys), map_rows(e.v, e.B, e.T, e.Hkv, D, kItemKeys),
         static_cast<int>(items), static_cast<float>(e.scale * kLog2E));

@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kStreamThreads<D>, 1)
 template <int D, bool kScored>
 void launch(const Engine& e, Stream stream) {
   const Items items = items_of<D>(e);
-  start("attention backward, queries", backward_tiles<D, kScored>, persistent_blocks(items), kStreamThreads<D>,
+  start("attention backward, queries", backward_tiles<D, kScored>, persistent_blocks(items.count), kStreamThreads<D>,
         KeyRing<D, 2>::kAskFor, stream, e, map_rows(e.q, e.B, e.T, e.H, D, kBlockKeys),
         map_rows(e.dout, e.B, e.T, e.H, D, kBlockKeys), map_rows(e.k, e.B, e.T, e.Hkv, D, kBlockKeys),
         map_rows(e.v, e.B, e.T, e.Hkv, D, kBlockKeys), items);

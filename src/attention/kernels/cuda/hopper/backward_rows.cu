@@ -278,7 +278,7 @@ void launch_rows(const Engine& e, Stream stream) {
   require(lists.queries % kStageQueries == 0, "attention backward, rows", "lists of ", lists.queries,
           " queries: tiles of ", kStageQueries, " must not cross their borders");
   require(items < kMostItems, "attention backward, rows", items, " items exceed a launch");
-  start("attention backward, rows", backward_rows<D, kSoft, kMode>, blocks_that_stay(items), kKeyThreads,
+  start("attention backward, rows", backward_rows<D, kSoft, kMode>, persistent_blocks(items), kKeyThreads,
         kKeySharedBytes<D>, stream, e, map_rows(e.q, e.B, e.T, e.H, D, kStageQueries),
         map_rows(e.dout, e.B, e.T, e.H, D, kStageQueries), static_cast<int>(items),
         static_cast<float>(e.scale * kLog2E));

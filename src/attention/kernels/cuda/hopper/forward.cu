@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kStreamThreads<D>, 1)
 template <int D, bool kGates>
 void launch(const Engine& e, Stream stream) {
   const Items items = items_of<D>(e);
-  start("attention forward", forward_tiles<D, kGates>, persistent_blocks(items), kStreamThreads<D>,
+  start("attention forward", forward_tiles<D, kGates>, persistent_blocks(items.count), kStreamThreads<D>,
         KeyRing<D, 1>::kAskFor, stream, e, map_rows(e.q, e.B, e.T, e.H, D, kBlockKeys),
         map_rows(e.k, e.B, e.T, e.Hkv, D, kBlockKeys), map_rows(e.v, e.B, e.T, e.Hkv, D, kBlockKeys), items);
 }

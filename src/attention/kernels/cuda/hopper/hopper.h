@@ -22,6 +22,9 @@ void make_delta(const Engine& e, float* delta, Stream stream);
 void backward_rows(const Engine& e, Stream stream);
 void backward_keys(const Engine& e, Stream stream);
 
+// Blocks of threads that stay and take items in turn: one a multiprocessor, no more than there are items.
+std::int64_t persistent_blocks(std::int64_t items);
+
 // Tensor map over `rows` (B, T, heads, D) for copy_box: boxes of 64 features of one head at `positions` <= 256
 // consecutive positions, 128-byte swizzle, zeros outside [0, T). Rows' base + offset and stride must be multiples of 8
 // elements.

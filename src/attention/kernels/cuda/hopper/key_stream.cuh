@@ -43,13 +43,6 @@ struct KeyScalars {
   std::int32_t padding[2];
 };
 
-// The same number, of which the compiler knows nothing: what follows from it is computed anew where it is used, not
-// held in registers from one end of a tile to the other.
-__device__ inline int opaque(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 // What a launch works through: tiles of `heads` query heads of every batch row, `group` of which share keys.
 struct Items {
   unsigned tiles, heads, group, count;

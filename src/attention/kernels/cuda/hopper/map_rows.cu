@@ -1,4 +1,5 @@
-// Tensor maps are encoded by the driver, found at run time so that no program needs it to start.
+// What the host side of a launch needs. Tensor maps are encoded by the driver, found at run time so that no program
+// needs it to start.
 #include <cuda_runtime.h>
 
 #include "attention/kernels/cuda/hopper/hopper.h"
@@ -21,6 +22,13 @@ Encode find_encoder() {
 }
 
 }  // namespace
+
+std::int64_t persistent_blocks(std::int64_t items) {
+  int device = 0, processors = 0;
+  check(cudaGetDevice(&device), "attention");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attention");
+  return items < processors ? items : processors;
+}
 
 CUtensorMap map_rows(const Rows& rows, std::int64_t B, std::int64_t T, std::int64_t heads, std::int64_t D,
                      std::int64_t positions) {

@@ -260,13 +260,6 @@ __device__ inline void store_rows(const float (&c)[D / 2], const float (&factor)
   }
 }
 
-// Blocks of threads of a launch over `items` tiles: one a multiprocessor.
-inline std::int64_t persistent_blocks(const Items& items) {
-  int device = 0, processors = 0;
-  check(cudaGetDevice(&device), "attention");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attention");
-  return items.count < static_cast<unsigned>(processors) ? items.count : processors;
-}
 // The plan's lists must be those of these tiles.
 template <int D>
 Items items_of(const Engine& e) {

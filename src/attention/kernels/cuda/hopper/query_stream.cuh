@@ -240,12 +240,6 @@ __device__ inline void plain_gradients(const QueryNumbers& x, const float (&s)[3
   }
 }
 
-// x, computed again where it is used rather than kept: where registers are short.
-__device__ inline int fresh(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 // Warpgroups that wait for the same stages would compute at the same time and leave the tensor cores to idle; so they
 // issue products in turns, strictly, the first one first. Every turn taken is passed on.
 __device__ inline void take_turn(const Lane& lane) { meet(kTurnBarrier + lane.row / 64, kConsumers); }
@@ -337,9 +331,9 @@ struct KeyGroup {
     pin(logits);
     pin(gradients);
     fence_products();
-    k.issue(logits, k_rows(fresh(buffer)), tile.q);
+    k.issue(logits, k_rows(opaque(buffer)), tile.q);
     commit_products();
-    v.issue(gradients, v_rows(fresh(buffer)), tile.dout);
+    v.issue(gradients, v_rows(opaque(buffer)), tile.dout);
     commit_products();
   }
 
@@ -453,12 +447,5 @@ __device__ inline void consume(KeyShared<D>& s, int buffer, Ring<KeyShared<D>::k
 // ---- Host side
 // Items are counted in 31 bits, with room for the step beyond the last.
 inline constexpr std::int64_t kMostItems = (std::int64_t{1} << 31) - (1 << 16);
-// Blocks that stay: one a multiprocessor, no more than there are items.
-inline std::int64_t blocks_that_stay(std::int64_t items) {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return items < count ? items : count;
-}
 
 }  // namespace sieve::cuda::hopper
