@@ -65,24 +65,36 @@ void check_row(const Selection& s, std::int64_t stride = 1) {
 
 }  // namespace
 
-TEST_CASE("scores exactly at an end of the band lie on the same side however the threshold was rounded") {
-  std::uint64_t state = 40;
-  for (const auto& kind : kScoreKinds) {
-    for (int trial = 0; trial < 6; ++trial) {
-      const std::int64_t T = 300;
-      Selection tiles(make_scores(kind, T, draw(state, 1u << 20)), 1, 1);
-      tiles.starts = make_documents(T, draw(state, 1u << 20));
-      tiles.a.k = 1 + static_cast<std::int64_t>(draw(state, 5));
-      tiles.a.slope = trial % 2 == 0 ? 0 : 0.00678;
-      tiles.a.pool = T;  // all scores, by tiles
-      Selection heaps = tiles;
-      heaps.a.pool = 0;  // all scores, by heaps
-      tiles.run();
-      heaps.run();
-      CAPTURE(kind, trial, tiles.a.k);
-      CHECK(tiles.band_from == heaps.band_from);
-      CHECK(tiles.band_to == heaps.band_to);
+// Scores j / unit, so that thresholds are fractions: decided in integers, while the selection adds rounded numbers.
+// With unit = n (n + 1) / 2 and k = 1 the n best sum to 1 above the next one, which lies exactly at the threshold.
+TEST_CASE("scores exactly at an end of the band are beyond it however the threshold was rounded") {
+  constexpr std::int64_t T = 500;
+  for (std::int64_t n = 5; n <= 25; ++n) {
+    const std::int64_t k = 1, unit = n * (n + 1) / 2;
+    Selection s(std::vector<double>(T, 0.0), 1, 1);
+    s.a.k = k, s.a.slope = 1.0 / unit, s.a.pool = 0, s.a.delay = 0;
+    s.run();
+    std::vector<std::int32_t> wanted(T, 0);  // first query of which the key lies at or below the threshold
+    for (std::int64_t i = k; i < T; ++i) {
+      // The best w keys lie above tau = (sum + (saturated - k) unit) / band, in units of 1 / unit; w is the largest
+      // with its last key above. No key is saturated before it is more than unit away from tau.
+      std::int64_t above = 0;
+      for (std::int64_t w = k; w <= i + 1; ++w) {
+        std::int64_t saturated = 0, sum = w * i - w * (w - 1) / 2;
+        const auto top = [&] { return i - saturated; };
+        while (saturated < w && (top() - unit) * (w - saturated) >= sum + (saturated - k) * unit)
+          sum -= top(), ++saturated;
+        if (saturated == w || (i - w + 1) * (w - saturated) > sum + (saturated - k) * unit) above = w;
+      }
+      for (std::int64_t j = 0; j + above <= i; ++j) {
+        if (wanted[static_cast<std::size_t>(j)] == 0)
+          wanted[static_cast<std::size_t>(j)] = static_cast<std::int32_t>(i);
+      }
     }
+    int different = 0;
+    for (std::size_t j = 0; j < wanted.size(); ++j) different += wanted[j] != 0 && s.band_to[j] != wanted[j];
+    CAPTURE(n);
+    CHECK(different == 0);
   }
 }
 
