@@ -9,6 +9,7 @@
 #include "attention/document_starts.h"
 #include "attention/kernels/select.h"
 #include "attention/kernels/softmax.h"
+#include "attention/pattern.h"
 #include "attention/plan.h"
 #include "attention/registry.h"
 #include "attention/rotary.h"
@@ -321,7 +322,7 @@ void check_attention(const AttentionSpec& spec, const RopeSpec& rope) {
          spec.n_kv_heads, " and head_dim ", spec.head_dim, " must be at least 1");
   demand(spec.n_heads % spec.n_kv_heads == 0, "n_heads ", spec.n_heads, " is not a multiple of n_kv_heads ",
          spec.n_kv_heads, ": every key-value head serves the same number of query heads");
-  if (spec.kind != AttentionKind::full) {
+  if (spec.kind == AttentionKind::sliding_window || spec.kind == AttentionKind::sparsek) {
     demand(spec.window >= 1, "window ", spec.window, " must be at least 1: it counts the query's own position");
     demand(spec.sinks >= 0, "sinks ", spec.sinks, " must not be negative");
   }
@@ -344,6 +345,7 @@ void check_attention(const AttentionSpec& spec, const RopeSpec& rope) {
 }
 
 Variable attention(const Variable& qkv, const Variable& scores, const AttentionInputs& in, SelectionStats* stats) {
+  if (shows_pairs(in.spec.kind)) return pattern_attention(qkv, {}, in);
   return record<Attention>({qkv, scores}, in, stats);
 }
 

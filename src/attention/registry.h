@@ -7,6 +7,6 @@
 
 namespace sieve {
 
-inline constexpr std::string_view kAttentionOps[] = {"attention", "timestep_norm"};
+inline constexpr std::string_view kAttentionOps[] = {"attention", "pattern_attention", "timestep_norm"};
 
 }  // namespace sieve

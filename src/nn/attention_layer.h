@@ -6,22 +6,31 @@
 #include "attention/attention.h"
 #include "attention/decode.h"
 #include "attention/timestep_norm.h"
-#include "nn/layers.h"
+#include "nn/mixer.h"
 
 namespace sieve {
 
-class AttentionLayer {
+// A cache, and the statistics of its scores so far.
+struct AttentionState final : MixerState {
+  AttentionState(AttentionCache c) : cache(std::move(c)) {}
+  std::int64_t rows() const override { return cache.rows(); }
+  std::int64_t bytes() const override { return cache.bytes(); }
+  std::vector<std::int64_t> selected(std::int64_t batch, std::int64_t kv_head) const override {
+    return cache.selected(batch, kv_head);
+  }
+
+  AttentionCache cache;
+  RunningScore running;
+};
+
+class AttentionLayer final : public Mixer {
  public:
-  AttentionLayer() = default;
   AttentionLayer(ParameterFactory& make, const std::string& name, const ModelConfig& config, std::int64_t layer);
 
-  // x (B, T, C), already normed -> residual + attention, (B, T, C). document_starts as in AttentionInputs. `stats` is
-  // filled for SparseK layers.
   Variable operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
-                      SelectionStats* stats) const;
-
-  // Generation: appends x (B, T, C) to the caches and returns the same for it. No gradient.
-  Variable extend(const Variable& x, const Variable& residual, AttentionCache& cache, RunningScore& running) const;
+                      SelectionStats* stats) const override;
+  std::unique_ptr<MixerState> start(std::int64_t batch, DType compute, std::int64_t max_tokens) const override;
+  Variable extend(const Variable& x, const Variable& residual, MixerState& state) const override;
 
   const AttentionSpec& spec() const { return spec_; }
   const RopeSpec& rope() const { return rope_; }
@@ -32,11 +41,12 @@ class AttentionLayer {
   Variable score_gain() const { return score_gain_ ? score_gain_->value : Variable(); }
 
  private:
-  Variable scores(const Variable& x, const Tensor& document_starts, RunningScore* running) const;
+  Variable scores(const Variable& x, const Tensor& document_starts, AttentionState* state) const;
 
   AttentionSpec spec_;
   RopeSpec rope_;
   Linear qkv_, out_;
+  std::int64_t score_heads_ = 0;
   ParameterPtr score_weight_, score_gain_;  // w (Hs, C); gain (Hs) where the scores are normalised
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "nn/attention_layer.h"
 #include "tensor/kernels/kernels.h"
 
 namespace sieve {
@@ -20,7 +21,7 @@ void RecomputeConfig::fields(FieldVisitor& v) {
 Block::Block(ParameterFactory& make, const ModelConfig& config, std::int64_t layer) : layer_(layer) {
   const std::string name = "layers." + std::to_string(layer);
   norm1_ = Norm(make, name + ".norm1", config);
-  attention_ = AttentionLayer(make, name + ".attn", config, layer);
+  mixer_ = make_mixer(make, name + ".attn", config, layer);
   norm2_ = Norm(make, name + ".norm2", config);
   mlp_ = Mlp(make, name + ".mlp", config);
 }
@@ -33,7 +34,7 @@ Variable Block::operator()(const Variable& x, const Tensor& document_starts, con
   // A recomputed part runs once without recording and once more in backward, when `stats` may be gone: only the first
   // run fills them.
   const Part attend = [this, document_starts, stats, attention_again](const Variable& in) {
-    return attention_(norm1_(in), in, document_starts, attention_again && grad_enabled() ? nullptr : stats);
+    return (*mixer_)(norm1_(in), in, document_starts, attention_again && grad_enabled() ? nullptr : stats);
   };
   const Part think = [this, keep = layer_ >= again.activations](const Variable& in) {
     return mlp_(norm2_(in), in, keep);
@@ -47,10 +48,12 @@ Variable Block::operator()(const Variable& x, const Tensor& document_starts, con
   return run(again.mlp, think, run(again.attention, attend, x));
 }
 
-Variable Block::extend(const Variable& x, AttentionCache& cache, RunningScore& running) const {
-  const Variable mid = attention_.extend(norm1_(x), x, cache, running);
+Variable Block::extend(const Variable& x, MixerState& state) const {
+  const Variable mid = mixer_->extend(norm1_(x), x, state);
   return mlp_(norm2_(mid), mid, false);
 }
+
+const AttentionLayer* Block::attention() const { return dynamic_cast<const AttentionLayer*>(mixer_.get()); }
 
 Decoder::Decoder(const ModelConfig& resolved, const DecoderOptions& options) : config_(resolved), options_(options) {
   require(config_.vocab_size.has_value() && config_.n_kv_heads.has_value(), "decoder",

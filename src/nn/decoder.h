@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "nn/attention_layer.h"
+#include "nn/mixer.h"
 
 namespace sieve {
 
@@ -31,13 +31,16 @@ struct TokenBatch {
   Tensor document_starts;  // i32 (B, T) or undefined
 };
 
+class AttentionLayer;
+
 class Block {
  public:
   Block(ParameterFactory& make, const ModelConfig& config, std::int64_t layer);
   Variable operator()(const Variable& x, const Tensor& document_starts, const RecomputeConfig& recompute,
                       SelectionStats* stats) const;
-  Variable extend(const Variable& x, AttentionCache& cache, RunningScore& running) const;
-  const AttentionLayer& attention() const { return attention_; }
+  Variable extend(const Variable& x, MixerState& state) const;
+  const Mixer& mixer() const { return *mixer_; }
+  const AttentionLayer* attention() const;  // the mixer, where it is one; else null
   const Norm& norm1() const { return norm1_; }
   const Norm& norm2() const { return norm2_; }
   const Mlp& mlp() const { return mlp_; }
@@ -45,7 +48,7 @@ class Block {
  private:
   std::int64_t layer_;
   Norm norm1_, norm2_;
-  AttentionLayer attention_;
+  std::unique_ptr<const Mixer> mixer_;
   Mlp mlp_;
 };
 

@@ -23,28 +23,24 @@ std::int32_t likeliest(std::span<const float> logits) {
 }  // namespace
 
 Generation::Generation(const Decoder& model, std::int64_t batch, std::int64_t max_tokens)
-    : model_(model), batch_(batch), max_tokens_(max_tokens), running_(model.blocks().size()) {
+    : model_(model), batch_(batch), max_tokens_(max_tokens) {
   require(batch >= 1, "generation", "of ", batch, " sequences");
   if (TokenGraph::takes(model, max_tokens)) graph_ = std::make_unique<TokenGraph>(model, batch, max_tokens);
-  else caches_ = make_caches(batch);
+  else states_ = start(batch);
 }
 Generation::~Generation() = default;
 
-std::vector<AttentionCache> Generation::make_caches(std::int64_t batch) const {
-  std::vector<AttentionCache> caches;
-  for (std::int64_t layer = 0; layer < model_.config().n_layers; ++layer) {
-    const AttentionLayer& attention = model_.blocks()[static_cast<std::size_t>(layer)].attention();
-    caches.emplace_back(attention.spec(), attention.rope(), batch, model_.compute_dtype(), max_tokens_,
-                        model_.config().score_heads(layer));
-  }
-  return caches;
+Generation::States Generation::start(std::int64_t batch) const {
+  States states;
+  for (const Block& block : model_.blocks())
+    states.push_back(block.mixer().start(batch, model_.compute_dtype(), max_tokens_));
+  return states;
 }
 
-Tensor Generation::extend(const Tensor& tokens, std::vector<AttentionCache>& caches,
-                          std::vector<RunningScore>& running) const {
+Tensor Generation::extend(const Tensor& tokens, const States& states) const {
   const NoGrad no_grad;
   Variable x = model_.embed(tokens, length_);
-  for (std::size_t i = 0; i < caches.size(); ++i) x = model_.blocks()[i].extend(x, caches[i], running[i]);
+  for (std::size_t i = 0; i < states.size(); ++i) x = model_.blocks()[i].extend(x, *states[i]);
   const Variable last = slice(x, 1, tokens.size(1) - 1, tokens.size(1));
   const Tensor out = model_.head_logits(model_.final_norm_(last).value());
   return out.reshape({tokens.size(0), out.size(2)});
@@ -71,7 +67,7 @@ Tensor Generation::append(const Tensor& tokens) {
           "wants tokens (", batch_, ", T >= 1), got ", tokens.shape());
   if (graph_) return append_on_device(tokens);
   const Tensor all = shared ? tokens.expand({batch_, tokens.size(1)}).contiguous() : tokens;
-  const Tensor out = extend(all, caches_, running_);
+  const Tensor out = extend(all, states_);
   length_ += tokens.size(1);
   return out;
 }
@@ -83,16 +79,15 @@ Tensor Generation::prefill_on_device(const Tensor& tokens) {
   Tensor out = empty({batch_, *model_.config().vocab_size}, DType::f32, model_.stream());
   for (std::int64_t first = 0; first < rows; first += each) {
     const std::int64_t end = std::min(rows, first + each);
-    std::vector<AttentionCache> caches = make_caches(end - first);
-    std::vector<RunningScore> running(caches.size());
-    const Tensor logits = extend(tokens.slice(0, first, end).contiguous(), caches, running);
+    const States states = start(end - first);
+    const Tensor logits = extend(tokens.slice(0, first, end).contiguous(), states);
     if (rows == batch_) {
-      graph_->load(first, caches, running);
+      graph_->load(first, states);
       out.slice(0, first, end).copy_from(logits);
       continue;
     }
     for (std::int64_t b = 0; b < batch_; ++b) {  // one prompt for all
-      graph_->load(b, caches, running);
+      graph_->load(b, states);
       out.slice(0, b, b + 1).copy_from(logits);
     }
   }
@@ -160,7 +155,7 @@ Tensor Generation::continue_greedily(const Tensor& ids, std::int64_t n, std::int
 std::int64_t Generation::cache_rows() const {
   std::int64_t n = 0;
   for (std::int64_t layer = 0; layer < model_.config().n_layers; ++layer) {
-    const std::int64_t rows = graph_ ? graph_->cache(layer).rows() : caches_[static_cast<std::size_t>(layer)].rows();
+    const std::int64_t rows = graph_ ? graph_->cache(layer).rows() : states_[static_cast<std::size_t>(layer)]->rows();
     n += rows * batch_ * *model_.config().n_kv_heads;
   }
   return n;
@@ -169,14 +164,14 @@ std::int64_t Generation::cache_rows() const {
 std::int64_t Generation::cache_bytes() const {
   std::int64_t n = 0;
   for (std::int64_t layer = 0; layer < model_.config().n_layers; ++layer)
-    n += graph_ ? graph_->cache(layer).bytes() : caches_[static_cast<std::size_t>(layer)].bytes();
+    n += graph_ ? graph_->cache(layer).bytes() : states_[static_cast<std::size_t>(layer)]->bytes();
   return n;
 }
 
 std::vector<std::int64_t> Generation::selected(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head) const {
   require(layer >= 0 && layer < model_.config().n_layers, "generation", "no layer ", layer);
   return graph_ ? graph_->cache(layer).selected(sequence, kv_head)
-                : caches_[static_cast<std::size_t>(layer)].selected(sequence, kv_head);
+                : states_[static_cast<std::size_t>(layer)]->selected(sequence, kv_head);
 }
 
 }  // namespace sieve

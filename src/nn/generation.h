@@ -35,8 +35,9 @@ class Generation {
   std::vector<std::int64_t> selected(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head) const;
 
  private:
-  std::vector<AttentionCache> make_caches(std::int64_t batch) const;
-  Tensor extend(const Tensor& tokens, std::vector<AttentionCache>& caches, std::vector<RunningScore>& running) const;
+  using States = std::vector<std::unique_ptr<MixerState>>;  // one a layer
+  States start(std::int64_t batch) const;
+  Tensor extend(const Tensor& tokens, const States& states) const;
   Tensor prefill_on_device(const Tensor& tokens);
   Tensor append_on_device(const Tensor& tokens);
   void check(const Tensor& tokens, std::int64_t n) const;
@@ -44,8 +45,7 @@ class Generation {
 
   const Decoder& model_;
   std::int64_t batch_, max_tokens_, length_ = 0;
-  std::vector<AttentionCache> caches_;
-  std::vector<RunningScore> running_;
+  States states_;
   std::unique_ptr<TokenGraph> graph_;
 };
 

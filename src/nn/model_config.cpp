@@ -21,35 +21,6 @@ void ScoreConfig::fields(FieldVisitor& v) {
          init_std);
 }
 
-void AttentionKindConfig::fields(FieldVisitor& v) {
-  v.choice({"type", "which keys a query may see"}, kAttentionKindNames, type);
-  v.integer({.name = "k", .doc = "selected key-value pairs a query, per key-value head (sparsek)", .min = 0}, k);
-  v.integer({.name = "window",
-             .doc = "keys of the local window, self included (sliding_window, sparsek; 1 = self only)",
-             .min = 0},
-            window);
-  v.integer({.name = "sinks", .doc = "first keys of the document that every query sees (sliding_window)", .min = 0},
-            sinks);
-  v.choice({"gate",
-            "where the soft mask multiplies: keys and values, values, probabilities, or nowhere (hard, "
-            "straight-through gradient)"},
-           kGateModeNames, gate);
-  v.group({"score", "the scoring network (sparsek)"}, score);
-  v.choice({"candidates", "a key competes when it leaves the window (on_exit) or from its own position on (at_once)"},
-           kCandidatesNames, candidates);
-  v.choice(
-      {"positions", "rotary positions of selected keys: as they are, one far distance (clamp), or unrotated (none)"},
-      kPositionRuleNames, positions);
-  v.integer(
-      {.name = "clamp_distance", .doc = "positions: clamp sees larger distances as this one; auto = window", .min = 1},
-      clamp_distance);
-  v.integer({.name = "pool",
-             .doc = "thresholds see the best pool * k scores of a prefix; exact = all of them",
-             .min = 2,
-             .none = "exact"},
-            pool);
-}
-
 void AttentionConfig::fields(FieldVisitor& v) {
   v.table({"kinds", "attention recipes by name"}, kinds);
   v.texts({"pattern", "names of kinds, cycled over the layers"}, pattern);
@@ -124,20 +95,8 @@ void ModelConfig::check(std::int64_t seq_len,
   if (max_seq && *max_seq < seq_len) report("max_seq", cat(*max_seq, " is shorter than data.seq_len = ", seq_len));
   for (const auto& [name, kind] : attention.kinds) {
     const std::string path = "attention.kinds." + name;
-    const bool windowed = kind.type != AttentionKind::full;
-    if (windowed && kind.window < 1) report(path + ".window", "must be at least 1 (1 = self only)");
-    if (kind.window > seq_len)
-      report(path + ".window", cat(kind.window, " is larger than the context, data.seq_len = ", seq_len));
-    if (kind.type == AttentionKind::sparsek) {
-      if (kind.k < 1) report(path + ".k", "must be at least 1");
-      if (kind.k > seq_len) report(path + ".k", cat(kind.k, " is larger than the context, data.seq_len = ", seq_len));
-      if (kind.sinks > 0) report(path + ".sinks", "only sliding_window has sinks");
-    }
-    if (kind.type == AttentionKind::sliding_window && kind.sinks > seq_len)
-      report(path + ".sinks", cat(kind.sinks, " is larger than the context, data.seq_len = ", seq_len));
-    if (kind.type != AttentionKind::sparsek && kind.k > 0) report(path + ".k", "only sparsek selects keys");
-    if (kind.type == AttentionKind::full && (kind.window > 0 || kind.sinks > 0))
-      report(path + ".window", "full attention has no window and no sinks");
+    check_kind(kind, seq_len, dim,
+               [&](const std::string& key, const std::string& problem) { report(path + "." + key, problem); });
   }
   for (const auto& name : attention.pattern) {
     if (!attention.kinds.count(name))
@@ -158,13 +117,17 @@ const AttentionKindConfig& ModelConfig::kind_of_layer(std::int64_t layer) const 
 
 AttentionSpec ModelConfig::attention_spec(std::int64_t layer) const {
   const AttentionKindConfig& kind = kind_of_layer(layer);
-  AttentionSpec spec{.kind = kind.type,
+  const bool random = kind.type == AttentionKind::random_rows;
+  AttentionSpec spec{.kind = random ? AttentionKind::sparsek : kind.type,
                      .window = kind.window,
                      .sinks = kind.sinks,
                      .sparsek = {},
+                     .pattern = kind.pattern,
                      .n_heads = n_heads,
                      .n_kv_heads = *n_kv_heads,
                      .head_dim = *head_dim};
+  spec.pattern.k = kind.k;
+  spec.pattern.seed = static_cast<std::uint64_t>(layer);
   spec.sparsek = {.k = kind.k,
                   .slope = *kind.score.slope,
                   .temperature = kind.score.temperature,
@@ -172,7 +135,10 @@ AttentionSpec ModelConfig::attention_spec(std::int64_t layer) const {
                   .candidates = kind.candidates,
                   .positions = kind.positions,
                   .clamp_distance = *kind.clamp_distance,
-                  .pool = kind.pool.value_or(0)};
+                  .pool = kind.pool.value_or(0),
+                  .random_scores = random,
+                  .linear = kind.linear};
+  if (random) spec.sparsek.slope = 0, spec.sparsek.gate = GateMode::hard;
   return spec;
 }
 
@@ -183,7 +149,7 @@ RopeSpec ModelConfig::rope_spec() const {
 
 std::int64_t ModelConfig::score_heads(std::int64_t layer) const {
   const AttentionKindConfig& kind = kind_of_layer(layer);
-  if (kind.type != AttentionKind::sparsek) return 0;
+  if (kind.type != AttentionKind::sparsek && kind.type != AttentionKind::random_rows) return 0;
   return kind.score.per == ScorePer::layer ? 1 : *n_kv_heads;
 }
 

@@ -38,8 +38,14 @@ struct AttentionKindConfig {
   PositionRule positions = PositionRule::absolute;
   std::optional<std::int64_t> clamp_distance;  // auto: window
   std::optional<std::int64_t> pool = 4;        // exact: all scores
+  bool linear = false;
+  PatternSpec pattern;  // of the other sparse kinds, its keys beside the ones above
   void fields(FieldVisitor& v);
 };
+
+// Problems of one kind, each with its key. head_dim: of the model.
+using KindReport = std::function<void(const std::string& key, const std::string& problem)>;
+void check_kind(const AttentionKindConfig& kind, std::int64_t seq_len, std::int64_t head_dim, const KindReport& report);
 
 struct AttentionConfig {
   std::map<std::string, AttentionKindConfig> kinds;

@@ -62,6 +62,7 @@ double mean_keys(const AttentionSpec& spec, std::int64_t T) {
     case AttentionKind::full: return mean_bounded(T, T);
     case AttentionKind::sliding_window: return mean_bounded(T, spec.window + spec.sinks);
     case AttentionKind::sparsek: return mean_bounded(T, spec.window + spec.sparsek.k);
+    default: return mean_bounded(T, T);
   }
   return 0;
 }

@@ -25,7 +25,7 @@ void queue_on_gpu(const Stream& stream, const Args& args) {
 std::int64_t splits_of(const Decoder& model, std::int64_t batch) {
   std::int64_t most = 8;
   for (const Block& block : model.blocks())
-    if (block.attention().spec().kind == AttentionKind::full) most = 32;  // rows grow with the length
+    if (block.attention()->spec().kind == AttentionKind::full) most = 32;  // rows grow with the length
   const std::int64_t heads = batch * *model.config().n_kv_heads;
   return std::clamp<std::int64_t>((132 + heads - 1) / heads, 1, most);
 }
@@ -37,7 +37,9 @@ const void* pointer(const Variable& v) { return v.defined() ? v.value().raw() : 
 bool TokenGraph::takes(const Decoder& model, std::int64_t max_tokens) {
   if (!model.stream().device.is_cuda()) return false;
   return std::all_of(model.blocks().begin(), model.blocks().end(), [&](const Block& block) {
-    return DeviceCache::takes(block.attention().spec(), block.attention().rope(), model.compute_dtype(), max_tokens);
+    const AttentionLayer* attention = block.attention();
+    return attention != nullptr &&
+           DeviceCache::takes(attention->spec(), attention->rope(), model.compute_dtype(), max_tokens);
   });
 }
 
@@ -134,7 +136,7 @@ void TokenGraph::add_norm(TokenLinearArgs& a, const Norm& norm) const {
 }
 
 void TokenGraph::add_layer(const Block& block, std::int64_t index, std::int64_t max_tokens) {
-  const AttentionLayer& attention = block.attention();
+  const AttentionLayer& attention = *block.attention();
   const std::int64_t score_heads = model_.config().score_heads(index);
   Layer layer{DeviceCache(attention.spec(), attention.rope(), B_, dtype_, max_tokens, score_heads, stream_),
               product(attention.qkv(), qkv_),
@@ -191,19 +193,19 @@ void TokenGraph::upload_selections() {
   selections_ = host.to(stream_);
 }
 
-void TokenGraph::load(std::int64_t first, const std::vector<AttentionCache>& caches,
-                      const std::vector<RunningScore>& running) {
-  require(caches.size() == layers_.size() && running.size() == layers_.size(), "token graph", caches.size(),
-          " caches for ", layers_.size(), " layers");
+void TokenGraph::load(std::int64_t first, const std::vector<std::unique_ptr<MixerState>>& states) {
+  require(states.size() == layers_.size(), "token graph", states.size(), " states for ", layers_.size(), " layers");
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
-    layer.cache.load(caches[i], first);
-    if (!layer.count.defined() || !running[i].count.defined()) continue;
-    const std::int64_t Hs = layer.count.size(1), rows = running[i].count.numel() / Hs;
-    const auto take = [&](Tensor& to, const Tensor& from) {
-      to.slice(0, first, first + rows).copy_from(from.reshape({rows, Hs}));
+    const auto& from = dynamic_cast<const AttentionState&>(*states[i]);
+    layer.cache.load(from.cache, first);
+    const RunningScore& running = from.running;
+    if (!layer.count.defined() || !running.count.defined()) continue;
+    const std::int64_t Hs = layer.count.size(1), rows = running.count.numel() / Hs;
+    const auto take = [&](Tensor& to, const Tensor& source) {
+      to.slice(0, first, first + rows).copy_from(source.reshape({rows, Hs}));
     };
-    take(layer.count, running[i].count), take(layer.sum, running[i].sum), take(layer.squares, running[i].squares);
+    take(layer.count, running.count), take(layer.sum, running.sum), take(layer.squares, running.squares);
   }
 }
 

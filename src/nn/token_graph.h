@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention/device_cache.h"
+#include "nn/attention_layer.h"
 #include "nn/decoder.h"
 #include "nn/kernels/token.h"
 #include "nn/kernels/token_run.h"
@@ -24,8 +25,8 @@ class TokenGraph {
   // The model must outlive it and stay where it is. Starts at position 0.
   TokenGraph(const Decoder& model, std::int64_t batch, std::int64_t max_tokens);
 
-  // Sequences first .. go on where these caches and statistics stand (a layer each); then start_at() their length.
-  void load(std::int64_t first, const std::vector<AttentionCache>& caches, const std::vector<RunningScore>& running);
+  // Sequences first .. go on where these states stand (a layer each); then start_at() their length.
+  void load(std::int64_t first, const std::vector<std::unique_ptr<MixerState>>& states);
   void start_at(std::int64_t position);
   void set_tokens(const Tensor& ids);     // i32 (B): the next input
   void choose_among(std::int64_t vocab);  // the first so many tokens; waits for nothing, records anew

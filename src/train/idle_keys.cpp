@@ -16,7 +16,7 @@ void rules_of_kind(const std::string& name, const AttentionKindConfig& kind, Arc
   const std::string path = "model.attention.kinds." + name + ".";
   if (kind.type != AttentionKind::sparsek) {
     const std::string why =
-        cat("only type sparsek selects keys, this is ", kAttentionKindNames[static_cast<std::size_t>(kind.type)]);
+        cat("only type sparsek has a scoring network, this is ", kAttentionKindNames[static_cast<std::size_t>(kind.type)]);
     for (const char* key : {"gate", "score", "candidates", "positions", "clamp_distance", "pool"})
       rules.push_back({path + key, why});
     return;

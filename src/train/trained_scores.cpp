@@ -9,6 +9,7 @@
 #include "autograd/ops.h"
 #include "data/token_store.h"
 #include "io/safetensors.h"
+#include "nn/attention_layer.h"
 #include "train/bench_attention.h"
 #include "train/checkpoint.h"
 #include "train/compute.h"
@@ -50,11 +51,11 @@ std::vector<Tensor> layer_scores(const Decoder& model, const Tensor& tokens) {
   std::vector<Tensor> all;
   Variable x = embedded(model, tokens);
   for (const Block& block : model.blocks()) {
-    const AttentionLayer& attention = block.attention();
+    const AttentionLayer* attention = block.attention();
     all.emplace_back();
-    if (attention.has_scorer()) {
-      Variable s = score(block.norm1()(x), attention.score_weight());
-      if (attention.score_gain().defined()) s = timestep_norm(s, attention.score_gain(), {});
+    if (attention != nullptr && attention->has_scorer()) {
+      Variable s = score(block.norm1()(x), attention->score_weight());
+      if (attention->score_gain().defined()) s = timestep_norm(s, attention->score_gain(), {});
       all.back() = s.value().to(DType::f32).to(Stream{});
     }
     x = block(x, {}, {}, nullptr);
@@ -100,7 +101,7 @@ Exit write_trained_scores(const TrainedScoresOptions& options) {
   }
   const std::int64_t rows = static_cast<std::int64_t>(values.size()) / T;
   write_safetensors(options.output, {{"scores", from_values<float>(values, {rows, T})}});
-  const AttentionSpec& spec = model.blocks()[static_cast<std::size_t>(first)].attention().spec();
+  const AttentionSpec& spec = model.blocks()[static_cast<std::size_t>(first)].attention()->spec();
   std::cout << options.output << ": " << rows << " rows of " << T << " scores from " << chosen.size()
             << (chosen.size() == 1 ? " layer" : " layers") << "\nas in layer " << first
             << ": sieve bench attention --scores " << options.output << " --k " << spec.sparsek.k << " --window "

@@ -90,8 +90,43 @@ inline OpSample draw_timestep_norm(Draw& d) {
           {}};
 }
 
+// A small pattern that looks at positions alone; those that choose by content are compared with their oracle.
+inline AttentionSpec draw_static_pattern(Draw& d) {
+  AttentionSpec spec;
+  const AttentionKind kinds[] = {AttentionKind::strided, AttentionKind::fixed, AttentionKind::longformer,
+                                 AttentionKind::bigbird};
+  spec.kind = kinds[d.integer(0, 3)];
+  PatternSpec& p = spec.pattern;
+  p.stride = d.integer(1, 6), p.summary = d.integer(1, p.stride);
+  p.part = static_cast<PatternPart>(d.integer(0, 2));
+  p.dilation = d.integer(1, 3), p.globals = d.integer(0, 3), spec.window = d.integer(1, 5);
+  p.block = d.integer(1, 4), p.global_blocks = d.integer(0, 2), p.window_blocks = d.integer(1, 2);
+  p.random_blocks = d.integer(0, 2), p.seed = static_cast<std::uint64_t>(d.integer(0, 9));
+  return spec;
+}
+
+inline OpSample draw_pattern(Draw& d) {
+  const AttentionSpec drawn = draw_static_pattern(d);
+  ReferenceInput in;
+  in.B = d.extent(2), in.T = d.extent(20);
+  in.spec = drawn;
+  in.spec.n_kv_heads = d.integer(1, 2), in.spec.n_heads = in.spec.n_kv_heads * d.integer(1, 2);
+  in.spec.head_dim = 2 * d.integer(1, 2);
+  in.rope.rotary_dims = d.chance(0.5) ? in.spec.head_dim : 0;
+  AttentionInputs how{.spec = in.spec, .rope = in.rope, .document_starts = {}};
+  if (d.chance(0.4)) {
+    fill_documents(in, d);
+    how.document_starts = starts_view(in);
+  }
+  return {cat(kAttentionKindNames[static_cast<std::size_t>(in.spec.kind)], " ", in.B, " ", in.T),
+          {d.normal({in.B, in.T, in.spec.qkv_features()})},
+          [=](const std::vector<Variable>& x) { return attention(x[0], {}, how); },
+          {}};
+}
+
 inline std::vector<OpCase> attention_op_cases() {
   return {{.name = "attention", .draw = draw_attention, .low_precision = false},
+          {.name = "pattern_attention", .draw = draw_pattern, .low_precision = false},
           {.name = "timestep_norm", .draw = draw_timestep_norm, .low_precision = false}};
 }
 

@@ -226,9 +226,13 @@ TEST_CASE("a masked key with a huge logit does not touch the maximum") {
 namespace {
 
 // Child et al. 2019, strided: the last l keys and every l-th before them.
-bool strided(const void* context, std::int32_t query, std::int32_t key) {
-  const std::int32_t l = *static_cast<const std::int32_t*>(context);
-  return query - key < l || (query - key) % l == 0;
+bool strided(std::int64_t l, std::int64_t query, std::int64_t key) { return query - key < l || (query - key) % l == 0; }
+std::uint64_t strided_bits(const void* context, std::int64_t, std::int64_t, std::int64_t query, std::int64_t first,
+                           int count) {
+  std::uint64_t bits = 0;
+  for (int x = 0; x < count; ++x)
+    bits |= static_cast<std::uint64_t>(strided(*static_cast<const std::int32_t*>(context), query, first + x)) << x;
+  return bits;
 }
 
 }  // namespace
@@ -255,7 +259,7 @@ TEST_CASE("a new pattern is a plan and a predicate: strided attention, and a que
   args.qkv_BTF = qkv.raw(), args.out_BTHD = out.raw();
   args.B = args.H = args.Hkv = 1, args.T = T, args.D = D, args.scale = 0.5, args.dtype = DType::f64;
   args.plan = plan.view();
-  args.plan.predicate = strided, args.plan.predicate_context = &l;
+  args.plan.pair_bits = strided_bits, args.plan.pair_context = &l;
   plan.span_end[0][blind] = 0;  // after the blocks were made: sees no key at all
   const Tensor workspace = empty({static_cast<std::int64_t>(cpu::workspace_bytes(args))}, DType::u8);
   args.workspace = workspace.raw();
@@ -267,7 +271,7 @@ TEST_CASE("a new pattern is a plan and a predicate: strided attention, and a que
     std::vector<double> o(D);
     double sum = 0;
     for (std::int32_t j = 0; j <= i && i != blind; ++j) {
-      if (!strided(&l, i, j)) continue;
+      if (!strided(l, i, j)) continue;
       double s = 0;
       for (int c = 0; c < D; ++c) s += 0.5 * x[i * 3 * D + c] * x[j * 3 * D + D + c];
       sum += std::exp(s);

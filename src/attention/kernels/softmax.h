@@ -33,9 +33,10 @@ struct PlanBlock {
   std::uint8_t gated;   // 1: some pair may lie in the soft band: 0 < m < 1 and a gradient to the score
 };
 
-// A predicate beyond intervals, for patterns that intervals cannot say (strides, hashes). Looked at in masked blocks
-// only.
-using PairPredicate = bool (*)(const void* context, std::int32_t query, std::int32_t key);
+// What intervals cannot say (strides, hashes): bit x of the result tells whether query `query` of row b sees key
+// first + x, x < count <= kKeyBlock. head: a key-value head. Looked at in masked blocks of spans only.
+using PairBits = std::uint64_t (*)(const void* context, std::int64_t b, std::int64_t head, std::int64_t query,
+                                   std::int64_t first, int count);
 
 // What every tile visits. Tile t of plan (b, h) has the blocks tile_first[p * tiles + t] .. tile_first[p * tiles + t +
 // 1] - 1, p = (batch_plans == 1 ? 0 : b) * head_plans + (head_plans == 1 ? 0 : h), h a key-value head. A pair (i, j)
@@ -47,8 +48,8 @@ struct PlanView {
   const std::int32_t* span_begin[kMaxSpans] = {};  // (batch_plans, T): in source s, query i sees the keys
   const std::int32_t* span_end[kMaxSpans] = {};    // span_begin[s][i] <= j < span_end[s][i]
   std::int64_t tiles = 0, batch_plans = 1, head_plans = 1;
-  PairPredicate predicate = nullptr;
-  const void* predicate_context = nullptr;
+  PairBits pair_bits = nullptr;
+  const void* pair_context = nullptr;
 };
 
 // What a GPU visits instead of a PlanView: it computes the spans from `window` and `sinks` as spans.h does, and gathers

@@ -279,11 +279,13 @@ class Tile {
         }
         std::memcpy(mask + r * kTile + l, &seen, sizeof seen);
       }
-      if (a.plan.predicate == nullptr) continue;
-      for (std::ptrdiff_t l = 0; l < nq; ++l) {
-        const bool seen =
-            a.plan.predicate(a.plan.predicate_context, static_cast<std::int32_t>(q0 + l), static_cast<std::int32_t>(j));
-        if (!seen) mask[r * kTile + l] = 0;
+    }
+    if (a.plan.pair_bits == nullptr || gathered) return;
+    for (std::ptrdiff_t l = 0; l < nq; ++l) {
+      const std::uint64_t seen =
+          a.plan.pair_bits(a.plan.pair_context, b, kv, q0 + l, first_key, static_cast<int>(count));
+      for (std::ptrdiff_t r = 0; r < count; ++r) {
+        if ((seen >> r & 1) == 0) mask[r * kTile + l] = 0;
       }
     }
   }

@@ -16,6 +16,18 @@ inline constexpr int kNever = 0xffff;
 inline constexpr int kBlock = 64;  // arrivals that are looked at one by one; earlier ones through tables
 inline constexpr int kBlocks = kChunk / kBlock;
 inline constexpr int kBaseMark = 0x8000;  // of a base's place among the pushed
+inline constexpr int kRuns = 16;          // of a chunk's queries, at most
+inline constexpr int kLeastRun = 8;       // queries
+
+// f just above t at a query, and the places that follow t (select_sweep.cuh).
+struct Run {
+  double t, sum, centre;  // the sum of the band's scores less the centre
+  int saturated, fractional;
+  int base_above, base_saturated;  // so many scores of the base lie above t, so many above t + 1
+  int own_above, own_saturated;    // of the chunk's candidates, whether in the pool or not
+  int pool;                        // scores of the base in the pool
+  int document, query;             // query < 0: none of the run sees a threshold, or of later documents only
+};
 
 // The chunk's keys that can enter the base, in the order of arrival: x = 0 .. size - 1.
 struct Own {
@@ -37,14 +49,10 @@ struct Own {
       std::uint16_t last[kChunk];                      // one past the last arrival of its document
     } lives;
     struct {
-      double tau[kChunk + 1];   // [x + 1] after key x arrived; [0]: before all
-      double sums[kChunk + 1];  // of a block: z less the centre of ranks below r, of earlier arrivals in the pool
-      std::uint16_t alive[kChunk + 1];  // their number
-      unsigned pushes[kChunk / 32];     // bits of arrivals that pushed somebody out of the members
-      double z[kBlock], less[kBlock];   // of the arrivals that a turn looks at one by one: z and z - 1
-      double start[2];                  // tau before a turn, or near it; turns take them by turns
-      int width[2];                     // scores of the band there
-      float rise[kBlock];               // what arrivals of the turn add to f there, summed up
+      double tau[kChunk + 1];        // of the query after so many arrivals; before its turn what it is never below
+      Run runs[kRuns];               // where their sweeps start
+      double start;                  // tau before all arrivals, or near it
+      unsigned pushes[kChunk / 32];  // bits of arrivals that pushed somebody out of the members
     } taus;
   };
 };

@@ -1,0 +1,143 @@
+// A threshold's way through a run of consecutive queries of a chunk, by one lane: tau never falls inside a document, so
+// that four places, of the scores above t and of those saturated, in the base and in the chunk, only move towards
+// better ones. A query costs its newcomer and the breakpoints of f that tau passes.
+#pragma once
+
+#include "attention/kernels/cuda/select_lives.cuh"
+
+namespace sieve::cuda {
+
+class ChunkSweep : public ChunkLives {
+ public:
+  using ChunkLives::ChunkLives;
+
+  // The queries [begin, end), query q after q arrivals. taus.tau holds their floors, of which tau is never below, and
+  // from `known` on the thresholds: its query's is there already. Returns the last.
+  __device__ double sweep(Run s, int begin, int end) const {
+    double last = s.query < 0 ? -INFINITY : own_.taus.tau[s.query];
+    bool known = s.query >= 0;
+    for (int q = known ? s.query + 1 : begin; q < end; ++q) {
+      const double floor = own_.taus.tau[q];
+      const int document = document_of(q);
+      if (floor == -INFINITY) {
+        known = false, last = -INFINITY;
+        continue;
+      }
+      if (known && document == s.document) arrive(q, s);
+      else begin_document(q, document, floor, s), last = -INFINITY;
+      known = true;
+      const double tau = rise(q, floor, s);
+      last = tau > last ? tau : last;  // roundings of neighbours may cross
+      own_.taus.tau[q] = last;
+    }
+    return last;
+  }
+
+  // Documents by number; 0: the base's.
+  __device__ int document_of(int q) const { return q <= continuing_ ? 0 : own_.first[q - 1] + 1; }
+
+ protected:
+  __device__ double z_of(int y) const { return own_.ranked[own_.rank[y]]; }
+  // Is arrival y, or kNever, in the pool of query q of the document?
+  __device__ bool in_pool(int y, int document, int q) const {
+    return y < q && y >= document - 1 && own_.left_pool[y] >= q;
+  }
+
+ private:
+  static constexpr double kNear = 4;  // so far from the centre sums hold scores
+
+  // A score of the chunk comes (times = 1) or goes (-1).
+  __device__ void count(int rank, int times, Run& s) const {
+    if (rank < s.own_saturated) {
+      s.saturated += times;
+    } else if (rank < s.own_above) {
+      s.fractional += times;
+      s.sum += times * (own_.ranked[rank] - s.centre);
+    }
+  }
+  // The newcomer of query q, and whom it pushes out of the pool.
+  __device__ void arrive(int q, Run& s) const {
+    const int x = q - 1, pushed = own_.pushed_pool[x];
+    if (own_.left_pool[x] == x) return;
+    count(own_.rank[x], 1, s);
+    if (pushed != kNever) {
+      count(own_.rank[pushed], -1, s);
+    } else if (s.document == 0 && s.pool > 0 && n_ + q > P_) {
+      --s.pool;
+      if (s.base_saturated > s.pool) --s.base_saturated, --s.saturated, --s.base_above;
+      else if (s.base_above > s.pool) --s.base_above, --s.fractional, s.sum -= base_[s.pool] - s.centre;
+    }
+  }
+  // A document that began inside the run, at its first query that sees a threshold.
+  __device__ void begin_document(int q, int document, double floor, Run& s) const {
+    s = Run{floor, 0, floor, 0, 0, 0, 0, 0, 0, 0, document, q};
+    s.own_above = count_above(own_.ranked, 0, candidates_, floor, 0);
+    s.own_saturated = count_above(own_.ranked, 0, candidates_, floor, 1);
+    for (int y = document - 1; y < q; ++y) {
+      if (in_pool(y, document, q)) count(own_.rank[y], 1, s);
+    }
+  }
+  __device__ void centre_at(double centre, int q, Run& s) const {
+    s.centre = centre, s.sum = 0;
+    for (int r = s.base_saturated; r < s.base_above; ++r) s.sum += base_[r] - centre;
+    for (int r = s.own_saturated; r < s.own_above; ++r) {
+      if (in_pool(own_.at_rank[r], s.document, q)) s.sum += own_.ranked[r] - centre;
+    }
+  }
+
+  // Where f changes its piece next, were t to rise: for each of the four places.
+  struct Ends {
+    double base_above, base_saturated, own_above, own_saturated;
+  };
+  __device__ static double end_of(const double* values, int place, double by) {
+    return place > 0 ? values[place - 1] - by : INFINITY;
+  }
+  // t passes the end of a piece: a score leaves the band, or a saturated one enters it.
+  __device__ void pass(double end, int q, Ends& ends, Run& s) const {
+    const bool own = ends.own_above == end || ends.own_saturated == end,
+               above = own ? ends.own_above == end : ends.base_above == end;
+    const double* values = own ? own_.ranked : base_;
+    const int r = (own ? (above ? s.own_above : s.own_saturated) : (above ? s.base_above : s.base_saturated)) - 1;
+    if (!own || in_pool(own_.at_rank[r], s.document, q)) {
+      const double z = values[r] - s.centre;
+      s.fractional += above ? -1 : 1, s.saturated -= above ? 0 : 1;
+      s.sum += above ? -z : z;
+    }
+    const double next = end_of(values, r, above ? 0 : 1);
+    if (own && above) s.own_above = r, ends.own_above = next;
+    if (own && !above) s.own_saturated = r, ends.own_saturated = next;
+    if (!own && above) s.base_above = r, ends.base_above = next;
+    if (!own && !above) s.base_saturated = r, ends.base_saturated = next;
+  }
+
+  // sup{t : f(t) >= k} of query q. Ends up to the floor are passed whatever f says, in exact comparisons: a plateau at
+  // k can only end there.
+  __device__ double rise(int q, double floor, Run& s) const {
+    const int k = static_cast<int>(k_);  // below the scores that compete
+    Ends ends{end_of(base_, s.base_above, 0), end_of(base_, s.base_saturated, 1), end_of(own_.ranked, s.own_above, 0),
+              end_of(own_.ranked, s.own_saturated, 1)};
+    bool below = s.t <= floor;
+    if (!below && floor - s.centre > kNear) centre_at(floor, q, s);
+    while (true) {
+      const double base = ends.base_above < ends.base_saturated ? ends.base_above : ends.base_saturated,
+                   own = ends.own_above < ends.own_saturated ? ends.own_above : ends.own_saturated,
+                   end = base < own ? base : own;
+      if (below && end > floor) {
+        below = false, s.t = floor;
+        if (floor - s.centre > kNear) centre_at(floor, q, s);
+        if (s.saturated + s.fractional <= k) return floor;
+      }
+      if (!below) {
+        const double missing = s.sum + (s.saturated - k);
+        if (!(missing - s.fractional * (end - s.centre) >= 0)) {
+          const double tau = s.fractional > 0 ? s.centre + missing / s.fractional : s.t;
+          return tau > s.t ? tau : s.t;
+        }
+        s.t = end;
+      }
+      pass(end, q, ends, s);
+    }
+  }
+};
+
+}  // namespace sieve::cuda

@@ -1,0 +1,23 @@
+// Attention over the pairs that a PairPattern shows (kernels/pattern.h): one softmax, by the softmax engine, which
+// skips blocks of keys that no query of a tile sees. Letters: B batch, T time, H query heads, D head size.
+#pragma once
+
+#include "attention/attention.h"
+#include "attention/kernels/pattern.h"
+#include "attention/plan.h"
+
+namespace sieve {
+
+// As attention(), for the kinds of shows_pairs(). What queries choose by content (hash, top_k, moba) is chosen without
+// gradient by `choose()`; dsa brings its choice.  choice: i32 (B, 1 or H, T, n) or undefined.
+Variable pattern_attention(const Variable& qkv, const Tensor& choice, const AttentionInputs& in);
+
+// The pattern of a spec; the pointers in it are those of `choice` and `starts`, which must outlive it.
+PairPattern pattern_of(const AttentionSpec& spec, const Tensor& choice, const Tensor& starts, std::int64_t T);
+// Whether heads see different keys.
+bool differs_by_head(const AttentionSpec& spec);
+
+// Blocks of kKeyBlock keys that some query of a tile sees, for B rows of T positions and `heads` heads.
+TilePlan make_pattern_plan(const PairPattern& pattern, std::int64_t B, std::int64_t heads, std::int64_t T);
+
+}  // namespace sieve
