@@ -73,7 +73,7 @@ def evaluations(paths):
         for r in results:
             scalars = [f"{key} {r[key]:.4f}" for key in ("loss", "token_ppl", "word_ppl", "byte_ppl", "bits_per_byte") if r.get(key) is not None]
             text += ["", f"Evaluation on {r.get('data', path.stem)} ({r.get('targets', r.get('tokens', '?'))} tokens): " + ", ".join(scalars)]
-            positions = some(r.get("positions", []), 9)
+            positions = some([p for p in r.get("positions", []) if p["loss"] is not None], 9)
             if positions:
                 text.append("Loss by position in the row: " + ", ".join(f"{p['from']}-{p['to'] - 1}: {p['loss']:.3f}" for p in positions))
     return text

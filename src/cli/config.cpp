@@ -69,7 +69,7 @@ void print_markdown() {
   std::cout << "\n## `sieve eval`\n\n"
                "These keys go beside a checkpoint (`sieve eval runs/demo eval.data=book.txt`) or into a YAML file that "
                "`sieve eval`\nis given instead of one. They are no keys of a training run, whose own `eval` group is "
-               "above.\n\n";
+               "above.\n[evaluation.md](evaluation.md) says what is measured and how it is reported.\n\n";
   print_table(eval_fields());
 }
 

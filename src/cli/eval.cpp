@@ -11,6 +11,7 @@ void add_eval(CommandLine& line) {
   CLI::App* command = add_command(line, line.app, "eval", "perplexity of a checkpoint, and loss by position");
   command->footer(
       "Perplexity by token, word and byte, bits per byte, loss by position. The protocol is part of every output:\n"
+      "  sieve eval runs/demo                                   chunked: disjoint windows of the validation text\n"
       "  sieve eval runs/demo eval.data=book.txt eval.method=sliding eval.stride=0.5\n"
       "  sieve eval runs/demo --fail-if 'token_ppl > 30'        exit code 7 when true");
   add_config_arguments(command, *arguments,

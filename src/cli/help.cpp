@@ -38,9 +38,12 @@ To start a new run from a checkpoint's weights: sieve finetune with init_from.pa
     {"perplexity", "what the numbers of sieve eval mean",
      R"(Loss is the mean negative log-likelihood of a token in nats; perplexity its exponential. Word and byte perplexity divide the same sum
 by words (split at white space) and bytes of the scored text: they compare models with different tokenizers, token perplexity does not.
-Protocols, named in every output:
-  chunked   disjoint windows of the context; eval.score_from=0.5 scores only the second half of each
-  sliding   windows moved by eval.stride; only the new tokens are scored, each with context before it)"},
+Protocols, named in every output; a figure of one is not comparable with one of another:
+  chunked   (default) disjoint windows of the context; eval.score_from=0.5 scores only the second half of each
+  sliding   windows moved by eval.stride; only the new tokens are scored, each with context before it
+  tail      the last eval.tail targets of each eval.span of a document, the same for every context: what context gains
+eval.per_document=true keeps windows within documents and reports every document; eval.recall=[64,512,3072] adds the loss on repeated
+bigrams by the distance to their last occurrence. docs/evaluation.md defines all of it.)"},
     {"sparsek", "what a SparseK layer does and which keys it has",
      R"(A scoring network gives every token one score; a differentiable top-k keeps k key-value pairs for all queries, beside a local window.
 Training costs time linear in the length; generation holds k + window rows per head, whatever the length.

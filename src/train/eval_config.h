@@ -8,7 +8,7 @@
 
 #include "core/fields.h"
 #include "io/yaml.h"
-#include "train/perplexity.h"
+#include "train/eval_windows.h"
 
 namespace sieve {
 
@@ -24,11 +24,16 @@ struct EvalRunGroup {
   std::vector<std::string> checkpoints;
   std::vector<EvalDataConfig> data;
   EvalMethod method = EvalMethod::chunked;
-  std::vector<std::int64_t> contexts;  // empty: data.seq_len of the training
+  bool per_document = false;
+  std::vector<std::int64_t> contexts;  // empty: data.seq_len of the training; method tail: tail_contexts
   double stride = 0.5;
   double score_from = 0;
+  std::int64_t tail = 512;
+  std::int64_t span = 16384;
   std::int64_t batch = 8;
+  PositionScale position_scale = PositionScale::linear;
   std::int64_t position_buckets = 32;
+  std::vector<std::int64_t> recall;
   std::optional<std::int64_t> max_tokens;
   std::optional<std::string> out;
   std::vector<std::string> fail_if;
@@ -40,6 +45,9 @@ struct EvalFile {
   EvalRunGroup eval;
   void fields(FieldVisitor& v);
 };
+
+// eval.tail, twice as many and so on below eval.span, and eval.span.
+std::vector<std::int64_t> tail_contexts(const EvalRunGroup& eval);
 
 // Relations between keys; problems are reported together, each with its place.
 void check_eval(const EvalRunGroup& eval, const ConfigTree& tree);

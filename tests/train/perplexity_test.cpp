@@ -10,6 +10,7 @@
 #include "train/expression.h"
 #include "train/sample_text.h"
 #include "train/sampling.h"
+#include "train/scored_text.h"
 #include "train/validate.h"
 #include "train/verify_text.h"
 

@@ -1,0 +1,79 @@
+#include "train/eval_text.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <string_view>
+#include <utility>
+
+#include "core/error.h"
+#include "data/texts.h"
+#include "data/token_store.h"
+
+namespace sieve {
+namespace {
+
+bool is_shards(const std::string& path) {
+  const auto ends = [](const std::string& s) { return s.size() >= 3 && s.compare(s.size() - 3, 3, ".h5") == 0; };
+  if (ends(path)) return true;
+  if (!std::filesystem::is_directory(path)) return false;
+  return std::any_of(std::filesystem::directory_iterator(path), std::filesystem::directory_iterator(),
+                     [&](const auto& entry) { return ends(entry.path().filename().string()); });
+}
+
+// Documents of a text: each ends with the separator token, as in shards.
+class TextTokens {
+ public:
+  TextTokens(const Tokenizer& tokenizer, const EvalDataConfig& config) : tokenizer_(tokenizer), config_(config) {}
+
+  EvalText read() {
+    std::string document;
+    read_texts({config_.path}, config_.field, [&](const TextPiece& piece) {
+      document += piece.text;
+      if (!piece.last) return;
+      split(document, piece.source->name);
+      document.clear();
+    });
+    if (tokens_.size() < 2) fail(Exit::data, "eval.data", config_.path, " is empty: nothing to evaluate");
+    return {std::make_shared<MemoryTokens>(config_.path, std::move(tokens_), std::move(starts_)), std::move(files_)};
+  }
+
+ private:
+  void split(std::string_view text, const std::string& file) {
+    if (!config_.document_separator || config_.document_separator->empty()) return add(text, file);
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t next = std::min(text.size(), text.find(*config_.document_separator, at + 1));
+      add(text.substr(at, next - at), file);
+      at = next;
+    }
+  }
+  void add(std::string_view document, const std::string& file) {
+    if (document.empty()) return;
+    starts_.push_back(static_cast<std::int64_t>(tokens_.size()));
+    files_.push_back(file);
+    tokenizer_.encode(document, tokens_);
+    if (tokenizer_.separator()) tokens_.push_back(*tokenizer_.separator());
+  }
+
+  const Tokenizer& tokenizer_;
+  const EvalDataConfig& config_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<std::int64_t> starts_;
+  std::vector<std::string> files_;
+};
+
+}  // namespace
+
+EvalText open_eval_text(const EvalDataConfig& data, const Tokenizer& tokenizer) {
+  if (is_shards(data.path)) return {std::make_shared<TokenStore>(data.path, &tokenizer), {}};
+  return TextTokens(tokenizer, data).read();
+}
+
+std::string eval_data_name(const EvalDataConfig& data) {
+  if (data.name) return *data.name;
+  const std::filesystem::path path = std::filesystem::path(data.path).lexically_normal();
+  const std::string stem = path.stem().string();
+  // "data/wiki/val/*.h5" is called after its folder.
+  return stem.empty() || stem.find_first_of("*?[") != std::string::npos ? path.parent_path().filename().string() : stem;
+}
+
+}  // namespace sieve
