@@ -16,13 +16,14 @@ inline constexpr int kNever = 0xffff;
 inline constexpr int kBlock = 64;  // arrivals that are looked at one by one; earlier ones through tables
 inline constexpr int kBlocks = kChunk / kBlock;
 inline constexpr int kBaseMark = 0x8000;  // of a base's place among the pushed
-inline constexpr int kRuns = 16;          // of a chunk's queries, at most
+inline constexpr int kRuns = 32;          // of a chunk's queries, at most
 inline constexpr int kLeastRun = 8;       // queries
 
 // f just above t at a query, and the places that follow t (select_sweep.cuh).
 struct Run {
   double t, sum, centre;  // the sum of the band's scores less the centre
   int saturated, fractional;
+  int widest;                      // band that the sum held since it was last taken afresh
   int base_above, base_saturated;  // so many scores of the base lie above t, so many above t + 1
   int own_above, own_saturated;    // of the chunk's candidates, whether in the pool or not
   int pool;                        // scores of the base in the pool

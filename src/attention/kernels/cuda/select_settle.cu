@@ -1,8 +1,7 @@
 // What happens inside a chunk, out of its base and its own keys (select_chunks.h): lives (select_lives.cuh), then the
-// threshold of every query, which lies in [z_(k) - 1, z_(k)) by docs/attention.md, (2). There the piece of f that
-// crosses k is found by Newton's steps inside a bracket; f comes from prefix sums over the base and over blocks of
-// earlier arrivals, and from the few arrivals since. Arrivals go in turns of 64, whose queries start where the last
-// turn ended, by what has arrived since; inside a turn no query waits for an earlier one.
+// threshold of every query, which lies in [z_(k) - 1, z_(k)) by docs/attention.md, (2). The chunk's queries are cut
+// into runs. For the first query of each a warp finds a place just below its threshold, by Newton's steps on f, whose
+// pieces come from bisection and prefix sums; from there a lane follows tau through the run (select_sweep.cuh).
 #include "attention/kernels/cuda/select_sweep.cuh"
 #include "tensor/kernels/cuda/block.cuh"
 
@@ -130,27 +129,35 @@ class ChunkThresholds : public ChunkSweep {
     return low;
   }
 
-  // The piece of f just above t, by a warp. False: the piece is still `piece`. Scores above t, and those saturated,
-  // only become fewer as t rises: equal counts are equal sets.
-  __device__ bool next_piece(const Prefix& p, double t, const Bounds& mine, int& found, Piece& piece) const {
-    const int lane = thread() % 32;
-    found = count_together(mine, t);
+  // The lane's part of the band's sum less the centre: scores of the base, and of the chunk.
+  __device__ double base_share(const Prefix& p, const Piece& piece) const {
+    double share = 0;
+    for (int r = piece.begin + thread() % 32; r < piece.support; r += 32) share += base_[r] - p.centre;
+    return share;
+  }
+  __device__ double own_share(const Prefix& p, unsigned bits) const {
+    double share = 0;
+    for (; bits != 0; bits &= bits - 1)
+      share += own_.ranked[32 * (__ffs(static_cast<int>(bits)) - 1) + thread() % 32] - p.centre;
+    return share;
+  }
+  // Bits of the lane's ranks below `bound`.
+  __device__ static unsigned ranks_up_to(int bound) { return (1u << (bound + 31 - thread() % 32) / 32) - 1; }
+
+  // The piece of f just above t, by a warp. Returns the lane's count.
+  __device__ int next_piece(const Prefix& p, double t, const Bounds& mine, Piece& piece) const {
+    const int found = count_together(mine, t);
     piece.support = __shfl_sync(0xffffffffu, found, 0), piece.begin = __shfl_sync(0xffffffffu, found, 8);
     piece.own_support = __shfl_sync(0xffffffffu, found, 16), piece.own_begin = __shfl_sync(0xffffffffu, found, 24);
-    const unsigned above = p.in & ((1u << (piece.own_support + 31 - lane) / 32) - 1),
-                   first = p.in & ((1u << (piece.own_begin + 31 - lane) / 32) - 1);
-    const int own = warp_sum(__popc(above) << 16 | __popc(first)), saturated = piece.begin + (own & 0xffff),
-              fractional = piece.support - piece.begin + (own >> 16) - (own & 0xffff);
-    if (saturated == piece.saturated && fractional == piece.fractional) return false;
-    piece.saturated = saturated, piece.fractional = fractional;
+    const unsigned above = p.in & ranks_up_to(piece.own_support), first = p.in & ranks_up_to(piece.own_begin);
     double sum = 0, share = 0;
-    if (!sum_prefixed(p.centre, piece.begin, piece.support, sum)) {
-      for (int r = piece.begin + lane; r < piece.support; r += 32) share += base_[r] - p.centre;
-    }
-    for (unsigned bits = above & ~first; bits != 0; bits &= bits - 1)
-      share += own_.ranked[32 * (__ffs(static_cast<int>(bits)) - 1) + lane] - p.centre;
+    if (!sum_prefixed(p.centre, piece.begin, piece.support, sum)) share = base_share(p, piece);
+    share += own_share(p, above & ~first);
+    const int own = warp_sum(__popc(above) << 16 | __popc(first));
+    piece.saturated = piece.begin + (own & 0xffff);
+    piece.fractional = piece.support - piece.begin + (own >> 16) - (own & 0xffff);
     piece.sum = warp_sum(share) + sum;
-    return true;
+    return found;
   }
 
   // Members when the base's document has seen its last newcomer of the chunk: own ones, and the worst of those.
@@ -200,7 +207,7 @@ class ChunkThresholds : public ChunkSweep {
     return q < end && document_of(q) == document ? q : -1;
   }
 
-  // One warp: f at the run's first query that sees a threshold, and that threshold, which becomes the next guess.
+  // One warp: f at the run's first query that sees a threshold, below that threshold, which becomes the next guess.
   __device__ void start_run(int begin, int end, double& guess, Run& run) const {
     const int lane = thread() % 32, q = first_with_floor(begin, end);
     if (lane == 0) run.query = q;
@@ -214,12 +221,26 @@ class ChunkThresholds : public ChunkSweep {
     }
     const int own = warp_sum(__popc(p.in));
     if (document == 0) p.pool = (P_ < n_ + q ? P_ : n_ + q) - own;
-    Piece piece{-1, -1};
-    guess = cross(p, floor + 1, guess, piece);
+    Piece piece;
+    guess = start_below(p, guess, piece);
+    // Sums of the run go on from here, so that this one is taken score by score.
+    if (piece.support - piece.begin > kDirect)
+      piece.sum = warp_sum(base_share(p, piece) +
+                           own_share(p, p.in & ranks_up_to(piece.own_support) & ~ranks_up_to(piece.own_begin)));
     if (lane > 0) return;
-    run = Run{guess,       piece.sum,         floor,           piece.saturated, piece.fractional, piece.support,
-              piece.begin, piece.own_support, piece.own_begin, p.pool,          document,         q};
-    own_.taus.tau[q] = guess;
+    run = Run{guess,
+              piece.sum,
+              floor,
+              piece.saturated,
+              piece.fractional,
+              piece.fractional,
+              piece.support,
+              piece.begin,
+              piece.own_support,
+              piece.own_begin,
+              p.pool,
+              document,
+              q};
   }
 
   // One warp, a lane a run. Sums of different runs may round apart: no threshold falls below those of earlier runs.
@@ -263,41 +284,28 @@ class ChunkThresholds : public ChunkSweep {
     __syncthreads();
   }
 
-  // sup{t : f(t) >= k}, k the scores >= high = p.centre + 1. `piece` becomes that of f just above it.
-  __device__ double cross(const Prefix& p, double high, double guess, Piece& piece) const {
+  // A place t that the threshold is not below, few ends of pieces under it; or a few more where steps do not find one.
+  // `piece` becomes that of f just above it.
+  __device__ double start_below(const Prefix& p, double guess, Piece& piece) const {
+    constexpr int kSteps = 20;
+    constexpr double kFew = 6, kLess = 2;  // a band of n has some n ends in a unit of t
     const double floor = p.centre;
-    // What lies so near to the floor may be the floor but for rounding.
-    const auto above_floor = [&](double v) { return v - floor > 0x1p-36 * (1 + std::fabs(floor)); };
     const bool own = thread() % 32 >= 16;
-    const int most = own ? candidates_ : p.pool;
-    Bounds mine{own ? own_.ranked : base_, 0, most};
-    double low = floor, t = above_floor(guess) && guess < high ? guess : low;
-    bool at_floor = false, stepped = false;  // `stepped`: the last piece crosses k at t, if it reaches so far
-    int found = 0;
-    for (int turn = 0; turn < 128; ++turn) {
-      if (!next_piece(p, t, mine, found, piece) && stepped) return t;
-      const double missing = piece.sum + static_cast<double>(piece.saturated - k_);
-      const double next = piece.fractional > 0 ? floor + missing / piece.fractional : floor;
-      if (t == floor) {
-        // A plateau ends here, at its upper end; else f falls from here on.
-        if (piece.saturated + piece.fractional <= k_ || next <= floor) return floor;
-        at_floor = true;
-      } else if (next == t) {
-        return t;
+    Bounds mine{own ? own_.ranked : base_, 0, own ? candidates_ : p.pool};
+    double low = floor, high = floor + 1, t = guess > low && guess < high ? guess : low;
+    for (int step = 0;; ++step) {
+      const int found = next_piece(p, t, mine, piece);
+      const double missing = piece.sum + static_cast<double>(piece.saturated - k_), band = piece.fractional,
+                   goal = band > 0 ? floor + (missing - kLess) / band : low;
+      if (t == floor || missing - band * (t - floor) >= 0) {
+        if (step >= kSteps || (goal - t) * band <= kFew - kLess) return t;
+        low = t, mine.high = found;
+      } else {
+        high = t, mine.low = found;
       }
-      if (missing - piece.fractional * (t - floor) >= 0) low = t, mine.high = found;
-      else high = t, mine.low = found;
-      if (!at_floor && !above_floor(next)) {
-        t = floor, stepped = false, mine.high = most;
-        continue;
-      }
-      stepped = next > low && next < high;
-      t = stepped ? next : low + (high - low) / 2;
-      if (t <= low || t >= high) break;
+      t = goal > low && goal < high ? goal : low + (high - low) / 2;
+      if (step + 1 >= kSteps) t = low;
     }
-    mine.low = 0, mine.high = most;
-    next_piece(p, low, mine, found, piece);
-    return low;
   }
 
   double centre_ = 0;

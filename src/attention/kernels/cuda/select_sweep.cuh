@@ -11,20 +11,20 @@ class ChunkSweep : public ChunkLives {
  public:
   using ChunkLives::ChunkLives;
 
-  // The queries [begin, end), query q after q arrivals. taus.tau holds their floors, of which tau is never below, and
-  // from `known` on the thresholds: its query's is there already. Returns the last.
+  // The queries [begin, end), query q after q arrivals, from a place below the threshold of query s.query on, if that
+  // is not negative. taus.tau holds what each threshold is never below, and gets the thresholds. Returns the last.
   __device__ double sweep(Run s, int begin, int end) const {
-    double last = s.query < 0 ? -INFINITY : own_.taus.tau[s.query];
+    double last = -INFINITY;
     bool known = s.query >= 0;
-    for (int q = known ? s.query + 1 : begin; q < end; ++q) {
+    for (int q = known ? s.query : begin; q < end; ++q) {
       const double floor = own_.taus.tau[q];
       const int document = document_of(q);
       if (floor == -INFINITY) {
         known = false, last = -INFINITY;
         continue;
       }
-      if (known && document == s.document) arrive(q, s);
-      else begin_document(q, document, floor, s), last = -INFINITY;
+      if (!known || document != s.document) begin_document(q, document, floor, s), last = -INFINITY;
+      else if (q != s.query) arrive(q, s);
       known = true;
       const double tau = rise(q, floor, s);
       last = tau > last ? tau : last;  // roundings of neighbours may cross
@@ -70,7 +70,7 @@ class ChunkSweep : public ChunkLives {
   }
   // A document that began inside the run, at its first query that sees a threshold.
   __device__ void begin_document(int q, int document, double floor, Run& s) const {
-    s = Run{floor, 0, floor, 0, 0, 0, 0, 0, 0, 0, document, q};
+    s = Run{floor, 0, floor, 0, 0, 0, 0, 0, 0, 0, 0, document, q};
     s.own_above = count_above(own_.ranked, 0, candidates_, floor, 0);
     s.own_saturated = count_above(own_.ranked, 0, candidates_, floor, 1);
     for (int y = document - 1; y < q; ++y) {
@@ -78,56 +78,56 @@ class ChunkSweep : public ChunkLives {
     }
   }
   __device__ void centre_at(double centre, int q, Run& s) const {
-    s.centre = centre, s.sum = 0;
+    s.centre = centre, s.sum = 0, s.widest = s.fractional;
     for (int r = s.base_saturated; r < s.base_above; ++r) s.sum += base_[r] - centre;
     for (int r = s.own_saturated; r < s.own_above; ++r) {
       if (in_pool(own_.at_rank[r], s.document, q)) s.sum += own_.ranked[r] - centre;
     }
   }
 
-  // Where f changes its piece next, were t to rise: for each of the four places.
+  // Where f changes its piece next, were t to rise: for each of the four places. Scores of the chunk change nothing
+  // while they are not in the pool.
   struct Ends {
     double base_above, base_saturated, own_above, own_saturated;
+    bool above_counts, saturated_counts;
   };
   __device__ static double end_of(const double* values, int place, double by) {
     return place > 0 ? values[place - 1] - by : INFINITY;
   }
-  // t passes the end of a piece: a score leaves the band, or a saturated one enters it.
-  __device__ void pass(double end, int q, Ends& ends, Run& s) const {
-    const bool own = ends.own_above == end || ends.own_saturated == end,
-               above = own ? ends.own_above == end : ends.base_above == end;
-    const double* values = own ? own_.ranked : base_;
-    const int r = (own ? (above ? s.own_above : s.own_saturated) : (above ? s.base_above : s.base_saturated)) - 1;
-    if (!own || in_pool(own_.at_rank[r], s.document, q)) {
-      const double z = values[r] - s.centre;
-      s.fractional += above ? -1 : 1, s.saturated -= above ? 0 : 1;
-      s.sum += above ? -z : z;
-    }
-    const double next = end_of(values, r, above ? 0 : 1);
-    if (own && above) s.own_above = r, ends.own_above = next;
-    if (own && !above) s.own_saturated = r, ends.own_saturated = next;
-    if (!own && above) s.base_above = r, ends.base_above = next;
-    if (!own && !above) s.base_saturated = r, ends.base_saturated = next;
+  __device__ bool own_counts(int place, int q, const Run& s) const {
+    return place > 0 && in_pool(own_.at_rank[place - 1], s.document, q);
+  }
+  // t passes a score: it leaves the band, or it was saturated and enters it.
+  __device__ static void pass(double z, bool counts, bool above, Run& s) {
+    if (!counts) return;
+    s.fractional += above ? -1 : 1, s.saturated -= above ? 0 : 1;
+    s.sum += above ? s.centre - z : z - s.centre;
   }
 
   // sup{t : f(t) >= k} of query q. Ends up to the floor are passed whatever f says, in exact comparisons: a plateau at
   // k can only end there.
   __device__ double rise(int q, double floor, Run& s) const {
     const int k = static_cast<int>(k_);  // below the scores that compete
-    Ends ends{end_of(base_, s.base_above, 0), end_of(base_, s.base_saturated, 1), end_of(own_.ranked, s.own_above, 0),
-              end_of(own_.ranked, s.own_saturated, 1)};
+    Ends ends{end_of(base_, s.base_above, 0),      end_of(base_, s.base_saturated, 1),
+              end_of(own_.ranked, s.own_above, 0), end_of(own_.ranked, s.own_saturated, 1),
+              own_counts(s.own_above, q, s),       own_counts(s.own_saturated, q, s)};
     bool below = s.t <= floor;
     if (!below && floor - s.centre > kNear) centre_at(floor, q, s);
     while (true) {
-      const double base = ends.base_above < ends.base_saturated ? ends.base_above : ends.base_saturated,
-                   own = ends.own_above < ends.own_saturated ? ends.own_above : ends.own_saturated,
-                   end = base < own ? base : own;
+      const bool base_above = ends.base_above < ends.base_saturated, own_above = ends.own_above < ends.own_saturated;
+      const double base = base_above ? ends.base_above : ends.base_saturated,
+                   own = own_above ? ends.own_above : ends.own_saturated;
+      const bool from_base = base < own, above = from_base ? base_above : own_above;
+      const double end = from_base ? base : own;
       if (below && end > floor) {
         below = false, s.t = floor;
         if (floor - s.centre > kNear) centre_at(floor, q, s);
         if (s.saturated + s.fractional <= k) return floor;
       }
       if (!below) {
+        // What a wide band left of its roundings would count in a narrow one.
+        if (s.fractional > s.widest) s.widest = s.fractional;
+        if (4 * s.fractional < s.widest) centre_at(floor, q, s);
         const double missing = s.sum + (s.saturated - k);
         if (!(missing - s.fractional * (end - s.centre) >= 0)) {
           const double tau = s.fractional > 0 ? s.centre + missing / s.fractional : s.t;
@@ -135,7 +135,21 @@ class ChunkSweep : public ChunkLives {
         }
         s.t = end;
       }
-      pass(end, q, ends, s);
+      const double by = above ? 0 : 1;
+      if (from_base) {
+        const int place = above ? s.base_above : s.base_saturated;
+        pass(base_[place - 1], true, above, s);
+        const double next = end_of(base_, place - 1, by);
+        if (above) s.base_above = place - 1, ends.base_above = next;
+        else s.base_saturated = place - 1, ends.base_saturated = next;
+      } else {
+        const int place = above ? s.own_above : s.own_saturated;
+        pass(own_.ranked[place - 1], above ? ends.above_counts : ends.saturated_counts, above, s);
+        const double next = end_of(own_.ranked, place - 1, by);
+        const bool counts = own_counts(place - 1, q, s);
+        if (above) s.own_above = place - 1, ends.own_above = next, ends.above_counts = counts;
+        else s.own_saturated = place - 1, ends.own_saturated = next, ends.saturated_counts = counts;
+      }
     }
   }
 };
