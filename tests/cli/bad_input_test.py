@@ -215,6 +215,8 @@ def test_evaluation_options_of_another_protocol():
         expect(f.run("eval", "run", "eval.stride=0.5", code=2).err, "command line: error: eval.stride", "eval.method=chunked", "eval.method=sliding")
         expect(f.run("eval", "run", "eval.score_from=0.5", "eval.method=sliding", code=2).err, "eval.score_from", "eval.method=chunked")
         expect(f.run("eval", "run", "eval.stride=1.5", "eval.method=sliding", code=2).err, "eval.stride", "1.5", "tokens")
+        expect(f.run("eval", "run", "eval.method=tail", "eval.contexts=[99]", "eval.span=64", "eval.tail=100", code=2).err, "eval.tail", "eval.span, 64")
+        expect(f.run("eval", "run", "eval.recall=[9, 3]", "eval.tail=8", code=2).err, "eval.recall", "3 follows 9", "eval.tail", "eval.method=tail")
         f.config("schema: 1\neval: {checkpoints: [run], method: sliding, stride: 0.5}\n", "eval.yaml")
         f.run("config", "check", "eval.yaml", "eval.method=chunked")  # the nearer choice sets the file's option aside
         f.run("config", "check", "eval.yaml", "eval.method=chunked", "eval.stride=0.25", code=2)

@@ -40,6 +40,31 @@ def test_train_evaluate_generate():
         assert info["cache_rows"] == longer["cache_rows"] == 2 * 2 * (8 + 8), (info["cache_rows"], longer["cache_rows"])
 
 
+def test_evaluation_by_document():
+    with Folder() as f:
+        f.run("pretrain", "tiny.yaml", "train.steps=8")
+        recall = "eval.recall=[4, 16]"
+        command = ["eval", "run", "eval.data=text", "eval.per_document=true", "eval.position_scale=log2", recall]
+        table = f.run(*command).out
+        expect(table, "(chunked, ctx 64, documents apart)", "1-4: ", "5-16: ", "> 16: ", "none: ")
+        (result,) = json.loads(f.run(*command, "--json").out)["results"]
+        assert json.loads((f.path / "run/eval/text-chunked-64-per-document.json").read_text())["nll"] == result["nll"]
+        documents = result["documents"]
+        assert [d["file"] for d in documents] == [f"{i:02}.txt" for i in range(12)] and [d["index"] for d in documents] == list(range(12))
+        for d in documents:  # all bytes but the first; the separator behind the text is a target too
+            assert d["bytes"] == (f.path / "text" / d["file"]).stat().st_size - 1 == d["tokens"] - 1, d
+        assert [p["from"] for p in result["positions"]] == [1, 2, 4, 8, 16, 32, 64]
+        assert [(b["from"], b["to"]) for b in result["recall"]] == [(1, 5), (5, 17), (17, None), (None, None)]
+        for parts in (documents, result["positions"], result["recall"], [b for d in documents for b in d["recall"]]):
+            assert sum(part["tokens"] for part in parts) == result["tokens"]
+            assert abs(sum(part["nll"] for part in parts) / result["nll"] - 1) < 1e-12
+        tail = json.loads(f.run("eval", "run", "eval.data=text", "eval.method=tail", "eval.tail=8", "eval.span=64", "--json").out)["results"]
+        assert [r["protocol"]["context"] for r in tail] == [8, 16, 32, 64]
+        assert all([(d["index"], d["tokens"]) for d in r["documents"]] == [(d["index"], (d["tokens"]) // 64 * 8) for d in documents] for r in tail)
+        assert all((f.path / f"run/eval/text-tail-{context}.json").exists() for context in (8, 16, 32, 64))
+        expect(f.run("eval", "run", "eval.data=text", "eval.method=tail", code=3).err, "eval.span", "16385 tokens")
+
+
 def test_dense_checkpoint_becomes_sparse():
     with Folder() as f:
         f.config(CONFIG.replace("sk: {type: sparsek, k: 8, window: 8}", "full: {type: full}").replace("[sk]", "[full]").replace("dir: run", "dir: dense"), "dense.yaml")
