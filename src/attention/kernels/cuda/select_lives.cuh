@@ -23,7 +23,7 @@ inline constexpr int kLeastRun = 8;       // queries
 struct Run {
   double t, sum, centre;  // the sum of the band's scores less the centre
   int saturated, fractional;
-  int widest;                      // band that the sum held since it was last taken afresh
+  int widest, passed;              // since the sum was last taken afresh: the widest band, scores that t passed
   int base_above, base_saturated;  // so many scores of the base lie above t, so many above t + 1
   int own_above, own_saturated;    // of the chunk's candidates, whether in the pool or not
   int pool;                        // scores of the base in the pool

@@ -234,6 +234,7 @@ class ChunkThresholds : public ChunkSweep {
               piece.saturated,
               piece.fractional,
               piece.fractional,
+              0,
               piece.support,
               piece.begin,
               piece.own_support,

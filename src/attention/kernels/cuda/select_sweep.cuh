@@ -45,6 +45,7 @@ class ChunkSweep : public ChunkLives {
 
  private:
   static constexpr double kNear = 4;  // so far from the centre sums hold scores
+  static constexpr int kMostPassed = 64;
 
   // A score of the chunk comes (times = 1) or goes (-1).
   __device__ void count(int rank, int times, Run& s) const {
@@ -70,7 +71,7 @@ class ChunkSweep : public ChunkLives {
   }
   // A document that began inside the run, at its first query that sees a threshold.
   __device__ void begin_document(int q, int document, double floor, Run& s) const {
-    s = Run{floor, 0, floor, 0, 0, 0, 0, 0, 0, 0, 0, document, q};
+    s = Run{floor, 0, floor, 0, 0, 0, 0, 0, 0, 0, 0, 0, document, q};
     s.own_above = count_above(own_.ranked, 0, candidates_, floor, 0);
     s.own_saturated = count_above(own_.ranked, 0, candidates_, floor, 1);
     for (int y = document - 1; y < q; ++y) {
@@ -78,7 +79,7 @@ class ChunkSweep : public ChunkLives {
     }
   }
   __device__ void centre_at(double centre, int q, Run& s) const {
-    s.centre = centre, s.sum = 0, s.widest = s.fractional;
+    s.centre = centre, s.sum = 0, s.widest = s.fractional, s.passed = 0;
     for (int r = s.base_saturated; r < s.base_above; ++r) s.sum += base_[r] - centre;
     for (int r = s.own_saturated; r < s.own_above; ++r) {
       if (in_pool(own_.at_rank[r], s.document, q)) s.sum += own_.ranked[r] - centre;
@@ -100,6 +101,7 @@ class ChunkSweep : public ChunkLives {
   // t passes a score: it leaves the band, or it was saturated and enters it.
   __device__ static void pass(double z, bool counts, bool above, Run& s) {
     if (!counts) return;
+    ++s.passed;
     s.fractional += above ? -1 : 1, s.saturated -= above ? 0 : 1;
     s.sum += above ? s.centre - z : z - s.centre;
   }
@@ -125,9 +127,9 @@ class ChunkSweep : public ChunkLives {
         if (s.saturated + s.fractional <= k) return floor;
       }
       if (!below) {
-        // What a wide band left of its roundings would count in a narrow one.
+        // What a wide band left of its roundings would count in a narrow one; those of equal scores add up.
         if (s.fractional > s.widest) s.widest = s.fractional;
-        if (4 * s.fractional < s.widest) centre_at(floor, q, s);
+        if (4 * s.fractional < s.widest || s.passed > kMostPassed) centre_at(floor, q, s);
         const double missing = s.sum + (s.saturated - k);
         if (!(missing - s.fractional * (end - s.centre) >= 0)) {
           const double tau = s.fractional > 0 ? s.centre + missing / s.fractional : s.t;
