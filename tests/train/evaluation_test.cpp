@@ -7,6 +7,7 @@
 #include "core/rng.h"
 #include "dist/thread_communicator.h"
 #include "support/catch.h"
+#include "support/gpu.h"
 #include "train/eval_config.h"
 #include "train/eval_report.h"
 #include "train/perplexity.h"
@@ -20,7 +21,7 @@ ModelConfig sparse_model(bool document_mask) {
   ModelConfig c;
   c.arch = Arch::llama;
   c.n_layers = 2;
-  c.d_model = 16;
+  c.d_model = 32;
   c.n_heads = 2;
   c.attention.kinds["sk"] = {.type = AttentionKind::sparsek, .window = 4, .k = 4};
   c.attention.pattern = {"sk"};
@@ -240,6 +241,33 @@ TEST_CASE("with context = span a tail is chunked with a part unscored") {
   const Text whole{{text.ids.begin(), text.ids.begin() + 41}, {0}};  // 5 spans of 8 and the first token
   CHECK(evaluate_perplexity(model, whole.source(), *tokenizer, tail, true, self).nll ==
         evaluate_perplexity(model, whole.source(), *tokenizer, chunked, true, self).nll);
+}
+
+TEST_CASE("GPU: an evaluation says what it says on a CPU", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  const Text text = small_text();
+  const auto tokenizer = make_byte_tokenizer();
+  SelfCommunicator self;
+  const Decoder here(sparse_model(true), {.compute = DType::f32, .seed = 5, .recompute = {}});
+  const Decoder there(sparse_model(true), {.compute = DType::f32, .seed = 5, .recompute = {}});
+  place_parameters(there.parameters(), sieve::test::gpu_stream());
+  EvalProtocol tail = protocol(EvalMethod::tail, 8), apart = protocol(EvalMethod::chunked, 16);
+  tail.tail = 5;
+  tail.span = 20;
+  apart.per_document = true;
+  for (const EvalProtocol& p : {protocol(EvalMethod::chunked, 16), apart, tail}) {
+    INFO(p.text());
+    const Perplexity cpu = evaluate_perplexity(here, text.source(), *tokenizer, p, true, self);
+    const Perplexity gpu = evaluate_perplexity(there, text.source(), *tokenizer, p, true, self);
+    CHECK(gpu.nll == Approx(cpu.nll).epsilon(1e-4));
+    for (std::size_t b = 0; b < cpu.recall.size(); ++b) {
+      CHECK(gpu.recall[b].tokens == cpu.recall[b].tokens);
+      CHECK(gpu.recall[b].nll == Approx(cpu.recall[b].nll).epsilon(1e-4));
+    }
+    REQUIRE(gpu.documents.size() == cpu.documents.size());
+    for (std::size_t d = 0; d < cpu.documents.size(); ++d)
+      CHECK(gpu.documents[d].nll == Approx(cpu.documents[d].nll).epsilon(1e-4));
+  }
 }
 
 TEST_CASE("the bytes of documents are those of the text") {
