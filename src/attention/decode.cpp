@@ -3,11 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "attention/attention.h"
-#include "attention/kernels/decode.h"
+#include "attention/cache_rows.h"
 #include "attention/kernels/select.h"
 #include "attention/rotary.h"
 #include "attention/sparsek.h"
@@ -21,14 +20,12 @@ namespace sieve {
 struct AttentionCache::State {
   AttentionSpec spec;
   RopeSpec rope;
-  std::int64_t B, Hs, max_tokens, length = 0, capacity = 0;
+  std::int64_t B, Hs, max_tokens, length = 0;
   DType dtype;
+  CacheRows rows;
   bool rotate_keys;                 // before storing; else keys turn when they are read (far ones differently)
   std::int64_t far_distance = 0;    // of keys that are not rotated
-  Tensor keys, values;              // (B, Hkv, capacity, D)
   RotaryTable distances;            // by distance, for keys that are not rotated; made by the first step
-  std::vector<double> frequencies;  // (R) angle per position
-  Tensor cos, sin;                  // (n, R) of the positions of this step, compute dtype
   std::vector<double> ring_scores;  // (B, Hs, W): scores of rows that still compete when they leave
   std::vector<StreamingSelection> selection;  // (B, Hs)
   std::vector<CachedSlot> slots;              // (B, Hs, k), what the query at hand sees
@@ -38,7 +35,6 @@ struct AttentionCache::State {
         std::int64_t score_heads);
   void reserve(std::int64_t tokens, const Stream& stream);
   void check(const Tensor& qkv, const Tensor& scores) const;
-  void turn(std::int64_t n, const Stream& stream);
   void append(const Tensor& qkv, const Tensor& scores, std::int64_t t);
   void attend(const Tensor& qkv, std::int64_t t, Tensor& out);
   // Scores on the device of qkv, and on the host.
@@ -54,7 +50,6 @@ struct AttentionCache::State {
   std::int64_t admit(std::int64_t b, std::int64_t hs, double score);
   template <class F>
   void for_each_head(std::int64_t hs, F f) const;
-  void store(const Tensor& qkv, const std::vector<CacheMove>& moves);
   void list_slots();
 };
 
@@ -63,14 +58,6 @@ namespace {
 double score_at(const Tensor& scores, std::int64_t b, std::int64_t hs, std::int64_t t) {
   const std::int64_t at = (b * scores.size(1) + hs) * scores.size(2) + t;
   return scores.dtype() == DType::f64 ? scores.data<double>()[at] : static_cast<double>(scores.data<float>()[at]);
-}
-
-// An array of the host on the stream's device, as bytes.
-template <class T>
-Tensor uploaded(const std::vector<T>& values, const Stream& stream) {
-  Tensor host = empty({static_cast<std::int64_t>(values.size() * sizeof(T))}, DType::u8);
-  std::memcpy(host.raw(), values.data(), values.size() * sizeof(T));
-  return host.to(stream);
 }
 
 }  // namespace
@@ -86,9 +73,8 @@ AttentionCache::State::State(const AttentionSpec& s, const RopeSpec& r, std::int
   if (spec.kind != AttentionKind::sliding_window) spec.sinks = 0;
   const PositionRule rule = sparse() ? spec.sparsek.positions : PositionRule::absolute;
   rotate_keys = rule == PositionRule::absolute;
-  for (std::int64_t x = 0; x < rope.rotary_dims / 2; ++x) {
-    frequencies.push_back(std::pow(rope.theta, -2.0 * static_cast<double>(x) / static_cast<double>(rope.rotary_dims)));
-  }
+  rows.B = B, rows.H = spec.n_heads, rows.Hkv = spec.n_kv_heads, rows.D = spec.head_dim;
+  rows.dtype = dtype, rows.rope = rope;
   if (!rotate_keys && rope.rotary_dims > 0) {
     far_distance = rule == PositionRule::none ? 0 : spec.sparsek.clamp_distance;
     if (max_tokens > 0) far_distance = std::min(far_distance, max_tokens);  // no key is farther
@@ -111,25 +97,19 @@ AttentionCache::State::State(const AttentionSpec& s, const RopeSpec& r, std::int
 // The sparse kinds have all their rows from the start; the full one doubles. The first step says which device holds
 // them.
 void AttentionCache::State::reserve(std::int64_t tokens, const Stream& stream) {
-  if (capacity > 0 && keys.device() != stream.device) {
-    require(length == 0, "cache", "holds rows on ", keys.device().str(), ", the step is on ", stream.device.str());
-    capacity = 0;
+  if (rows.capacity > 0 && rows.keys.device() != stream.device) {
+    require(length == 0, "cache", "holds rows on ", rows.keys.device().str(), ", the step is on ", stream.device.str());
+    rows.capacity = 0;
   }
   if (!rotate_keys && rope.rotary_dims > 0)
     distances = rotary_table(rope, std::max(spec.window, far_distance + 1), compute_dtype(dtype), stream);
   std::int64_t wanted = spec.sinks + spec.window + (sparse() ? spec.sparsek.k : 0);
   if (spec.kind == AttentionKind::full) {
-    wanted = std::max<std::int64_t>(capacity, 64);
+    wanted = std::max<std::int64_t>(rows.capacity, 64);
     while (wanted < tokens) wanted *= 2;
     if (max_tokens > 0) wanted = std::min(wanted, max_tokens);
   }
-  if (wanted <= capacity) return;
-  for (Tensor* t : {&keys, &values}) {
-    Tensor grown = zeros({B, spec.n_kv_heads, wanted, spec.head_dim}, dtype, stream);
-    if (length > 0) grown.slice(2, 0, length).copy_from(t->slice(2, 0, length));
-    *t = grown;
-  }
-  capacity = wanted;
+  rows.grow(wanted, std::min(length, rows.capacity), stream);
 }
 
 void AttentionCache::State::check(const Tensor& qkv, const Tensor& scores) const {
@@ -184,31 +164,6 @@ void AttentionCache::State::for_each_head(std::int64_t hs, F f) const {
   for (std::int64_t kv = Hs == 1 ? 0 : hs; kv < last; ++kv) f(static_cast<std::int32_t>(kv));
 }
 
-// Rotations of the next n positions. Angles in fp64, where a table would have to grow with the length.
-void AttentionCache::State::turn(std::int64_t n, const Stream& stream) {
-  if (!rotate_keys || frequencies.empty()) return;
-  const auto R = static_cast<std::int64_t>(frequencies.size());
-  std::vector<double> c, s;
-  for (std::int64_t x = 0; x < n * R; ++x) {
-    const double angle = static_cast<double>(length + x / R) * frequencies[static_cast<std::size_t>(x % R)];
-    c.push_back(std::cos(angle)), s.push_back(std::sin(angle));
-  }
-  cos = from_values<double>(c, {n, R}).to(compute_dtype(dtype)).to(stream);
-  sin = from_values<double>(s, {n, R}).to(compute_dtype(dtype)).to(stream);
-}
-
-void AttentionCache::State::store(const Tensor& qkv, const std::vector<CacheMove>& moves) {
-  if (moves.empty()) return;
-  const Tensor list = uploaded(moves, qkv.stream());
-  CacheStoreArgs args;
-  args.qkv_BNF = qkv.raw(), args.keys_BKCD = keys.raw(), args.values_BKCD = values.raw();
-  args.moves = static_cast<const CacheMove*>(list.raw()), args.count = static_cast<std::int64_t>(moves.size());
-  args.N = qkv.size(1), args.H = spec.n_heads, args.Hkv = spec.n_kv_heads, args.D = spec.head_dim;
-  args.capacity = capacity, args.dtype = dtype;
-  if (cos.defined()) args.rotary_dims = rope.rotary_dims, args.cos_NR = cos.raw(), args.sin_NR = sin.raw();
-  launch(qkv.stream(), args);
-}
-
 // Token t becomes position `length`. The row that leaves the window moves to its slot before its place is overwritten.
 void AttentionCache::State::append(const Tensor& qkv, const Tensor& scores, std::int64_t t) {
   std::vector<CacheMove> leave, enter;
@@ -225,8 +180,8 @@ void AttentionCache::State::append(const Tensor& qkv, const Tensor& scores, std:
     }
     for (std::int32_t kv = 0; kv < spec.n_kv_heads; ++kv) enter.push_back({row, kv, token, place});
   }
-  store(qkv, leave);
-  store(qkv, enter);
+  rows.store(qkv, leave);
+  rows.store(qkv, enter);
   ++length;
 }
 
@@ -249,20 +204,9 @@ void AttentionCache::State::list_slots() {
 
 // out (B, n, H D)[t] from token t of qkv, which append() has stored.
 void AttentionCache::State::attend(const Tensor& qkv, std::int64_t t, Tensor& out) {
-  const std::int64_t n = qkv.size(1), HD = spec.n_heads * spec.head_dim;
   Tensor seen, counts;
-  DecodeArgs args;
-  args.qkv_BF =
-      static_cast<const std::byte*>(qkv.raw()) + static_cast<std::size_t>(t * spec.qkv_features()) * size_of(dtype);
-  args.qkv_stride = n * spec.qkv_features();
-  args.out_BHD = static_cast<std::byte*>(out.raw()) + static_cast<std::size_t>(t * HD) * size_of(dtype);
-  args.out_stride = n * HD;
-  args.keys_BKCD = keys.raw(), args.values_BKCD = values.raw();
-  args.capacity = capacity, args.plain_rows = plain_rows();
-  args.B = B, args.H = spec.n_heads, args.Hkv = spec.n_kv_heads, args.D = spec.head_dim;
-  args.scale = 1 / std::sqrt(static_cast<double>(spec.head_dim));
-  args.dtype = dtype;
-  args.rotary_dims = rope.rotary_dims;
+  DecodeArgs args = rows.arguments(qkv, t, out);
+  args.plain_rows = plain_rows();
   if (sparse()) {
     list_slots();
     seen = uploaded(slots, out.stream()), counts = uploaded(slot_count, out.stream());
@@ -270,9 +214,7 @@ void AttentionCache::State::attend(const Tensor& qkv, std::int64_t t, Tensor& ou
     args.slot_count = static_cast<const std::int64_t*>(counts.raw());
     args.slot_stride = spec.sparsek.k, args.Hs = Hs, args.gate = spec.sparsek.gate;
   }
-  if (cos.defined()) {
-    args.query_cos = cos.slice(0, t, t + 1).raw(), args.query_sin = sin.slice(0, t, t + 1).raw();
-  } else if (rope.rotary_dims > 0) {
+  if (distances.cos.defined()) {
     args.distance_cos = distances.cos.raw(), args.distance_sin = distances.sin.raw();
     args.position = length - 1, args.ring = spec.window, args.far_distance = far_distance;
   }
@@ -284,29 +226,29 @@ Tensor AttentionCache::State::prefill(const Tensor& qkv, const Tensor& scores_th
   const NoGrad no_grad;
   const Tensor out = attention(Variable(qkv), sparse() ? Variable(scores_there) : Variable(), {spec, rope, {}}).value();
   // Which position every row ends up with: (B, Hs, capacity), -1 for none. Rows of the ring are the same for all heads.
-  std::vector<std::int32_t> held(static_cast<std::size_t>(B * Hs * capacity), -1);
+  std::vector<std::int32_t> held(static_cast<std::size_t>(B * Hs * rows.capacity), -1);
   for (; length < qkv.size(1); ++length) {
     for (std::int64_t x = 0; x < B * Hs; ++x) {
-      std::int32_t* rows = held.data() + x * capacity;
+      std::int32_t* places = held.data() + x * rows.capacity;
       if (sparse()) {
         const std::int64_t slot = admit(x / Hs, x % Hs, score_at(scores, x / Hs, x % Hs, length));
         const bool at_once = spec.sparsek.candidates == Candidates::at_once;
-        if (slot >= 0) rows[slot] = at_once ? static_cast<std::int32_t>(length) : rows[row_of(length)];
+        if (slot >= 0) places[slot] = at_once ? static_cast<std::int32_t>(length) : places[row_of(length)];
       }
-      rows[row_of(length)] = static_cast<std::int32_t>(length);
+      places[row_of(length)] = static_cast<std::int32_t>(length);
     }
   }
   std::vector<CacheMove> moves;
   for (std::int64_t x = 0; x < B * Hs; ++x) {
-    for (std::int64_t r = 0; r < capacity; ++r) {
-      const std::int32_t from = held[static_cast<std::size_t>(x * capacity + r)];
+    for (std::int64_t r = 0; r < rows.capacity; ++r) {
+      const std::int32_t from = held[static_cast<std::size_t>(x * rows.capacity + r)];
       if (from < 0) continue;
       for_each_head(x % Hs, [&](std::int32_t kv) {
         moves.push_back({static_cast<std::int32_t>(x / Hs), kv, from, static_cast<std::int32_t>(r)});
       });
     }
   }
-  store(qkv, moves);
+  rows.store(qkv, moves);
   return out;
 }
 
@@ -324,7 +266,7 @@ Tensor AttentionCache::step(const Tensor& qkv_in, const Tensor& scores_in) {
   s.check(qkv, scores);  // before anything changes
   const std::int64_t n = qkv.size(1);
   s.reserve(s.length + n, qkv.stream());
-  s.turn(n, qkv.stream());
+  if (s.rotate_keys) s.rows.turn(s.length, n, qkv.stream());
   if (s.length == 0 && n > 1) return s.prefill(qkv, scores_in, scores);
   Tensor out = empty({s.B, n, s.spec.n_heads * s.spec.head_dim}, s.dtype, qkv.stream());
   for (std::int64_t t = 0; t < n; ++t) {
@@ -342,7 +284,7 @@ void AttentionCache::reset() {
 AttentionCache::Contents AttentionCache::contents() const {
   const State& s = *state_;
   Contents out;
-  out.batch = s.B, out.length = s.length, out.keys = s.keys, out.values = s.values;
+  out.batch = s.B, out.length = s.length, out.keys = s.rows.keys, out.values = s.rows.values;
   if (!s.sparse()) return out;
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const SparsekSpec& spec = s.spec.sparsek;
@@ -369,7 +311,7 @@ AttentionCache::Contents AttentionCache::contents() const {
 }
 
 std::int64_t AttentionCache::length() const { return state_->length; }
-std::int64_t AttentionCache::rows() const { return state_->capacity; }
+std::int64_t AttentionCache::rows() const { return state_->rows.capacity; }
 
 std::int64_t AttentionCache::bytes() const {
   const State& s = *state_;
@@ -383,7 +325,7 @@ std::int64_t AttentionCache::bytes() const {
                                                             : k * static_cast<std::size_t>(s.spec.sparsek.pool);
     scalars += k * (sizeof(TopKHeap::Entry) + sizeof(std::int32_t)) + kept * sizeof(double);
   }
-  return static_cast<std::int64_t>(s.keys.nbytes() + s.values.nbytes() + scalars);
+  return static_cast<std::int64_t>(s.rows.keys.nbytes() + s.rows.values.nbytes() + scalars);
 }
 
 std::vector<std::int64_t> AttentionCache::selected(std::int64_t batch, std::int64_t kv_head) const {

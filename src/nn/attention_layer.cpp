@@ -44,10 +44,14 @@ Variable AttentionLayer::operator()(const Variable& x, const Variable& residual,
 }
 
 std::unique_ptr<MixerState> AttentionLayer::start(std::int64_t batch, DType compute, std::int64_t max_tokens) const {
+  if (shows_pairs(spec_.kind))
+    return std::make_unique<PatternState>(PatternCache(spec_, rope_, batch, compute, max_tokens));
   return std::make_unique<AttentionState>(AttentionCache(spec_, rope_, batch, compute, max_tokens, score_heads_));
 }
 
 Variable AttentionLayer::extend(const Variable& x, const Variable& residual, MixerState& state) const {
+  if (auto* pattern = dynamic_cast<PatternState*>(&state))
+    return out_(Variable(pattern->cache.step(qkv_(x).value())), residual);
   auto& own = dynamic_cast<AttentionState&>(state);
   return out_(Variable(own.cache.step(qkv_(x).value(), scores(x, {}, &own).value())), residual);
 }

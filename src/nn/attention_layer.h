@@ -5,6 +5,7 @@
 
 #include "attention/attention.h"
 #include "attention/decode.h"
+#include "attention/pattern_cache.h"
 #include "attention/timestep_norm.h"
 #include "nn/mixer.h"
 
@@ -21,6 +22,15 @@ struct AttentionState final : MixerState {
 
   AttentionCache cache;
   RunningScore running;
+};
+
+// The same for kinds that show pairs.
+struct PatternState final : MixerState {
+  PatternState(PatternCache c) : cache(std::move(c)) {}
+  std::int64_t rows() const override { return cache.rows(); }
+  std::int64_t bytes() const override { return cache.bytes(); }
+
+  PatternCache cache;
 };
 
 class AttentionLayer final : public Mixer {

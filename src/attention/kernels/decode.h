@@ -19,7 +19,8 @@ struct CachedSlot {
   double gate;            // m
 };
 
-// out (b, h) = softmax over rows [0, plain_rows) with m = 1 and over the slots of the selection head. Keys are either
+// out (b, h) = softmax over rows [0, plain_rows) with m = 1 and over the slots of the selection head, 0 where there are
+// none. Keys are either
 // rotated at their own positions (distances null: the query is rotated at its own), or not rotated at all: then row r
 // of the plain ones lies at distance (position - r) mod ring and is rotated by it, slots by theirs, those beyond
 // far_distance by far_distance.

@@ -35,7 +35,7 @@ class Decode {
       const CachedSlot* slot = r < a.plain_rows ? nullptr : slots + (r - a.plain_rows);
       make_logits(b, kv, slot != nullptr ? slot->row : r, slot, logits_.data() + r, n);
     }
-    for (std::int64_t g = 0; g < G; ++g) softmax(logits_.data() + g * n, n, slots);
+    for (std::int64_t g = 0; g < G && n > 0; ++g) softmax(logits_.data() + g * n, n, slots);
     std::fill(sums_.begin(), sums_.end(), T(0));
     for (std::int64_t r = 0; r < n; ++r) {
       load_row(a.values_BKCD, b, kv, r < a.plain_rows ? r : slots[r - a.plain_rows].row);

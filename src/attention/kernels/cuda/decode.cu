@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) decode(const DecodeArgs a) {
   for (std::int64_t d = threadIdx.x; d < a.D; d += kThreads) {
     C value = 0;
     for (int w = 0; w < kWarps; ++w) value += parts[w * a.D + d] * power_of_e(tops[w] - highest);
-    store_as(a.out_BHD, b * a.out_stride + h * a.D + d, a.dtype, value / total);
+    store_as(a.out_BHD, b * a.out_stride + h * a.D + d, a.dtype, total > 0 ? value / total : C(0));
   }
 }
 
