@@ -9,7 +9,7 @@ packages=(
   build-essential cmake ninja-build pkg-config git ccache python3 ca-certificates
   libdnnl-dev libopenblas-dev libhdf5-dev libopenmpi-dev openmpi-bin libyaml-cpp-dev
   libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libzstd-dev zlib1g-dev libpcre2-dev libutf8proc-dev
-  catch2 clang-format-14
+  catch2 clang-format-14 python3-yaml
 )
 if [ "${1:-}" = --list ]; then
   printf '%s\n' "${packages[@]}"

@@ -1,0 +1,322 @@
+#!/usr/bin/env python3
+"""Runs a grid of trainings one after the other, each to one result.json; docs/comparison.md describes grids.
+  python3 scripts/compare.py run GRID.yaml OUT [--stage a ...] [--only GLOB ...] [--list] [--budget-seconds N] [--sieve PATH] [--path name=PATH ...]
+                                               [--retry-failed] [--redo GLOB]
+OUT/runs/NAME: config.yaml, train/ (the run folder), train.log, evaluations/, result.json (written last). Call it again after any interruption: finished runs
+are kept, an unfinished one goes on from its last checkpoint. A run whose configuration has changed is refused, never replaced.
+Exit code: 0 all that was asked for is there, 1 a run failed, 2 usage, grid or a changed configuration, 75 more is to do (budget, or a run waits), 130 stopped."""
+import argparse
+import datetime
+import fcntl
+import fnmatch
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import sys
+import time
+
+import compare_grid
+from compare_grid import Grid, GridError, NotNeeded, Waiting
+from compare_program import Failed, Program, Stopped, find_sieve, first_line, last_words, read_json, write_json, write_whole
+
+CURVE = ("step", "tokens", "time", "loss/train", "loss/val", "bpb/val", "lr", "grad_norm", "tok_s", "mem/peak_gib", "skipped_steps")
+REQUEUE, INTERRUPTED = 75, 130
+
+
+def stamp():
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def curve_of(train):
+    """(rows, statistics of the selection in the last row that has them) from a run folder's metrics."""
+    rows, selection = [], {}
+    for line in (train / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        rows.append({key: row[key] for key in CURVE if key in row})
+        selection = {key: value for key, value in row.items() if key.startswith("attn/")} or selection
+    return rows, selection
+
+
+class Runner:
+    def __init__(self, grid, a):
+        self.grid, self.a = grid, a
+        self.out = pathlib.Path(a.out)
+        self.paths = grid.paths(dict(item.split("=", 1) for item in a.path))
+        self.sieve = find_sieve(a.sieve)
+        self.program = Program()
+        self.start = time.monotonic()
+        self.results = {cell.name: result for cell in grid.cells if (result := read_json(self.folder(cell) / "result.json")) is not None}
+        self.ended = {}  # name -> why a cell was left out in this call
+
+    def folder(self, cell):
+        return self.out / "runs" / cell.name
+
+    def chosen(self):
+        for stage in self.a.stage:
+            if stage not in self.grid.data["stages"]:
+                raise GridError(f"--stage {stage}: there is no such stage; there are: {', '.join(self.grid.data['stages'])}")
+        cells = [cell for cell in self.grid.cells if (not self.a.stage or cell.stage in self.a.stage)
+                 and (not self.a.only or any(fnmatch.fnmatchcase(cell.name, glob) for glob in self.a.only))]
+        if not cells:
+            raise GridError(f"--stage and --only leave none of the grid's {len(self.grid.cells)} runs; --list shows their names")
+        return cells
+
+    def state(self, cell):
+        """(state, remark): finished, failed, begun, to do, waits, not needed, changed."""
+        known = self.results.get(cell.name)
+        begun = read_json(self.folder(cell) / "run.json")
+        try:
+            plan = self.grid.resolve(cell, self.results)
+        except Waiting as reason:
+            return (known["status"], "") if known else ("waits", f"for {reason}")
+        except NotNeeded as reason:
+            return (known["status"], "") if known else ("not needed", str(reason))
+        found = known or begun
+        if found and found["hash"] != plan["hash"]:
+            return "changed", f"{self.folder(cell)} holds a run of configuration {found['hash']}, the grid now says {plan['hash']}"
+        if known:
+            return known["status"], next((line for line in known.get("message", "").split("\n") if "error" in line), "")
+        return ("begun" if begun else "to do"), ""
+
+    def refuse_changed(self, cells):
+        changed = [(cell, remark) for cell in cells for state, remark in [self.state(cell)] if state == "changed"]
+        if changed:
+            names = "\n  ".join(remark for _, remark in changed)
+            raise GridError(f"nothing is replaced silently:\n  {names}\nGive another OUT, put the grid back, or let them be run anew: --redo '{changed[0][0].name}' "
+                            "(the old folder is kept in OUT/replaced)")
+
+    def redo(self, cells):
+        for cell in cells:
+            folder = self.folder(cell)
+            if folder.exists() and any(fnmatch.fnmatchcase(cell.name, glob) for glob in self.a.redo):
+                away = self.out / "replaced" / f"{cell.name}-{stamp().replace(':', '')}"
+                away.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(away)
+                self.results.pop(cell.name, None)
+                print(f"{cell.name}: the old run is in {away}", file=sys.stderr)
+
+    # -- time -------------------------------------------------------------------------------------------------------------------------------------
+    def remaining(self):
+        return None if self.a.budget_seconds is None else self.a.budget_seconds - (time.monotonic() - self.start)
+
+    def estimate(self, cell, plan):
+        """Seconds that a run will take, from the finished run that is most like it; None where nothing has finished yet."""
+        best = None
+        for result in self.results.values():
+            if result["status"] != "finished" or not result["plan"].get("flops_per_token"):
+                continue
+            likeness = (result["resolved_type"] == plan["type"]) + 2 * (result["context"] == cell.context) + 2 * (result["size"] == cell.size)
+            per_token = result["seconds"]["train"] / result["plan"]["tokens"] * plan["cost"]["flops_per_token"] / result["plan"]["flops_per_token"]
+            seconds = per_token * plan["cost"]["tokens"] + result["seconds"]["evaluate"] * len(plan["splits"]) / max(1, len(result["evaluations"]))
+            if best is None or (likeness, seconds) > best:
+                best = (likeness, seconds)
+        return best[1] if best else None
+
+    # -- one run ----------------------------------------------------------------------------------------------------------------------------------
+    def call(self, words, log):
+        code, out = self.program.run([self.sieve, *words], log)
+        if code:
+            raise Failed(f"sieve {words[0]}: exit code {code}\n{last_words(log)}", code)
+        return out
+
+    def cost(self, config, log):
+        """What `sieve plan` counts: nothing is timed for it, and nothing that depends on the machine is kept."""
+        plan = json.loads(self.call(["plan", str(config), "--json", "--peak-tflops", "1"], log))
+        return {key: value for key, value in plan.items() if key not in ("peak_tflops", "seconds")}
+
+    def train(self, cell, plan, log):
+        train = self.folder(cell) / "train"
+        if (read_json(train / "status.json") or {}).get("status") == "finished" and (train / "checkpoints" / "latest").exists():
+            return
+        words = [plan["command"], str(self.folder(cell) / "config.yaml"), "--resume", "auto", "--no-progress"]
+        if self.remaining() is not None:
+            words.append(f"run.max_time={max(1, int(self.remaining()))}s")  # saves in time and goes on in the next call
+        try:
+            self.call(words, log)
+        except Failed as failed:
+            if failed.args[1] in (REQUEUE, INTERRUPTED):
+                raise Stopped from None
+            raise
+
+    def evaluate(self, cell, plan, log):
+        folder, found = self.folder(cell) / "evaluations", {}
+        folder.mkdir(exist_ok=True)
+        for split, path in plan["splits"].items():
+            for name, keys in plan["evaluations"].items():
+                kept = folder / f"{split}-{name}.json"
+                results = read_json(kept)
+                if results is None:
+                    settings = [f"eval.{key}={json.dumps(value)}" if not isinstance(value, str) else f"eval.{key}={value}" for key, value in keys.items()]
+                    words = ["eval", str(self.folder(cell) / "train" / "checkpoints" / "latest"), f"eval.data={compare_grid.substitute(path, self.paths)}", *settings]
+                    began = time.monotonic()
+                    results = {"results": json.loads(self.call([*words, "--json"], log))["results"], "seconds": time.monotonic() - began, "keys": keys}
+                    write_json(kept, results)
+                found.setdefault(split, {})[name] = results
+        return found
+
+    def provenance(self, plan, manifest):
+        gpu = first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]) if manifest.get("build", {}).get("cuda") else ""
+        return {"sieve": first_line([self.sieve, "--version"]), "commit": os.environ.get("SIEVE_COMMIT") or manifest.get("git"), "date": stamp(), "gpu": gpu,
+                "device": manifest.get("device"), "cpu": manifest.get("cpu"), "python": platform.python_version(), "grid": pathlib.Path(self.grid.where).name,
+                "command": f"sieve {plan['command']} config.yaml", "tokenizer": manifest.get("tokenizer"), "data": manifest.get("data"), "config_hash": plan["hash"]}
+
+    def result(self, cell, job, status, **more):
+        kind = self.grid.data["types"][job["type"]]
+        return {"schema": 1, "name": cell.name, "status": status, "stage": cell.stage, "type": cell.type, "resolved_type": job["type"],
+                "label": kind.get("label", job["type"]), "cache": kind.get("cache", "all"), "family": kind.get("family", "rival"), "size": cell.size, "context": cell.context, "seed": cell.seed,
+                "lr": job["lr"], "searched_lr": cell.searched, "search": {f"{lr:g}": loss for lr, loss in job["search"].items()}, "hash": job["hash"],
+                "config": job["config"], "source": job["source"], **more}
+
+    def run(self, cell, plan):
+        """Trains, evaluates and writes result.json; returns it. Every step that is done already is left as it is."""
+        folder, train = self.folder(cell), self.folder(cell) / "train"
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / "train.log"
+        if not (folder / "run.json").exists():
+            write_json(folder / "run.json", {"name": cell.name, "hash": plan["hash"], "started": stamp(), "config": plan["config"]})
+        names = dict(self.paths)
+        if plan["source"]:
+            checkpoint = self.out / "runs" / plan["source"] / "train" / "checkpoints" / "latest"
+            if not checkpoint.exists():
+                raise Failed(f"{plan['source']} is finished, but its checkpoint is gone ({checkpoint}): run it again by --redo '{plan['source']}'", 2)
+            names["source"] = str(checkpoint.resolve())
+        config = compare_grid.merge(compare_grid.substitute(plan["config"], names), {"run": {"dir": str(train.resolve())}})
+        write_whole(folder / "config.yaml", compare_grid.yaml.safe_dump(config, sort_keys=False, width=150))
+        plan["cost"] = self.cost(folder / "config.yaml", log)
+        self.check_budget(cell, plan)
+        print(f"{cell.name}: begins" if not train.exists() else f"{cell.name}: goes on", file=sys.stderr, flush=True)
+        self.train(cell, plan, log)
+        found = self.evaluate(cell, plan, log)
+        curve, selection = curve_of(train)
+        rates = [row["tok_s"] for row in curve if row.get("tok_s")]
+        manifest = read_json(train / "manifest.json", {})
+        result = self.result(
+            cell, plan, "finished", plan=plan["cost"], curve=curve, selection=selection, tok_s=statistics.median(rates[len(rates) // 4:]) if rates else None,
+            peak_gib=max((row["mem/peak_gib"] for row in curve if row.get("mem/peak_gib") is not None), default=None),
+            seconds={"train": curve[-1]["time"], "evaluate": sum(e["seconds"] for one in found.values() for e in one.values())},
+            evaluations={split: {name: e["results"] for name, e in one.items()} for split, one in found.items()}, provenance=self.provenance(plan, manifest))
+        write_json(folder / "result.json", result)
+        self.drop_checkpoints(cell, result)
+        return result
+
+    def drop_checkpoints(self, cell, result):
+        if result["status"] == "finished" and not self.grid.data["stages"][cell.stage].get("keep_checkpoint"):
+            shutil.rmtree(self.folder(cell) / "train" / "checkpoints", ignore_errors=True)
+
+    def check_budget(self, cell, plan):
+        left, estimate = self.remaining(), self.estimate(cell, plan)
+        if left is not None and (left <= 0 or (estimate is not None and estimate > left)):
+            raise Stopped(f"{cell.name} would take about {estimate or 0:.0f} s, {max(0, left):.0f} s of the budget are left")
+
+    def attempt(self, cell):
+        """True where the grid may go on."""
+        known = self.results.get(cell.name)
+        if known and (known["status"] == "finished" or not self.a.retry_failed):
+            self.drop_checkpoints(cell, known)
+            return True
+        if self.state(cell)[0] in ("waits", "not needed"):
+            return True
+        plan = self.grid.resolve(cell, self.results)
+        if not known and (read_json(self.folder(cell) / "run.json") or plan)["hash"] != plan["hash"]:
+            self.refuse_changed([cell])  # it waited for a choice until now
+        if known:
+            (self.folder(cell) / "result.json").unlink()
+            shutil.rmtree(self.folder(cell) / "train", ignore_errors=True)
+            del self.results[cell.name]
+        try:
+            result = self.run(cell, plan)
+            print(f"{cell.name}: finished, {result['seconds']['train']:.0f} s of training, {result['seconds']['evaluate']:.0f} s of evaluation", file=sys.stderr, flush=True)
+        except Failed as failed:
+            result = self.result(cell, plan, "failed", message=failed.args[0], exit_code=failed.args[1], date=stamp())
+            write_json(self.folder(cell) / "result.json", result)
+            print(f"{cell.name}: FAILED: {failed.args[0]}", file=sys.stderr, flush=True)
+        except Stopped as stopped:
+            print(str(stopped) or f"{cell.name}: stopped; call again to go on", file=sys.stderr, flush=True)
+            return False
+        self.results[cell.name] = result
+        return True
+
+    # -- the grid ---------------------------------------------------------------------------------------------------------------------------------
+    def write_grid(self):
+        """What the report needs beside the results: every cell with its state."""
+        cells = []
+        for cell in self.grid.cells:
+            state, remark = self.state(cell)
+            cells.append({"name": cell.name, "stage": cell.stage, "size": cell.size, "context": cell.context, "type": cell.type, "seed": cell.seed,
+                          "state": state, "remark": remark})
+        write_json(self.out / "grid.json", {"schema": 1, "grid": self.grid.data, "cells": cells, "date": stamp()})
+
+    def go(self, cells):
+        for cell in cells:
+            if not self.attempt(cell):
+                break
+        self.write_grid()
+        states = [self.state(cell)[0] for cell in cells]
+        print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)), file=sys.stderr)
+        if self.program.signal:
+            return INTERRUPTED
+        if "failed" in states:
+            return 1
+        return REQUEUE if {"to do", "begun", "waits"} & set(states) else 0
+
+    def list(self, cells):
+        for cell in cells:
+            state, remark = self.state(cell)
+            print(f"{cell.name:44} {state:11} {remark}".rstrip())
+        return 0
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run what is missing")
+    run.add_argument("grid")
+    run.add_argument("out", help="folder of the runs")
+    run.add_argument("--stage", action="append", default=[], help="only this stage (may be repeated)")
+    run.add_argument("--only", action="append", default=[], metavar="GLOB", help="only runs with such names (may be repeated)")
+    run.add_argument("--list", action="store_true", help="show every run and its state, run nothing")
+    run.add_argument("--budget-seconds", type=float, help="begin no run that would end later; a training that would is saved in time")
+    run.add_argument("--sieve", help="the program (default: $SIEVE, then PATH, then build/cpu)")
+    run.add_argument("--path", action="append", default=[], metavar="NAME=PATH", help="another place for one of the grid's paths")
+    run.add_argument("--retry-failed", action="store_true", help="run failed ones anew")
+    run.add_argument("--redo", action="append", default=[], metavar="GLOB", help="move these runs to OUT/replaced and run them anew")
+    a = parser.parse_args()
+    for item in a.path:
+        if "=" not in item:
+            parser.error(f"--path {item}: want NAME=PATH")
+    if a.budget_seconds is not None and a.budget_seconds <= 0:
+        parser.error("--budget-seconds: want more than 0")
+    return a
+
+
+def main():
+    a = arguments()
+    try:
+        grid = Grid.load(a.grid)
+        runner = Runner(grid, a)
+        cells = runner.chosen()
+        if a.list:
+            return runner.list(cells)
+        runner.out.mkdir(parents=True, exist_ok=True)
+        with open(runner.out / ".lock", "w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise GridError(f"{a.out}: another compare.py is at work there; wait for it or give another folder") from None
+            other = (read_json(runner.out / "grid.json") or {"grid": grid.data})["grid"]["name"]
+            if other != grid.data["name"]:
+                raise GridError(f"{a.out} holds runs of the grid {other!r}, not of {grid.data['name']!r}: give another folder")
+            runner.redo(cells)
+            runner.refuse_changed(cells)
+            runner.write_grid()
+            return runner.go(cells)
+    except GridError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""The results of scripts/compare.py as one self-contained HTML page, and its tables as Markdown:
+  python3 scripts/compare_report.py OUT -o report.html [--markdown tables.md] [--reference TYPE] [--resamples 10000]
+OUT: folder of compare.py. --reference: the type that the others are compared with (default: the grid's). Figures want matplotlib; without it the page has
+tables only and says so. numpy, where it is there, makes the resamples faster and changes no number."""
+import argparse
+import base64
+import html
+import io
+import json
+import pathlib
+import re
+import sys
+
+import compare_tables as tables
+from compare_grid import GridError
+from compare_program import write_whole
+
+NOT_THE_PAPERS = ("Every number on this page was measured by the runs named under Provenance. None is the SparseK paper's (arXiv 2406.16747), whose tables and "
+                  "hyper-parameters were not at hand; models, data and tokens are far smaller than what such papers train.")
+COMPARED = ("What is held equal, and what is not: runs of one section have the same data order, batch, length in tokens and schedule (matched tokens); where types of "
+            "constant cache are set to the same number of cached rows, the cost table shows it (matched cached rows); parameters are listed, since some types add some; "
+            "matched wall-clock has a table of its own.")
+TITLES = {"positions": ("Loss by position", "Targets by the number of tokens of the window that they saw; mean over seeds."),
+          "recall": ("Loss of repeated bigrams by distance", "Targets whose bigram the visible text holds already, by the distance to its last occurrence; mean over seeds.")}
+STYLE = """body{font:15px/1.45 sans-serif;max-width:1250px;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;font-size:13px;margin:.6em 0}
+td,th{border:1px solid #ccc;padding:3px 7px;text-align:right}td:first-child,th:first-child{text-align:left}th{background:#f2f2f2}
+.scroll{overflow-x:auto}.note{color:#555;max-width:60em}img{max-width:100%}"""
+
+
+def read_result(path):
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result.get("schema") != 1 or result.get("status") not in ("finished", "failed"):
+            raise ValueError("not a result of compare.py")
+        return result
+    except (OSError, ValueError) as error:
+        raise GridError(f"{path}: {error}; move it away and let scripts/compare.py run it again") from None
+
+
+def read_all(out):
+    """(grid.json, results in the grid's order)."""
+    try:
+        index = json.loads((out / "grid.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GridError(f"{out}/grid.json: {error}; OUT is a folder in which scripts/compare.py has run") from None
+    order = {cell["name"]: at for at, cell in enumerate(index["cells"])}
+    results = [read_result(path) for path in (out / "runs").glob("*/result.json")]
+    results = [result for result in results if result["name"] in order]
+    return index, sorted(results, key=lambda result: order[result["name"]])
+
+
+# -- figures ------------------------------------------------------------------------------------------------------------------------------------------
+def load_pyplot():
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    return pyplot
+
+
+class Figures:
+    def __init__(self):
+        self.pyplot = load_pyplot()
+
+    def lines(self, panels, logarithmic=False):
+        """PNG of panels (x label, y label, {label: [lines of points]}) side by side, one colour a label; None without matplotlib or points."""
+        if self.pyplot is None or not any(lines for _, _, lines in panels):
+            return None
+        figure, axes = self.pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.4), layout="constrained", squeeze=False)
+        for axis, (x_label, y_label, lines) in zip(axes[0], panels):
+            for at, (label, several) in enumerate(lines.items()):
+                for number, points in enumerate(several):
+                    axis.plot(*zip(*points), color=f"C{at % 10}", linestyle=("-", "--", ":")[at // 10 % 3], marker="." if len(points) < 12 else None,
+                              linewidth=1.1, label=label if number == 0 else None)
+            axis.set_xlabel(x_label)
+            axis.set_ylabel(y_label)
+            if logarithmic:
+                axis.set_xscale("log", base=2)
+            axis.grid(alpha=0.3)
+            if lines:
+                axis.legend(fontsize=7)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+        self.pyplot.close(figure)
+        return file.getvalue()
+
+    def curves(self, group):
+        """Validation loss over tokens and over seconds; training loss where nothing was validated."""
+        panels = []
+        for key, scale, label in (("tokens", 1e6, "million tokens"), ("time", 1, "seconds of training")):
+            lines = {}
+            for kind in group.types:
+                several = []
+                for result in group.results(kind):
+                    points = tables.validated(result, key)
+                    if len(points) < 2:
+                        points = [(row[key], row["loss/train"]) for row in result["curve"] if row.get("loss/train") is not None]
+                    several.append([(x / scale, y) for x, y in points])
+                lines[group.label(kind)] = [points for points in several if points]
+            panels.append((label, "validation loss, nats a token", {label: several for label, several in lines.items() if several}))
+        return self.lines(panels)
+
+    def buckets(self, group, split, name, key, x_label):
+        lines = {}
+        for kind in group.types:
+            found = [(loss, label) for label, _, loss in tables.pooled_buckets(group, kind, split, name, key) if loss is not None]
+            points = [(float(label.replace(",", "").split("-")[0].split(" ")[0]) or 0.5, loss) for loss, label in found if label[0].isdigit()]
+            if points:
+                lines[group.label(kind)] = [points]
+        return self.lines([(x_label, "loss, nats a token", lines)], logarithmic=True)
+
+
+# -- the page -----------------------------------------------------------------------------------------------------------------------------------------
+class Page:
+    """Blocks in order, written twice: as HTML with figures, as Markdown without."""
+
+    def __init__(self, title):
+        self.html = [f"<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
+                     f"<h1>{html.escape(title)}</h1>"]
+        self.markdown = [f"# {title}", ""]
+
+    def heading(self, text, level=2):
+        self.html.append(f"<h{level}>{html.escape(text)}</h{level}>")
+        self.markdown += ["#" * level + " " + text, ""]
+
+    def text(self, text):
+        self.html.append(f"<p class=\"note\">{html.escape(text)}</p>")
+        self.markdown += [text, ""]
+
+    def table(self, table):
+        if table is None:
+            return
+        self.heading(table.title, 3)
+        if table.note:
+            self.text(table.note)
+        cells = lambda row, tag: "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) + "</tr>"
+        self.html.append("<div class=\"scroll\"><table>" + cells(table.columns, "th") + "".join(cells(row, "td") for row in table.rows) + "</table></div>")
+        line = lambda row: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
+        self.markdown += [line(table.columns), "|" + "---|" * len(table.columns), *map(line, table.rows), ""]
+
+    def figure(self, png, description):
+        if png is not None:
+            self.html.append(f"<p><img alt=\"{html.escape(description)}\" src=\"data:image/png;base64,{base64.b64encode(png).decode()}\"></p>")
+
+
+def splits_of(group):
+    found = {split for kind in group.types for result in group.results(kind) for split in result["evaluations"]}
+    return [split for split in ("test", "val", *sorted(found - {"test", "val"})) if split in found]
+
+
+def evaluations_in(group):
+    names = [name for kind in group.types for result in group.results(kind) for split in result["evaluations"].values() for name in split]
+    return list(dict.fromkeys(names))
+
+
+def add_group(page, figures, group, reference, resamples):
+    page.heading(group.title)
+    page.figure(figures.curves(group), f"loss curves of {group.title}")
+    for split in splits_of(group):
+        for name in evaluations_in(group):
+            page.table(tables.loss_table(group, split, name, reference, resamples) if is_single(group, split, name) else None)
+    page.table(tables.cost_table(group))
+    page.table(tables.wall_clock_table(group))
+    split = splits_of(group)[0]
+    for name in evaluations_in(group):
+        table, losses = tables.context_table(group, split, name)
+        page.table(table)
+        if table:
+            page.figure(figures.lines([("tokens of visible context", "loss, nats a token", {group.label(kind): [sorted(points.items())] for kind, points in losses.items()})], True),
+                        "loss by visible context")
+            continue
+        for key, (title, note) in TITLES.items():
+            table = tables.bucket_table(group, split, name, key, title, note)
+            page.table(table)
+            if table:
+                page.figure(figures.buckets(group, split, name, key, "tokens seen" if key == "positions" else "distance"), title)
+        page.table(tables.recall_difference_table(group, split, name, reference, resamples))
+
+
+def is_single(group, split, name):
+    return all(len(tables.evaluation_of(result, split, name)) <= 1 for kind in group.types for result in group.results(kind))
+
+
+def build(index, results, figures, reference, resamples):
+    grid, stages = index["grid"], list(index["grid"]["stages"])
+    page = Page(grid.get("title") or f"Comparison {grid['name']}")
+    page.text(NOT_THE_PAPERS)
+    finished = sum(result["status"] == "finished" for result in results)
+    page.text(f"{finished} of the grid's {len(index['cells'])} runs have finished. Text evaluated as final is the split test, used for no choice; every choice (learning rates, "
+              "which types go on) was made on val.")
+    page.text(COMPARED)
+    if figures.pyplot is None:
+        page.text("This page has no figures: matplotlib was not there when it was made.")
+    for name in stages:
+        title = grid["stages"][name].get("title")
+        cells = [cell for cell in index["cells"] if cell["stage"] == name]
+        page.text(f"Stage {name}{f' ({title})' if title else ''}: {sum(cell['state'] == 'finished' for cell in cells)} of {len(cells)} runs finished.")
+    groups = tables.groups_of(results, stages)
+    for group in groups:
+        add_group(page, figures, group, reference, resamples)
+    page.heading("The runs")
+    page.table(tables.missing_table(index["cells"], results))
+    page.table(tables.search_table(results))
+    page.table(tables.provenance_table(results))
+    page.html.append("</body></html>")
+    return page
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("-o", "--output", required=True, type=pathlib.Path)
+    parser.add_argument("--markdown", type=pathlib.Path)
+    parser.add_argument("--reference")
+    parser.add_argument("--resamples", type=int, default=10000)
+    a = parser.parse_args()
+    try:
+        if a.resamples < 100:
+            raise GridError(f"--resamples {a.resamples}: want at least 100; intervals of fewer mean nothing")
+        index, results = read_all(a.out)
+        reference = a.reference or index["grid"].get("reference")
+        if reference not in index["grid"]["types"]:
+            raise GridError(f"--reference {reference}: is not one of the grid's types: {', '.join(index['grid']['types'])}")
+        figures = Figures()
+        page = build(index, results, figures, reference, a.resamples)
+        write_whole(a.output, "\n".join(page.html) + "\n")
+        if a.markdown:
+            write_whole(a.markdown, re.sub(r"\n{3,}", "\n\n", "\n".join(page.markdown)).rstrip() + "\n")
+    except GridError as error:
+        print(f"compare_report: {error}", file=sys.stderr)
+        return 2
+    print(f"{a.output}: {len(results)} results{'' if figures.pyplot else ', no figures: matplotlib is missing (Debian: python3-matplotlib, else pip install matplotlib)'}",
+          file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
