@@ -114,21 +114,22 @@ class ChunkLives {
     __syncthreads();
   }
 
+  // Own keys and keys of the base, and members and the pool, side by side in whole warps.
   __device__ void find_lives() const {
-    for (int x = thread(); x < size_; x += kSettleThreads) own_life(x);
+    const auto warps = [](int n) { return (n + 31) & ~31; };
     // Only the last `continuing_` of the first k, and of the pool, can leave.
-    const int least = continuing_;
-    const int k = k_ < n_ ? static_cast<int>(k_) : n_;
-    for (int r = k - 1 - thread(); r >= 0 && k_ - r <= least; r -= kSettleThreads) {
-      const int y = base_death(r, static_cast<int>(k_ - r));
-      if (y == kNever) continue;
-      own_.pushed_k[y] = static_cast<std::uint16_t>(kBaseMark | r);
-      c_.a.to_BHT[at(base_key(r))] = static_cast<std::int32_t>(start_ + own_.place[y] + c_.a.delay);
-    }
-    if (!c_.a.thresholds) return;
-    for (int r = n_ - 1 - thread(); r >= 0 && P_ - r <= least; r -= kSettleThreads) {
-      const int y = base_death(r, P_ - r);
-      if (y != kNever) c_.left_pool[at(base_key(r))] = from_begin(own_.place[y]);
+    const auto leaving = [&](std::int64_t set) {
+      const std::int64_t worst = set < n_ ? set : n_, kept = set - continuing_;
+      return static_cast<int>(kept < 0 ? worst : (kept < worst ? worst - kept : 0));
+    };
+    const bool pool = c_.a.thresholds;
+    const int own = warps(size_), members = leaving(k_), pooled = pool ? leaving(P_) : 0,
+              to_pool = pool ? 2 * own : own, to_members = to_pool + warps(pooled), all = to_members + members;
+    for (int x = thread(); x < all; x += kSettleThreads) {
+      if (x < own) own_member(x);
+      else if (x < to_pool) own_pooled(x - own);
+      else if (x < to_members) base_pooled(x - to_pool < pooled ? n_ - 1 - (x - to_pool) : -1);
+      else base_member((k_ < n_ ? static_cast<int>(k_) : n_) - 1 - (x - to_members));
     }
   }
 
@@ -143,10 +144,9 @@ class ChunkLives {
   __device__ void list_own(int p) {
     const int rank = own_.upto[p];
     const std::int64_t j = start_ + p;
-    bool enters = rank != kNever, continues = false;
+    bool enters = rank != kNever;
     if (enters) {
-      continues = c_.begin_of(row_, j) < start_;
-      enters = !continues || n_ < P_ || own_.ranked[rank] >= base_[P_ - 1];
+      enters = c_.begin_of(row_, j) >= start_ || n_ < P_ || own_.ranked[rank] >= base_[P_ - 1];
       if (!enters) {
         c_.a.to_BHT[at(j)] = static_cast<std::int32_t>(j + c_.a.delay);
         if (c_.a.thresholds) c_.left_pool[at(j)] = from_begin(p);
@@ -165,9 +165,6 @@ class ChunkLives {
       own_.rank[x] = static_cast<std::uint16_t>(rank);
       own_.at_rank[rank] = static_cast<std::uint16_t>(x);
       own_.place[x] = static_cast<std::uint16_t>(p);
-      const double u = own_.ranked[rank];  // on a tie the later key, this one, is the better
-      own_.lives.better[x] =
-          static_cast<std::uint16_t>(continues ? first_in(base_, n_, [&](double b) { return b <= u; }) : 0);
     }
     __syncthreads();
   }
@@ -177,6 +174,9 @@ class ChunkLives {
                        end = c_.end_of(row_, j) - start_;
     own_.first[x] = begin <= 0 ? 0 : own_.upto[begin - 1];
     own_.lives.last[x] = own_.upto[(end < kChunk ? end : kChunk) - 1];
+    const double u = own_.ranked[own_.rank[x]];  // on a tie the later key, this one, is the better
+    own_.lives.better[x] =
+        static_cast<std::uint16_t>(begin < 0 ? first_in(base_, n_, [&](double b) { return b <= u; }) : 0);
   }
 
   // One warp a block.
@@ -203,6 +203,14 @@ class ChunkLives {
     }
     return bits;
   }
+  // How many.
+  __device__ int count_below(int y, int bound) const {
+    const uint4 eight = *reinterpret_cast<const uint4*>(own_.rank + y);
+    const unsigned limit = 0x80008000u + 0x10001u * static_cast<unsigned>(bound - 1);  // a half's top bit stays: below
+    constexpr unsigned kTop = 0x80008000u;
+    return __popc((limit - eight.x & kTop) | (limit - eight.y & kTop) >> 1 | (limit - eight.z & kTop) >> 2 |
+                  (limit - eight.w & kTop) >> 3);
+  }
   // The arrival of the `wanted`-th key of a rank below `bound`, out of [first, last).
   __device__ int arrival(int bound, int wanted, int first, int last) const {
     int y = first;
@@ -213,6 +221,14 @@ class ChunkLives {
       wanted -= seen;
     }
     for (int group = y & ~7; group < last; group += 8) {
+      const bool full = group >= y && last - group >= 8;
+      if (full) {
+        const int count = count_below(group, bound);
+        if (count < wanted) {
+          wanted -= count;
+          continue;
+        }
+      }
       unsigned bits = ranks_below(group, bound);
       if (group < y) bits &= ~0u << (y - group);
       if (last - group < 8) bits &= (1u << (last - group)) - 1;
@@ -234,15 +250,21 @@ class ChunkLives {
     const int y = arrival(own_.rank[x], static_cast<int>(wanted), own_.first[x], own_.lives.last[x]);
     return y < x ? x : y;
   }
-  __device__ void own_life(int x) const {
-    const int left_k = own_death(x, k_), left_pool = c_.a.thresholds ? own_death(x, P_) : kNever;
-    own_.left_k[x] = static_cast<std::uint16_t>(left_k);
-    own_.left_pool[x] = static_cast<std::uint16_t>(left_pool);
-    if (left_k != kNever && left_k != x) own_.pushed_k[left_k] = static_cast<std::uint16_t>(x);
-    if (left_pool != kNever && left_pool != x) own_.pushed_pool[left_pool] = static_cast<std::uint16_t>(x);
-    const std::int64_t key = at(start_ + own_.place[x]);
-    if (left_k != kNever) c_.a.to_BHT[key] = static_cast<std::int32_t>(start_ + own_.place[left_k] + c_.a.delay);
-    if (left_pool != kNever) c_.left_pool[key] = from_begin(own_.place[left_pool]);
+  __device__ void own_member(int x) const {
+    if (x >= size_) return;
+    const int left = own_death(x, k_);
+    own_.left_k[x] = static_cast<std::uint16_t>(left);
+    if (left == kNever) return;
+    if (left != x) own_.pushed_k[left] = static_cast<std::uint16_t>(x);
+    c_.a.to_BHT[at(start_ + own_.place[x])] = static_cast<std::int32_t>(start_ + own_.place[left] + c_.a.delay);
+  }
+  __device__ void own_pooled(int x) const {
+    if (x >= size_) return;
+    const int left = own_death(x, P_);
+    own_.left_pool[x] = static_cast<std::uint16_t>(left);
+    if (left == kNever) return;
+    if (left != x) own_.pushed_pool[left] = static_cast<std::uint16_t>(x);
+    c_.left_pool[at(start_ + own_.place[x])] = from_begin(own_.place[left]);
   }
 
   // The arrival of the `wanted`-th key above the base's r-th.
@@ -250,6 +272,19 @@ class ChunkLives {
     const double u = base_[r];
     const int bound = first_in(own_.ranked, candidates_, [&](double s) { return s < u; });
     return arrival(bound, wanted, 0, continuing_);
+  }
+  __device__ void base_member(int r) const {
+    const std::int32_t key = base_key(r);
+    const int y = base_death(r, static_cast<int>(k_ - r));
+    if (y == kNever) return;
+    own_.pushed_k[y] = static_cast<std::uint16_t>(kBaseMark | r);
+    c_.a.to_BHT[at(key)] = static_cast<std::int32_t>(start_ + own_.place[y] + c_.a.delay);
+  }
+  __device__ void base_pooled(int r) const {
+    if (r < 0) return;
+    const std::int32_t key = base_key(r);
+    const int y = base_death(r, P_ - r);
+    if (y != kNever) c_.left_pool[at(key)] = from_begin(own_.place[y]);
   }
 
   // The first arrival from y on, below `end`, that pushed out a member; `end`: none.

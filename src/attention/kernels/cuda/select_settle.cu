@@ -18,10 +18,12 @@ class ChunkThresholds : public ChunkSweep {
 
   // Ends with a barrier; find_lives of all threads lies behind one.
   __device__ void prepare_sums() {
-    for (int r = thread(); r < candidates_; r += kSettleThreads) {
-      own_.ranked[r] = operator_score(own_.ranked[r], c_.a.temperature);
-    }
-    for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = operator_score(base_[r], c_.a.temperature);
+    const double temperature = c_.a.temperature;
+    const auto score = [&](double u) {  // a division by 1 changes nothing
+      return temperature == 1 && std::fabs(u) <= kOperatorBound ? u : operator_score(u, temperature);
+    };
+    for (int r = thread(); r < candidates_; r += kSettleThreads) own_.ranked[r] = score(own_.ranked[r]);
+    for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = score(base_[r]);
     __syncthreads();
     centre_ = n_ == 0 ? (candidates_ > 0 ? own_.ranked[candidates_ / 2] : 0) : base_[n_ >= k_ ? k_ - 1 : n_ / 2];
     for (int base = 0; base < kChunk; base += kSettleThreads) {
@@ -265,23 +267,26 @@ class ChunkThresholds : public ChunkSweep {
       own_.taus.tau[q] = least;
   }
 
-  // The base's threshold: every thread looks at one place, then one goes on from the last that lies below. Begins
-  // behind a barrier and ends with one.
+  // The base's threshold: some threads look at one place each, then one goes on from the last that lies below. Ends
+  // with a barrier.
   __device__ void guess_start() const {
-    if (n_ < k_) {
-      if (thread() == 0) own_.taus.start = -INFINITY;
-      __syncthreads();
-      return;
+    constexpr int kPlaces = 64;
+    const int place = thread() - (kSettleThreads - kPlaces);  // the first threads have other work
+    double t = -INFINITY, start = -INFINITY;
+    bool enough = false;
+    if (place >= 0 && n_ >= k_) {
+      const double low = base_[k_ - 1] - 1;
+      t = low + place * (1.0 / kPlaces);
+      const int support = count_above(base_, 0, n_, t, 0), begin = count_above(base_, 0, n_, t, 1);
+      double sum = begin - static_cast<double>(k_);
+      if (!sum_prefixed(low, begin, support, sum)) {
+        for (int r = begin; r < support; ++r) sum += base_[r] - low;
+      }
+      enough = sum - (support - begin) * (t - low) >= 0;
+      start = support > begin ? low + sum / (support - begin) : t;
     }
-    const double low = base_[k_ - 1] - 1, t = low + thread() * (1.0 / kSettleThreads);
-    const int support = count_above(base_, 0, n_, t, 0), begin = count_above(base_, 0, n_, t, 1);
-    double sum = begin - static_cast<double>(k_);
-    if (!sum_prefixed(low, begin, support, sum)) {
-      for (int r = begin; r < support; ++r) sum += base_[r] - low;
-    }
-    const bool enough = sum - (support - begin) * (t - low) >= 0;
     const int steps = __syncthreads_count(enough);
-    if (thread() == (steps > 0 ? steps - 1 : 0)) own_.taus.start = support > begin ? low + sum / (support - begin) : t;
+    if (place == (steps > 0 ? steps - 1 : 0)) own_.taus.start = start;
     __syncthreads();
   }
 
