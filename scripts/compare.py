@@ -48,11 +48,16 @@ class Runner:
         self.sieve = find_sieve(a.sieve)
         self.program = Program()
         self.start = time.monotonic()
-        self.results = {cell.name: result for cell in grid.cells if (result := read_json(self.folder(cell) / "result.json")) is not None}
-        self.ended = {}  # name -> why a cell was left out in this call
+        self.load()
+
+    def load(self):
+        self.results = {cell.name: result for cell in self.grid.cells if (result := read_json(self.folder(cell) / "result.json")) is not None}
 
     def folder(self, cell):
         return self.out / "runs" / cell.name
+
+    def checkpoint_of(self, name):
+        return self.out / "runs" / name / "train" / "checkpoints" / "latest"
 
     def chosen(self):
         for stage in self.a.stage:
@@ -74,6 +79,8 @@ class Runner:
             return (known["status"], "") if known else ("waits", f"for {reason}")
         except NotNeeded as reason:
             return (known["status"], "") if known else ("not needed", str(reason))
+        if plan["source"] and not known and not self.checkpoint_of(plan["source"]).exists():
+            return "waits", f"for the checkpoint of {plan['source']}, which is gone: --redo '{plan['source']}'"
         found = known or begun
         if found and found["hash"] != plan["hash"]:
             return "changed", f"{self.folder(cell)} holds a run of configuration {found['hash']}, the grid now says {plan['hash']}"
@@ -129,7 +136,7 @@ class Runner:
 
     def train(self, cell, plan, log):
         train = self.folder(cell) / "train"
-        if (read_json(train / "status.json") or {}).get("status") == "finished" and (train / "checkpoints" / "latest").exists():
+        if (read_json(train / "status.json") or {}).get("status") == "finished" and self.checkpoint_of(cell.name).exists():
             return
         words = [plan["command"], str(self.folder(cell) / "config.yaml"), "--resume", "auto", "--no-progress"]
         if self.remaining() is not None:
@@ -150,7 +157,7 @@ class Runner:
                 results = read_json(kept)
                 if results is None:
                     settings = [f"eval.{key}={json.dumps(value)}" if not isinstance(value, str) else f"eval.{key}={value}" for key, value in keys.items()]
-                    words = ["eval", str(self.folder(cell) / "train" / "checkpoints" / "latest"), f"eval.data={compare_grid.substitute(path, self.paths)}", *settings]
+                    words = ["eval", str(self.checkpoint_of(cell.name)), f"eval.data={compare_grid.substitute(path, self.paths)}", *settings]
                     began = time.monotonic()
                     results = {"results": json.loads(self.call([*words, "--json"], log))["results"], "seconds": time.monotonic() - began, "keys": keys}
                     write_json(kept, results)
@@ -179,10 +186,7 @@ class Runner:
             write_json(folder / "run.json", {"name": cell.name, "hash": plan["hash"], "started": stamp(), "config": plan["config"]})
         names = dict(self.paths)
         if plan["source"]:
-            checkpoint = self.out / "runs" / plan["source"] / "train" / "checkpoints" / "latest"
-            if not checkpoint.exists():
-                raise Failed(f"{plan['source']} is finished, but its checkpoint is gone ({checkpoint}): run it again by --redo '{plan['source']}'", 2)
-            names["source"] = str(checkpoint.resolve())
+            names["source"] = str(self.checkpoint_of(plan["source"]).resolve())
         config = compare_grid.merge(compare_grid.substitute(plan["config"], names), {"run": {"dir": str(train.resolve())}})
         write_whole(folder / "config.yaml", compare_grid.yaml.safe_dump(config, sort_keys=False, width=150))
         plan["cost"] = self.cost(folder / "config.yaml", log)
@@ -309,6 +313,7 @@ def main():
             other = (read_json(runner.out / "grid.json") or {"grid": grid.data})["grid"]["name"]
             if other != grid.data["name"]:
                 raise GridError(f"{a.out} holds runs of the grid {other!r}, not of {grid.data['name']!r}: give another folder")
+            runner.load()
             runner.redo(cells)
             runner.refuse_changed(cells)
             runner.write_grid()

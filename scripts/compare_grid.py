@@ -205,7 +205,7 @@ class Grid:
         key = f"stages.{name}"
         self.known(key, stage, STAGE_KEYS)
         for part in ("types", "sizes", "contexts", "evaluations"):
-            if not isinstance(stage.get(part), list) or not stage[part]:
+            if not isinstance(stage.get(part), list) or not (stage[part] or part == "evaluations"):
                 self.fail(f"{key}.{part}", "is not a list with at least one name")
             for item in stage[part]:
                 if item not in self.data[part]:
@@ -311,16 +311,20 @@ class Grid:
                 return other
         self.fail(f"stages.{cell.stage}.from", f"stage {wanted['stage']} has no {wanted['type']} of size {cell.size}, context {cell.context}, seed {cell.seed}")
 
+    def config(self, cell, kind, lr):
+        """base < size < context < stage < type; paths still as ${name}."""
+        d, t = self.data, self.data["types"][kind]
+        return merge(d["base"], d["sizes"][cell.size], d["contexts"][cell.context], d["stages"][cell.stage].get("set"), t.get("set"),
+                     {"run": {"name": cell.name, "seed": cell.seed}, "model": {"attention": {"kinds": t["kinds"], "pattern": t["pattern"]}}},
+                     {"train": {"optimizer": {"lr": lr}}} if lr is not None else {})
+
     def resolve(self, cell, results):
         """What to run: a dict with type, lr, search, command, config (paths still as ${name}), evaluations, splits, source and hash."""
         d, stage = self.data, self.data["stages"][cell.stage]
         self.check_condition(cell, results)
         kind = self.resolved_type(cell, results)
         lr, search = (cell.lr, {}) if cell.lr is not None else self.chosen_lr(kind, results)
-        t = d["types"][kind]
-        config = merge(d["base"], d["sizes"][cell.size], d["contexts"][cell.context], stage.get("set"), t.get("set"),
-                       {"run": {"name": cell.name, "seed": cell.seed}, "model": {"attention": {"kinds": t["kinds"], "pattern": t["pattern"]}}},
-                       {"train": {"optimizer": {"lr": lr}}} if lr is not None else {})
+        config = self.config(cell, kind, lr)
         source, source_hash = self.source_of(cell), None
         if source is not None:
             origin = results.get(source.name)
