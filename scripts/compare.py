@@ -14,6 +14,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -117,7 +118,9 @@ class Runner:
                 continue
             likeness = (result["resolved_type"] == plan["type"]) + 2 * (result["context"] == cell.context) + 2 * (result["size"] == cell.size)
             per_token = result["seconds"]["train"] / result["plan"]["tokens"] * plan["cost"]["flops_per_token"] / result["plan"]["flops_per_token"]
-            seconds = per_token * plan["cost"]["tokens"] + result["seconds"]["evaluate"] * len(plan["splits"]) / max(1, len(result["evaluations"]))
+            evaluations = sum(len(one) for one in result["evaluations"].values())
+            seconds = per_token * plan["cost"]["tokens"]
+            seconds += result["seconds"]["evaluate"] * len(plan["splits"]) * len(plan["evaluations"]) / max(1, evaluations)
             if best is None or (likeness, seconds) > best:
                 best = (likeness, seconds)
         return best[1] if best else None
@@ -267,6 +270,7 @@ class Runner:
         return REQUEUE if {"to do", "begun", "waits"} & set(states) else 0
 
     def list(self, cells):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # | head
         for cell in cells:
             state, remark = self.state(cell)
             print(f"{cell.name:44} {state:11} {remark}".rstrip())

@@ -85,7 +85,9 @@ class Group:
 
     @property
     def title(self):
-        return f"{self.size} at {self.context}, {self.tokens / 1e6:,.4g}M tokens a run{', from a dense checkpoint' if self.converted else ''}"
+        stages = sorted({result["stage"] for kind in self.types for result in self.results(kind)})
+        return (f"{self.size} at {self.context}, {self.tokens / 1e6:,.4g}M tokens a run{', from a dense checkpoint' if self.converted else ''} "
+                f"(stage{'s' if len(stages) > 1 else ''} {', '.join(stages)})")
 
     def results(self, kind):
         return [self.types[kind][seed] for seed in sorted(self.types[kind])]
