@@ -219,7 +219,8 @@ struct Attention {
   DType score_dtype = DType::f32;
   bool dense = false;  // by attention/dense.h, forward and backward
 
-  Tensor forward(const std::array<Tensor, 2>& inputs, const AttentionInputs& how, SelectionStats* stats) {
+  Tensor forward(const std::array<Tensor, 2>& inputs, const AttentionInputs& how, SelectionStats* stats,
+                 SelectionLives* lives) {
     check_inputs(how, inputs[0], inputs[1]);
     in = how;
     qkv = inputs[0].contiguous();
@@ -235,6 +236,7 @@ struct Attention {
       selection = select_keys(in.spec, inputs[1].contiguous(), in.document_starts, thresholds, stats);
       const bool runs_again = grad_mode().kind == GradMode::Kind::note;  // recorded then: a step that may be skipped
       if (!saves && !runs_again) check_scores(inputs[1].numel());
+      if (lives != nullptr) *lives = {selection.from, selection.to};
     }
     const Plan plan = plan_of(in.spec, in.rope, qkv, in.document_starts, selection);
     if (saves) kept = plan.device;
@@ -344,9 +346,10 @@ void check_attention(const AttentionSpec& spec, const RopeSpec& rope) {
          " must be positive and finite");
 }
 
-Variable attention(const Variable& qkv, const Variable& scores, const AttentionInputs& in, SelectionStats* stats) {
+Variable attention(const Variable& qkv, const Variable& scores, const AttentionInputs& in, SelectionStats* stats,
+                   SelectionLives* lives) {
   if (shows_pairs(in.spec.kind)) return pattern_attention(qkv, {}, in);
-  return record<Attention>({qkv, scores}, in, stats);
+  return record<Attention>({qkv, scores}, in, stats, lives);
 }
 
 }  // namespace sieve

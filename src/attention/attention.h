@@ -25,13 +25,19 @@ struct SelectionStats {
   double score_std = 0;
 };
 
+// Which queries a SparseK layer's selection serves with each key: from <= i < to, i32 (B, Hs, T); equal: none
+// (attention/kernels/select.h).
+struct SelectionLives {
+  Tensor from, to;
+};
+
 // Error(Exit::config) where the numbers of a spec make no sense, with what to change.
 void check_attention(const AttentionSpec& spec, const RopeSpec& rope);
 
 // qkv (B, T, (H + 2 Hkv) D): query heads, key heads, value heads, not yet rotated. scores (B, Hs, T) fp32/fp64 for
 // SparseK, undefined otherwise. Returns (B, T, H D). Query head h reads KV head h / (H / Hkv). Scale 1/sqrt(D). `stats`
-// is filled when given.
+// and `lives` (SparseK) are filled when given.
 Variable attention(const Variable& qkv, const Variable& scores, const AttentionInputs& in,
-                   SelectionStats* stats = nullptr);
+                   SelectionStats* stats = nullptr, SelectionLives* lives = nullptr);
 
 }  // namespace sieve

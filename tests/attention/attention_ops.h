@@ -10,6 +10,7 @@
 #include "attention/registry.h"
 #include "attention/timestep_norm.h"
 #include "attention_cases.h"
+#include "linear_ops.h"
 #include "support/op_case.h"
 
 namespace sieve::test {
@@ -127,7 +128,11 @@ inline OpSample draw_pattern(Draw& d) {
 inline std::vector<OpCase> attention_op_cases() {
   return {{.name = "attention", .draw = draw_attention, .low_precision = false},
           {.name = "pattern_attention", .draw = draw_pattern, .low_precision = false},
-          {.name = "timestep_norm", .draw = draw_timestep_norm, .low_precision = false}};
+          {.name = "timestep_norm", .draw = draw_timestep_norm, .low_precision = false},
+          {.name = "linear_attention", .draw = draw_linear, .low_precision = false},
+          {.name = "gated_linear_attention", .draw = draw_gated_linear, .low_precision = false},
+          {.name = "silu_gate", .draw = draw_silu_gate, .low_precision = false},
+          {.name = "add_gated_heads", .draw = draw_add_gated_heads, .low_precision = false}};
 }
 
 }  // namespace sieve::test
