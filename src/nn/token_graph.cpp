@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <typeinfo>
 
 #include "core/build.h"
@@ -31,6 +33,16 @@ std::int64_t splits_of(const Decoder& model, std::int64_t batch) {
 }
 
 const void* pointer(const Variable& v) { return v.defined() ? v.value().raw() : nullptr; }
+
+// Whether they all begin at whole 16 bytes, as the one launch copies them.
+bool whole(std::initializer_list<const void*> pointers) {
+  return std::all_of(pointers.begin(), pointers.end(),
+                     [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; });
+}
+bool whole(const TokenRunLayer& l) {
+  return whole({l.qkv.w_NK, l.qkv.bias_N, l.out.w_NK, l.out.bias_N, l.up.w_NK, l.up.bias_N, l.down.w_NK, l.down.bias_N,
+                l.gain1_C, l.shift1_C, l.gain2_C, l.shift2_C, l.attend.keys_BKCD, l.attend.values_BKCD, l.score_w_HC});
+}
 
 }  // namespace
 
@@ -107,6 +119,8 @@ void TokenGraph::plan_one_launch() {
   a.count = static_cast<std::int64_t>(list.size()), a.C = c.d_model, a.H = c.n_heads, a.Hkv = *c.n_kv_heads;
   a.D = *c.head_dim, a.F = *c.d_ff, a.V = *c.vocab_size, a.swiglu = c.arch != Arch::gpt2, a.eps = head_.eps;
   a.dtype = dtype_, a.R = embed_.R, a.frequency_R = embed_.frequency_R;
+  if (!whole({head_.w_NK, head_.gain_K, head_.shift_K})) return;
+  if (!std::all_of(list.begin(), list.end(), [](const TokenRunLayer& l) { return whole(l); })) return;
   if constexpr (build::with_cuda) one_launch_ = cuda::plan_token_run(a, rows, stream_);
   if (!one_launch_) return;
   a.tokens_VC = embed_.tokens_VC, a.positions_TC = embed_.positions_TC;

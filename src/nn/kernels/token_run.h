@@ -49,6 +49,8 @@ struct TokenRunArgs : KernelArgs {
   DType dtype = DType::f32;
   // Filled by plan_token_run.
   std::int64_t G = 0, S = 0;
+  std::int64_t held = 0;  // rows of a split in shared memory
+  int lanes_log2 = 0;     // of the lanes that share such a row
   std::int64_t qkv_words = 0, part_words = 0, x_words = 0, up_words = 0, layer_words = 0;
   // Zeros before the first token.
   std::uint64_t* words = nullptr;  // (count, layer_words)

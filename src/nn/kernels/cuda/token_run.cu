@@ -1,102 +1,94 @@
-// One token in one launch. Every block has its rows of each matrix: their weights come into its shared memory nearly a
-// layer ahead, every lane copies what it will multiply itself, and the head's rows go through registers. What a phase
-// waits for are the words of the phase before (token_words.cuh): qkv, attention's parts, x behind the attention, the
-// MLP's features, x behind the layer. Words are of one layer each, so none is overwritten before the next token.
+// One token in one launch. Every block has its rows of each matrix: the copy engine brings their weights into its
+// shared memory nearly a layer ahead, with the attention's rows, and the head's rows go through registers. Four warps
+// share a scheduler, so that an instruction all warps execute costs four cycles of a phase: what depends on the model
+// alone is worked out by the host, and copies are one thread's business. What a phase waits for are the words of the
+// phase before (token_words.cuh): qkv, attention's parts, x behind the attention, the MLP's features, x behind the
+// layer. Words are of one layer each, so none is overwritten before the next token.
 #include "attention/kernels/cuda/launch.cuh"
 #include "nn/kernels/cuda/token_run_choice.cuh"
-#include "nn/kernels/cuda/token_run_space.cuh"
+#include "nn/kernels/cuda/token_run_products.cuh"
+#include "tensor/kernels/cuda/dependent.cuh"
 
 namespace sieve::cuda {
 namespace {
 
-constexpr int kComing = 3;                                   // rows of the head that a warp waits for
-constexpr std::int64_t kHeadAhead = std::int64_t{24} << 20;  // bytes of the head asked for before it is its turn
-constexpr std::int64_t kHeadLayers = 3;                      // in so many last layers
-
+constexpr int kComing = 3;  // rows of the head that a warp waits for
 template <class T>
-class TokenRun {
+class TokenRun : public RunProducts<T> {
  public:
-  static constexpr int N = kPack<T>, kIn = kPerWord<T>, kFew = 2 * kIn;
-  using Row = Raw<T>[kSteps];
-
-  __device__ TokenRun(const TokenRunArgs& args, const RunSpace& space)
-      : a(args), space_(space), lane_(static_cast<int>(threadIdx.x) % 32), warp_(static_cast<int>(threadIdx.x) / 32) {
-    tag_ = *a.epoch + 1;
-    x_ = at<T>(space_.x), between_ = at<T>(space_.between), in_ = at<T>(space_.in), normed_ = at<T>(space_.normed);
-  }
+  using Base = RunProducts<T>;
+  using Base::a, Base::N, Base::kIn, Base::kFew, Base::Base;
+  using typename Base::Row, typename Base::Weights;
 
   __device__ void run() {
-    copy_layers();
-    __syncthreads();
-    fill(0, layer(0).qkv, layer(0).gain1_C, layer(0).shift1_C);
-    fill(1, layer(0).out, nullptr, nullptr);
-    fill(2, layer(0).up, layer(0).gain2_C, layer(0).shift2_C);
-    ask_ahead(0);
+    this->begin();
     angles();
-    for (std::int64_t i = 0; i < a.count; ++i) layer_of(i);
+    float v[kFew] = {};
+    embed(v);
+#pragma unroll 1
+    for (std::int64_t i = 0; i < a.count; ++i) layer_of(i, v);
     head();
   }
 
  private:
+  using Base::attends, Base::barrier, Base::copies, Base::fill, Base::fill_last, Base::fill_rows, Base::ask_ahead,
+      Base::gain, Base::layer, Base::words, Base::space_, Base::lane_, Base::warp_, Base::tag_, Base::x_,
+      Base::between_, Base::in_, Base::normed_, Base::take, Base::multiply, Base::norm, Base::own, Base::load_row,
+      Base::dot;
   template <class V>
   __device__ V* at(int bytes) const {
-    return reinterpret_cast<V*>(dynamic_shared() + bytes);
-  }
-  __device__ const TokenRunLayer& layer(std::int64_t i) const { return at<TokenRunLayer>(space_.layers)[i]; }
-  __device__ const T* gain(int which) const { return at<T>(space_.gains[which]); }
-  __device__ Word* words(std::int64_t i) const { return a.words + i * a.layer_words; }
-  __device__ bool attends() const { return blockIdx.x < a.Hkv * a.S; }
-
-  __device__ void copy_layers() const {
-    static_assert(sizeof(TokenRunLayer) % 8 == 0);
-    const auto* from = reinterpret_cast<const std::uint64_t*>(a.layers);
-    auto* to = at<std::uint64_t>(space_.layers);
-    const auto n = static_cast<int>(a.count * static_cast<std::int64_t>(sizeof(TokenRunLayer) / 8));
-    for (int i = static_cast<int>(threadIdx.x); i < n; i += kRunThreads) to[i] = from[i];
+    return Base::template at<V>(bytes);
   }
 
-  __device__ void layer_of(std::int64_t i) {
+  // A place is filled anew once the block has met behind its last use. v: features of x, where i is 0.
+  __device__ void layer_of(std::int64_t i, float (&v)[kFew]) {
     const TokenRunLayer& l = layer(i);
     const bool more = i + 1 < a.count;
+    const auto parity = static_cast<std::uint32_t>(i & 1);
     Word *qkv = words(i), *parts = qkv + a.qkv_words, *x1 = parts + a.part_words, *hidden = x1 + a.x_words,
          *x2 = hidden + a.up_words;
 
-    TokenAttend<T> attend(a);
-    if (attends()) attend.prepare(l.attend, blockIdx.x);
-    float v[kFew] = {};
+    const AttendSpace<T> space = attend_space();
+    TokenAttend<T> attend(a, space);
+    Weights w;
+    if (attends()) attend.prepare(l.attend);
+    take(0, parity, w);
     if (i > 0) own(qkv - a.x_words, v);  // the words before are x behind the last layer
-    else embed(v);
-    norm(v, x_, gain(0), l.shift1_C != nullptr ? gain(0) + a.C : nullptr);
+    norm(v, x_, gain(0), l.shift1_C != nullptr);
+    if (copies() && i > 0) fill(3, i);
     Row row;
-    load_row(normed_, a.C, row);
-    multiply(0, l.qkv, row, nullptr, false, qkv);
+    load_row(normed_, 0, row);
+    multiply(0, l.qkv.bias_N != nullptr, w, row, nullptr, false, qkv);
     score(l, row);
-    fill(3, l.down, nullptr, nullptr);
-    if (attends()) attend.finish(l.attend, qkv, parts, tag_, attend_space());
+    if (attends()) {
+      attend.finish(l.attend, qkv, parts, tag_, barrier(kOfRows), parity);
+      if (copies() && more) fill_rows(i + 1);
+    }
 
+    take(1, parity, w);
     read_parts(parts);
-    await_copies<2>();
     __syncthreads();
-    load_row(in_, l.out.K, row);
-    multiply(1, l.out, row, x_, false, x1);
-    if (more) fill(0, layer(i + 1).qkv, layer(i + 1).gain1_C, layer(i + 1).shift1_C), ask_ahead(i + 1);
-    else end_copies();
+    if (copies()) {
+      if (more) fill(0, i + 1), ask_ahead(i + 1);
+      else fill_last();
+    }
+    load_row(in_, 1, row);
+    multiply(1, l.out.bias_N != nullptr, w, row, x_, false, x1);
 
+    take(2, parity, w);
     own(x1, v);
-    norm(v, between_, gain(1), l.shift2_C != nullptr ? gain(1) + a.C : nullptr);
-    load_row(normed_, a.C, row);
-    multiply(2, l.up, row, nullptr, !a.swiglu, hidden);
-    if (more) fill(1, layer(i + 1).out, nullptr, nullptr);
-    else end_copies();
+    norm(v, between_, gain(1), l.shift2_C != nullptr);
+    if (copies() && more) fill(1, i + 1);
+    load_row(normed_, 2, row);
+    multiply(2, l.up.bias_N != nullptr, w, row, nullptr, !a.swiglu, hidden);
 
+    take(3, parity, w);
     if (a.swiglu) read_swiglu(hidden);
-    else read_features(hidden, a.F, in_);
-    await_copies<2>();
+    else read_features(hidden, static_cast<int>(a.F), in_);
     __syncthreads();
-    load_row(in_, l.down.K, row);
-    multiply(3, l.down, row, between_, false, x2);
-    if (more) fill(2, layer(i + 1).up, layer(i + 1).gain2_C, layer(i + 1).shift2_C);
-    else end_copies();
+    if (copies() && more) fill(2, i + 1);
+    load_row(in_, 3, row);
+    multiply(3, l.down.bias_N != nullptr, w, row, between_, false, x2);
   }
 
   // The thread's own features of the first x, which every block makes for itself.
@@ -127,178 +119,6 @@ class TokenRun {
     }
   }
 
-  // The block's rows of a product, in units of a word.
-  struct Units {
-    std::int64_t first;
-    int count;
-  };
-  __device__ Units units_of(const TokenProduct& p) const {
-    const auto all = static_cast<std::uint32_t>(p.N / kIn), b = blockIdx.x, G = gridDim.x, first = all * b / G;
-    return {first, static_cast<int>(all * (b + 1) / G - first)};
-  }
-
-  // Weights, biases and norm of a product on their way to place `which`: a group of copies.
-  __device__ void fill(int which, const TokenProduct& p, const void* gain, const void* shift) const {
-    const int team = run_team<T>(p.K), teams = kRunWarps / team, member = warp_ % team, K = static_cast<int>(p.K);
-    const Units units = units_of(p);
-    T *weights = at<T>(space_.weights[which]), *bias = at<T>(space_.bias[which]);
-#pragma unroll 1
-    for (int j = warp_ / team; j < units.count; j += teams) {
-      const std::int64_t n = (units.first + j) * kIn;
-#pragma unroll
-      for (int r = 0; r < kIn; ++r) {
-        const T* from = static_cast<const T*>(p.w_NK) + (n + r) * p.K;
-        for (int k = (member * 32 + lane_) * N; k < K; k += team * 32 * N)
-          copy_beside<16>(weights + (j * kIn + r) * K + k, from + k);
-      }
-      if (p.bias_N != nullptr && member == 0 && lane_ == 0)
-        copy_beside<4>(bias + j * kIn, static_cast<const T*>(p.bias_N) + n);
-    }
-    if (gain != nullptr) {
-      T* gains = at<T>(space_.gains[which / 2]);
-      for (int k = static_cast<int>(threadIdx.x) * N; k < a.C; k += kRunThreads * N) {
-        copy_beside<16>(gains + k, static_cast<const T*>(gain) + k);
-        if (shift != nullptr) copy_beside<16>(gains + a.C + k, static_cast<const T*>(shift) + k);
-      }
-    }
-    end_copies();
-  }
-
-  // What later phases read from memory, into the second cache: rows of the attention, score weights, the head.
-  __device__ void ask_ahead(std::int64_t i) const {
-    const TokenRunLayer& l = layer(i);
-    if (attends()) prefetch_rows<T>(a, l.attend, blockIdx.x);
-    for (std::int64_t h = a.G - 1 - blockIdx.x; h < l.scores.Hs; h += a.G)
-      for (std::int64_t k = threadIdx.x * 32; k < a.C; k += kRunThreads * 32) prefetch(l.score_w_HC + h * a.C + k);
-    const std::int64_t nth = i - (a.count - kHeadLayers);
-    if (nth < 0) return;
-    const std::int64_t mine = a.V * (blockIdx.x + 1) / a.G - a.V * blockIdx.x / a.G,
-                       row = a.C * static_cast<std::int64_t>(sizeof(T)),
-                       each = min(mine * row / kHeadLayers, kHeadAhead / kHeadLayers / a.G) / 128 * 128;
-    const char* from = static_cast<const char*>(a.head_VC) + a.V * blockIdx.x / a.G * row + nth * each;
-    for (std::int64_t k = threadIdx.x * 128; k < each; k += kRunThreads * 128) prefetch(from + k);
-  }
-
-  // The packs of a row that this lane multiplies.
-  __device__ void load_row(const T* from, std::int64_t K, Row& row) const {
-    const int team = run_team<T>(K), member = warp_ % team;
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int k = ((s * team + member) * 32 + lane_) * N;
-      row[s] = k < K ? Raw<T>::at(from + k) : Raw<T>::none();
-    }
-  }
-
-  // x into shared memory for who adds to it, and its norm for who multiplies it; v: the thread's own features. Sums are
-  // taken about the mean of the norm before, so that their squares hold no large constant.
-  __device__ void norm(const float (&v)[kFew], T* x, const T* gain, const T* shift) {
-    const int C = static_cast<int>(a.C), k = static_cast<int>(threadIdx.x) * kFew;
-    float *stats = at<float>(space_.stats), sum = 0, squares = 0;
-    if (warp_ * 32 * kFew < C) {
-      Pack<T, kFew> kept;
-#pragma unroll
-      for (int e = 0; e < kFew; ++e) {
-        const float c = k < C ? v[e] - mean_ : 0.f;
-        sum += c, squares = fmaf(c, c, squares);
-        kept.at[e] = to_element<T>(v[e]);
-      }
-      if (k < C) store_pack<kFew>(x + k, kept);
-#pragma unroll
-      for (int offset = 16; offset > 0; offset >>= 1) {
-        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-      }
-      if (lane_ == 0) stats[2 * warp_] = sum, stats[2 * warp_ + 1] = squares;
-    }
-    await_copies<2>();
-    __syncthreads();
-    if (k < C) {
-      sum = squares = 0;
-      for (int w = 0; w * 32 * kFew < C; ++w) sum += stats[2 * w], squares += stats[2 * w + 1];
-      float variance = squares / static_cast<float>(C);
-      if (shift != nullptr) {
-        const float moved = sum / static_cast<float>(C);
-        mean_ += moved, variance = fmaxf(variance - moved * moved, 0.f);
-      }
-      const float rstd = 1.f / sqrtf(variance + static_cast<float>(a.eps));
-      const Pack<T, kFew> g = load_pack<kFew>(gain + k), b = shift != nullptr ? load_pack<kFew>(shift + k) : g;
-      Pack<T, kFew> out;
-#pragma unroll
-      for (int e = 0; e < kFew; ++e)
-        out.at[e] =
-            to_element<T>((v[e] - mean_) * rstd * to_compute(g.at[e]) + (shift != nullptr ? to_compute(b.at[e]) : 0.f));
-      store_pack<kFew>(normed_ + k, out);
-    }
-    __syncthreads();
-  }
-  // The thread's own features of what the phase before left.
-  __device__ void own(const Word* from, float (&v)[kFew]) const {
-    if (static_cast<int>(threadIdx.x) * kFew >= a.C) return;
-    const Word* const places[1] = {from + 2 * threadIdx.x};
-    std::uint32_t got[1][2];
-    await<1>(places, tag_, got);
-    Pack<T, kFew> all;
-    memcpy(&all, got[0], 8);
-#pragma unroll
-    for (int e = 0; e < kFew; ++e) v[e] = to_compute(all.at[e]);
-  }
-
-  __device__ static void dot(const Raw<T>& w, const Raw<T>& x, float& sum) {
-#pragma unroll
-    for (int k = 0; k < N; ++k) sum = fmaf(w.get(k), x.get(k), sum);
-  }
-
-  // The block's rows of a product to words: + bias, GELU, + what stood there.
-  __device__ void multiply(int which, const TokenProduct& p, const Row& row, const T* add, bool gelus, Word* to) {
-    const int team = run_team<T>(p.K), teams = kRunWarps / team, member = warp_ % team, K = static_cast<int>(p.K);
-    const Units units = units_of(p);
-    const T* weights = at<T>(space_.weights[which]);
-    float* parts = at<float>(space_.parts);
-#pragma unroll 1
-    for (int base = 0; base < units.count; base += teams) {
-      const int j = base + warp_ / team;
-      float sum[kIn] = {};
-      if (j < units.count) {
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          const int k = ((s * team + member) * 32 + lane_) * N;
-          if (k >= K) continue;
-#pragma unroll
-          for (int r = 0; r < kIn; ++r) dot(Raw<T>::at(weights + (j * kIn + r) * K + k), row[s], sum[r]);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kIn; ++r) sum[r] = warp_sum(sum[r]);
-      if (team > 1) {
-#pragma unroll
-        for (int r = 0; r < kIn; ++r)
-          if (lane_ == 0) parts[warp_ * kIn + r] = sum[r];
-        __syncthreads();
-        if (member == 0) {
-          for (int w = 1; w < team; ++w)
-#pragma unroll
-            for (int r = 0; r < kIn; ++r) sum[r] += parts[(warp_ + w) * kIn + r];
-        }
-        __syncthreads();
-      }
-      if (j < units.count && member == 0 && lane_ == 0) finish(which, p, units.first + j, j, sum, add, gelus, to);
-    }
-  }
-
-  __device__ void finish(int which, const TokenProduct& p, std::int64_t unit, int j, const float (&sum)[kIn],
-                         const T* add, bool gelus, Word* to) const {
-    const T* bias = at<T>(space_.bias[which]);
-    T out[kIn];
-#pragma unroll
-    for (int r = 0; r < kIn; ++r) {
-      float value = sum[r] + (p.bias_N != nullptr ? to_compute(bias[j * kIn + r]) : 0.f);
-      if (gelus) value = gelu(value);
-      if (add != nullptr) value += to_compute(add[unit * kIn + r]);
-      out[r] = to_element<T>(value);
-    }
-    send(to + unit, payload_of<T>(out), tag_);
-  }
-
   // The last warp of the last blocks: a score head each, in the order of the score kernel.
   __device__ void score(const TokenRunLayer& l, const Row& row) const {
     if (warp_ != kRunWarps - 1) return;
@@ -319,9 +139,10 @@ class TokenRun {
   }
 
   // K features of the phase before; the caller synchronises.
-  __device__ void read_features(const Word* from, std::int64_t K, T* to) const {
+  __device__ void read_features(const Word* from, int K, T* to) const {
     constexpr int kAtOnce = 2, kEach = 2 * kIn;
-    const int pairs = static_cast<int>(K) / kEach;
+    const int pairs = K / kEach;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < pairs; i += kRunThreads * kAtOnce) {
       const bool second = i + kRunThreads < pairs;
       const Word* const places[kAtOnce] = {from + 2 * i, from + 2 * (second ? i + kRunThreads : i)};
@@ -333,69 +154,80 @@ class TokenRun {
   }
   __device__ void read_swiglu(const Word* from) const {
     constexpr int kEach = 2 * kIn;
-    const int pairs = static_cast<int>(a.F) / kEach;
+    const int F = static_cast<int>(a.F), pairs = F / kEach;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < pairs; i += kRunThreads) {
-      const Word* const places[2] = {from + 2 * i, from + a.F / kIn + 2 * i};
+      const Word* const places[2] = {from + 2 * i, from + F / kIn + 2 * i};
       std::uint32_t got[2][2];
       await<2>(places, tag_, got);
       Pack<T, kEach> gate, up, out;
       memcpy(&gate, got[0], 8), memcpy(&up, got[1], 8);
 #pragma unroll
-      for (int k = 0; k < kEach; ++k) out.at[k] = to_element<T>(silu(to_compute(gate.at[k])) * to_compute(up.at[k]));
+      for (int k = 0; k < kEach; ++k)
+        out.at[k] = to_element<T>(silu_of<T>(to_compute(gate.at[k])) * to_compute(up.at[k]));
       store_pack<kEach>(in_ + i * kEach, out);
     }
   }
 
-  // The attention's features, the splits of each head joined in their order.
+  // The attention's features, the splits of each head joined in their order. The wait is the longest, and all blocks
+  // poll: for the splits' maxima and sums alone, a sixteenth of what they want, until those are there.
   __device__ void read_parts(const Word* parts) const {
+    constexpr int kAtOnce = 4;
     const int D = static_cast<int>(a.D), pairs = static_cast<int>(a.H) * D / 2, S = static_cast<int>(a.S);
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < pairs; i += kRunThreads) {
-      const Word* head = parts + static_cast<std::int64_t>(2 * i / D) * S * (D + 2);
-      const int d = 2 * i % D;
+      const int head = 2 * i / D, d = 2 * i - head * D;
+      const Word* from = parts + head * S * (D + 2);
       float top = kNoLogit, total = 0, out[2] = {};
-      for (int base = 0; base < S; base += 4) {
-        const Word* places[8];
+#pragma unroll 1
+      for (int base = 0; base < S; base += kAtOnce) {
+        const Word *stats[kAtOnce], *sums[kAtOnce];
 #pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          const Word* part = head + static_cast<std::int64_t>(min(base + s, S - 1)) * (D + 2);
-          places[s] = part + d, places[4 + s] = part + D;
+        for (int s = 0; s < kAtOnce; ++s) {
+          const Word* part = from + min(base + s, S - 1) * (D + 2);
+          stats[s] = part + D, sums[s] = part + d;
         }
-        std::uint32_t got[8][2];
-        await<8>(const_cast<const Word* const(&)[8]>(places), tag_, got);
+        std::uint32_t stat[kAtOnce][2], sum[kAtOnce][2];
+        await<kAtOnce>(const_cast<const Word* const(&)[kAtOnce]>(stats), tag_, stat);
+        await<kAtOnce>(const_cast<const Word* const(&)[kAtOnce]>(sums), tag_, sum);
         float high = top;
 #pragma unroll
-        for (int s = 0; s < 4; ++s) high = fmaxf(high, __uint_as_float(got[4 + s][0]));
-        const float shrink = expf(top - high);
+        for (int s = 0; s < kAtOnce; ++s) high = fmaxf(high, __uint_as_float(stat[s][0]));
+        const float shrink = power_of_two(top - high);
         total *= shrink, out[0] *= shrink, out[1] *= shrink, top = high;
 #pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          const float weight = base + s < S ? expf(__uint_as_float(got[4 + s][0]) - high) : 0.f;
-          total = fmaf(__uint_as_float(got[4 + s][1]), weight, total);
+        for (int s = 0; s < kAtOnce; ++s) {
+          const float weight = base + s < S ? power_of_two(__uint_as_float(stat[s][0]) - high) : 0.f;
+          total = fmaf(__uint_as_float(stat[s][1]), weight, total);
 #pragma unroll
-          for (int k = 0; k < 2; ++k) out[k] = fmaf(__uint_as_float(got[s][k]), weight, out[k]);
+          for (int k = 0; k < 2; ++k) out[k] = fmaf(__uint_as_float(sum[s][k]), weight, out[k]);
         }
       }
-      in_[2 * i] = to_element<T>(out[0] / total), in_[2 * i + 1] = to_element<T>(out[1] / total);
+      const float share = 1.f / total;
+      in_[2 * i] = to_element<T>(out[0] * share), in_[2 * i + 1] = to_element<T>(out[1] * share);
     }
   }
 
   __device__ AttendSpace<T> attend_space() const {
-    return {at<T>(space_.raw),      at<T>(space_.moved),   at<float>(space_.tops), at<float>(space_.sums),
-            at<float>(space_.outs), at<float>(space_.cos), at<float>(space_.sin)};
+    return {at<T>(space_.raw),       at<float>(space_.query), at<T>(space_.keys),     at<T>(space_.values),
+            at<float>(space_.gates), at<float>(space_.tops),  at<float>(space_.sums), at<float>(space_.outs),
+            at<float>(space_.cos),   at<float>(space_.sin)};
   }
 
   // Logits of a row a warp at a time, the next ones on their way; then the choice.
   __device__ void head() {
-    const std::int64_t end = a.V * (blockIdx.x + 1) / a.G;
-    std::int64_t n = a.V * blockIdx.x / a.G + warp_;
+    const int begin = space_.head.first(blockIdx.x), end = begin + space_.head.count(blockIdx.x);
+    int n = begin + warp_;
     Row coming[kComing], row;
 #pragma unroll
     for (int c = 0; c < kComing; ++c) load_head(n + c * kRunWarps, end, coming[c]);
     float v[kFew] = {};
+    await_bytes(barrier(0), static_cast<std::uint32_t>(a.count & 1));
     own(words(a.count) - a.x_words, v);
-    norm(v, x_, static_cast<const T*>(a.gain_C), static_cast<const T*>(a.shift_C));
-    load_row(normed_, a.C, row);
+    norm(v, x_, gain(0), a.shift_C != nullptr);
+    load_row(normed_, 0, row);
     Best best = no_best();
+#pragma unroll 1
     while (n < end) {
 #pragma unroll
       for (int c = 0; c < kComing; ++c, n += kRunWarps) {
@@ -411,21 +243,14 @@ class TokenRun {
     }
     choose(a, tag_, best);
   }
-  __device__ void load_head(std::int64_t n, std::int64_t end, Row& out) const {
-    const T* from = static_cast<const T*>(a.head_VC) + n * a.C;
+  __device__ void load_head(int n, int end, Row& out) const {
+    const T* from = static_cast<const T*>(a.head_VC) + n * a.C + lane_ * N;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const int k = (s * 32 + lane_) * N;
-      out[s] = n < end && k < a.C ? Raw<T>::constant_at(from + k) : Raw<T>::none();
+      const int k = s * 32 * N;
+      out[s] = n < end && k + lane_ * N < a.C ? Raw<T>::constant_at(from + k) : Raw<T>::none();
     }
   }
-
-  const TokenRunArgs& a;
-  const RunSpace& space_;
-  int lane_, warp_;
-  std::uint32_t tag_;
-  float mean_ = 0;  // of the last norm, by the threads that have features
-  T *x_, *between_, *in_, *normed_;
 };
 
 template <class T>
@@ -434,11 +259,15 @@ __global__ void __launch_bounds__(kRunThreads, 1)
   TokenRun<T>(a, space).run();
 }
 
-// All blocks have to be there at once: they wait for each other.
+// All blocks have to be there at once: they wait for each other. Rows of the attention that the shared memory has no
+// room for are read from memory.
 template <class T>
-bool fits(const TokenRunArgs& a, const Stream& stream) {
+bool fits(TokenRunArgs& a, const Stream& stream) {
+  const int most = attribute_of(stream, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024,
+            over = RunSpace(a).bytes - most, row = 2 * static_cast<int>(a.D * static_cast<std::int64_t>(sizeof(T))) + 4;
+  if (over > 0) a.held = std::max<std::int64_t>(0, a.held - over / row - kRunWarps);
   const int bytes = RunSpace(a).bytes;
-  if (bytes + 1024 > attribute_of(stream, cudaDevAttrMaxSharedMemoryPerBlockOptin)) return false;
+  if (bytes > most) return false;
   const auto* kernel = reinterpret_cast<const void*>(token_run<T>);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "token run");
   int blocks = 0;
@@ -470,7 +299,7 @@ void start(const TokenRunArgs& a, const Stream& stream) {
 
 bool plan_token_run(TokenRunArgs& a, std::int64_t rows, const Stream& stream) {
   if (a.dtype != DType::f32 && a.dtype != DType::bf16) return false;
-  if (attribute_of(stream, cudaDevAttrComputeCapabilityMajor) < 8 ||
+  if (attribute_of(stream, cudaDevAttrComputeCapabilityMajor) < 9 ||
       attribute_of(stream, cudaDevAttrCooperativeLaunch) == 0)
     return false;
   const std::int64_t pack = a.dtype == DType::bf16 ? 8 : 4, HD = a.H * a.D, lane_row = 32 * pack * kSteps;
@@ -478,11 +307,12 @@ bool plan_token_run(TokenRunArgs& a, std::int64_t rows, const Stream& stream) {
   if (a.C > lane_row || HD > lane_row * kRunWarps || a.F > lane_row * kRunWarps) return false;
   a.G = attribute_of(stream, cudaDevAttrMultiProcessorCount);
   if (a.Hkv > a.G || a.count < 1) return false;
-  std::int64_t lanes = 1;
-  while (lanes * pack < a.D) lanes *= 2;
-  const std::int64_t held = kRunThreads / lanes * kHeld;
+  for (a.lanes_log2 = 0; pack << a.lanes_log2 < a.D;) ++a.lanes_log2;
+  const std::int64_t held = (kRunThreads >> a.lanes_log2) * kTwo * 2;
   if (2 * std::max({(a.H + 2 * a.Hkv) * a.D, a.F, a.C}) * (a.G + 1) >= std::int64_t{1} << 32) return false;
+  if (rows >= std::int64_t{1} << 28 || a.V >= std::int64_t{1} << 31) return false;
   a.S = std::clamp<std::int64_t>((rows + held - 1) / held, 1, std::min(kMaxSplits, a.G / a.Hkv));
+  a.held = std::min<std::int64_t>((rows + a.S - 1) / a.S, kRunThreads);
   const std::int64_t in_word = a.dtype == DType::bf16 ? 2 : 1;
   a.qkv_words = (a.H + 2 * a.Hkv) * a.D / in_word, a.part_words = a.H * a.S * (a.D + 2);
   a.x_words = a.C / in_word, a.up_words = (a.swiglu ? 2 : 1) * a.F / in_word;

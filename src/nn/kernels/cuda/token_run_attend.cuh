@@ -1,84 +1,144 @@
-// The attention of a token that runs in one launch: a block a (key-value head, split of its rows), a team of L lanes a
-// row. Keys and values that were there before the token are loaded before the query is awaited.
+// The attention of a token that runs in one launch: a block a (key-value head, split of the cache's rows). The rows
+// that were there before the token come into shared memory nearly a layer ahead; a team of L lanes takes a row of them.
+// Maxima of logits are in powers of two.
 #pragma once
 
 #include "attention/kernels/cuda/decode_step.cuh"
+#include "nn/kernels/cuda/token_run_copies.cuh"
 #include "nn/kernels/cuda/token_words.cuh"
 #include "nn/kernels/token_run.h"
-#include "tensor/kernels/cuda/dependent.cuh"
 
 namespace sieve::cuda {
 
 constexpr int kRunThreads = 512;
 constexpr int kRunWarps = kRunThreads / 32;
-constexpr int kHeld = 4;                // rows of a team in registers
-constexpr float kNoLogit = -1e30f;      // below every logit
+constexpr int kTwo = 2;             // rows of a team at once
+constexpr int kCarried = 2;         // rows that a token moves: its own, and the one that leaves the window for a slot
+constexpr float kNoLogit = -1e30f;  // below every logit
 constexpr std::int64_t kMaxSplits = 8;  // of a head's rows
+constexpr float kLog2E = 1.4426950408889634f;
 
-// The shared memory of the attention: raw q, k, v; moved rows; carries of the warps.
+// The shared memory of the attention; H: rows of a split that are held there.
 template <class T>
 struct AttendSpace {
-  T* raw;                            // (group + 2, D)
-  T* moved;                          // (2, 2, D): key and value of the new row, then of the one that leaves the window
+  T* raw;                            // (group + 2, D) q, k, v of the token as they are
+  float* query;                      // (group, D) turned, scaled, times log2 e
+  T *keys, *values;                  // (H + 2, D)
+  float* gates;                      // (H + 2)
   float *tops, *sums;                // (warps)
   float* outs;                       // (warps, D)
   const float *turn_cos, *turn_sin;  // (R)
 };
 
-// Rows of a team: gate m is 1 where there is none, -1 where the query does not see the row.
-template <class T, int n>
-struct HeldRows {
-  Raw<T> key[n], value[n];
-  float m[n];
+// Rows of a key-value head's cache that hold earlier keys, in the order of the cache: sinks and ring (or all), slots.
+struct RunRows {
+  int kept, start, count;  // rows before the slots, the row that the token takes, all rows that may be seen
+  std::int64_t position;
+
+  __device__ explicit RunRows(const DecodeAttendArgs& a) : position(*a.position) {
+    if (a.kind == AttentionKind::full) {
+      kept = start = count = static_cast<int>(position);
+      return;
+    }
+    const int sinks = static_cast<int>(a.sinks), W = static_cast<int>(a.window);
+    kept = sinks + W, count = kept + (a.kind == AttentionKind::sparsek ? static_cast<int>(a.selection.k) : 0);
+    const std::int64_t since = position - sinks;
+    if (since < 0) start = static_cast<int>(position);
+    else if (since >> 32 == 0) start = sinks + static_cast<int>(static_cast<std::uint32_t>(since) % W);
+    else start = sinks + static_cast<int>(since % W);
+  }
+  // m of row r as the query sees it, -1: not at all.
+  __device__ float gate(const DecodeAttendArgs& a, int r, int incoming, const float* seen) const {
+    if (r < kept) return r < position && r != start ? 1.f : -1.f;
+    return r - kept == incoming ? -1.f : seen[r - kept];  // the split that moves rows has what comes in
+  }
 };
+
+// A block's part of the rows.
+struct RunPart {
+  int kv, split, begin, count;
+
+  __device__ RunPart(const TokenRunArgs& run, const RunRows& rows, std::uint32_t unit) {
+    const auto S = static_cast<std::uint32_t>(run.S), n = static_cast<std::uint32_t>(rows.count);
+    kv = static_cast<int>(unit / S), split = static_cast<int>(unit % S);
+    begin = static_cast<int>(n * split / S);
+    count = static_cast<int>(n * (split + 1) / S) - begin;
+  }
+};
+
+// Rows of a team: gate m is -1 where the query does not see the row.
+template <class T>
+struct FewRows {
+  Raw<T> key[kTwo], value[kTwo];
+  float m[kTwo];
+};
+
+// Each of the lanes of a team, and each team of a warp.
+template <class F>
+__device__ inline void in_team(int L, F&& f) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1)
+    if (offset < L) f(offset);
+}
+template <class F>
+__device__ inline void between_teams(int L, F&& f) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1)
+    if (offset >= L) f(offset);
+}
 
 template <class T>
 struct HeadCarry {
   float top = kNoLogit, sum = 0, out[kPack<T>] = {};
 
-  __device__ void join_lanes(int offset) {
-    const float other = __shfl_xor_sync(0xffffffffu, top, offset), high = fmaxf(top, other);
-    const float mine = expf(top - high), theirs = expf(other - high);
-    sum = sum * mine + __shfl_xor_sync(0xffffffffu, sum, offset) * theirs;
-#pragma unroll
-    for (int e = 0; e < kPack<T>; ++e) out[e] = out[e] * mine + __shfl_xor_sync(0xffffffffu, out[e], offset) * theirs;
-    top = high;
-  }
-
   // `L` lanes share a row; q: the lane's features of the query.
-  template <int n>
-  __device__ void add(const HeldRows<T, n>& rows, const float (&q)[kPack<T>], GateMode gate, int L) {
-    float logit[n], high = top;
+  __device__ void add(const FewRows<T>& rows, const float (&q)[kPack<T>], GateMode gate, int L) {
+    float logit[kTwo], high = top;
 #pragma unroll
-    for (int u = 0; u < n; ++u) {
+    for (int u = 0; u < kTwo; ++u) {
       logit[u] = 0;
 #pragma unroll
       for (int e = 0; e < kPack<T>; ++e) logit[u] = fmaf(q[e], rows.key[u].get(e), logit[u]);
     }
-    for (int offset = L / 2; offset > 0; offset >>= 1) {
+    in_team(L, [&](int offset) {
 #pragma unroll
-      for (int u = 0; u < n; ++u) logit[u] += __shfl_xor_sync(0xffffffffu, logit[u], offset);
-    }
+      for (int u = 0; u < kTwo; ++u) logit[u] += __shfl_xor_sync(0xffffffffu, logit[u], offset);
+    });
 #pragma unroll
-    for (int u = 0; u < n; ++u) {
+    for (int u = 0; u < kTwo; ++u) {
       if (gate == GateMode::kv) logit[u] *= rows.m[u];
       if (rows.m[u] < 0) logit[u] = kNoLogit;
       high = fmaxf(high, logit[u]);
     }
-    const float shrink = expf(top - high);
-    top = high;
-    sum *= shrink;
+    scale(high);
 #pragma unroll
-    for (int e = 0; e < kPack<T>; ++e) out[e] *= shrink;
-#pragma unroll
-    for (int u = 0; u < n; ++u) {
-      float p = rows.m[u] < 0 ? 0.f : expf(logit[u] - high);
+    for (int u = 0; u < kTwo; ++u) {
+      float p = rows.m[u] < 0 ? 0.f : power_of_two(logit[u] - high);
       if (gate == GateMode::prob) p *= rows.m[u];
       sum += p;
       if (gate == GateMode::kv || gate == GateMode::value) p *= rows.m[u];
 #pragma unroll
       for (int e = 0; e < kPack<T>; ++e) out[e] = fmaf(p, rows.value[u].get(e), out[e]);
     }
+  }
+  // The teams of a warp in one: their sums are about one maximum, and a butterfly adds them.
+  __device__ void join(int L) {
+    float high = top;
+    between_teams(L, [&](int offset) { high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, offset)); });
+    scale(high);
+    between_teams(L, [&](int offset) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+#pragma unroll
+      for (int e = 0; e < kPack<T>; ++e) out[e] += __shfl_xor_sync(0xffffffffu, out[e], offset);
+    });
+  }
+
+ private:
+  __device__ void scale(float high) {
+    const float shrink = power_of_two(top - high);
+    top = high, sum *= shrink;
+#pragma unroll
+    for (int e = 0; e < kPack<T>; ++e) out[e] *= shrink;
   }
 };
 
@@ -88,180 +148,192 @@ class TokenAttend {
  public:
   static constexpr int N = kPack<T>;
 
-  __device__ explicit TokenAttend(const TokenRunArgs& args) : run_(args) {}
+  __device__ TokenAttend(const TokenRunArgs& args, const AttendSpace<T>& space) : run_(args), space_(space) {}
 
-  // Nothing of this layer is needed yet: what was in the cache before the token is on its way from here on.
-  __device__ void prepare(const DecodeAttendArgs& layer, std::int64_t unit) {
-    const DecodeRows rows(layer);
-    kv_ = static_cast<int>(unit / run_.S), split_ = static_cast<int>(unit % run_.S);
-    lanes_ = 1;
-    while (lanes_ * N < layer.D) lanes_ *= 2;
-    d_ = static_cast<int>(threadIdx.x) % lanes_ * N;
-    incoming_ = -1;
-    if (layer.selection.k > 0) incoming_ = layer.selection.incoming[layer.Hs == 1 ? 0 : kv_];
-    begin_ = static_cast<int>(rows.count() * split_ / run_.S);
-    end_ = static_cast<int>(rows.count() * (split_ + 1) / run_.S);
-    hold(layer, rows, begin_, first_);
-    if (split_ == 0 && threadIdx.x < layer.D) {
-      const std::int64_t at = (kv_ * layer.capacity + rows.start) * layer.D + threadIdx.x;
-      old_key_ = static_cast<const T*>(layer.keys_BKCD)[at], old_value_ = static_cast<const T*>(layer.values_BKCD)[at];
-    }
+  // One thread: the rows of block `unit`, as they were before the token, to shared memory.
+  __device__ static void copy_rows(const TokenRunArgs& run, const DecodeAttendArgs& a, std::uint32_t unit, T* keys,
+                                   T* values, std::uint64_t* barrier) {
+    const RunRows rows(a);
+    const RunPart part(run, rows, unit);
+    const auto bytes = static_cast<std::uint32_t>(min(part.count, static_cast<int>(run.held)) * a.D * sizeof(T));
+    const std::int64_t from = (part.kv * a.capacity + part.begin) * a.D;
+    expect_bytes(barrier, 2 * bytes);
+    copy_bytes(keys, static_cast<const T*>(a.keys_BKCD) + from, bytes, barrier);
+    copy_bytes(values, static_cast<const T*>(a.values_BKCD) + from, bytes, barrier);
   }
 
-  __device__ void finish(const DecodeAttendArgs& a, const Word* qkv, Word* parts, std::uint32_t tag,
-                         const AttendSpace<T>& space) const {
-    const int group = static_cast<int>(a.H / a.Hkv), D = static_cast<int>(a.D);
-    read_token(a, qkv, tag, group, space.raw);
-    __syncthreads();
-    if (split_ == 0) {
-      move_rows(a, space, group);
-      __syncthreads();
+  // Nothing of this layer is needed yet: what else was there before the token is on its way from here on.
+  __device__ void prepare(const DecodeAttendArgs& a) {
+    const RunRows rows(a);
+    const RunPart part(run_, rows, blockIdx.x);
+    kv_ = part.kv, split_ = part.split, begin_ = part.begin, count_ = part.count, start_ = rows.start;
+    held_ = min(count_, static_cast<int>(run_.held));
+    incoming_ = a.selection.k > 0 ? a.selection.incoming[a.Hs == 1 ? 0 : kv_] : -1;
+    const int tid = static_cast<int>(threadIdx.x), d = moved_feature();
+    if (tid < held_) gate_ = rows.gate(a, begin_ + tid, incoming_, seen(a));
+    if (split_ != 0) return;
+    if (d < run_.D) {
+      const std::int64_t at = row_of(a, start_) + d;
+      old_key_ = static_cast<const T*>(a.keys_BKCD)[at], old_value_ = static_cast<const T*>(a.values_BKCD)[at];
     }
-    const int team = static_cast<int>(threadIdx.x) / lanes_, teams = kRunThreads / lanes_;
+    if (d == 0) gate_of_moved_ = incoming_ >= 0 ? seen(a)[incoming_] : -1.f;
+  }
+
+  // barrier, parity: of the rows. All threads are through with the rows when it returns.
+  __device__ void finish(const DecodeAttendArgs& a, const Word* qkv, Word* parts, std::uint32_t tag,
+                         std::uint64_t* barrier, std::uint32_t parity) const {
+    const int group = static_cast<int>(run_.H) / static_cast<int>(run_.Hkv), D = static_cast<int>(run_.D),
+              tid = static_cast<int>(threadIdx.x), L = lanes();
+    read_token(qkv, tag, group);
+    if (tid < held_) space_.gates[tid] = gate_;
+    await_bytes(barrier, parity);
+    __syncthreads();
+#pragma unroll 1
+    for (int i = tid; i < group * D; i += kRunThreads)
+      space_.query[i] = turned(space_.raw + i / D * D, i % D) * (a.scale * kLog2E);
+    if (split_ == 0) move_rows(a, group);
+    __syncthreads();
+    const int d = (tid & (L - 1)) * N, teams = kRunThreads >> run_.lanes_log2,
+              all = held_ + (split_ == 0 ? kCarried : 0), team = tid >> run_.lanes_log2,
+              warps_first = (tid & ~31) >> run_.lanes_log2;
 #pragma unroll 1
     for (int g = 0; g < group; ++g) {
-      float q[N];
+      float q[N] = {};
+      if (d < D) {
+        const Pack<float, N> mine = load_pack<N>(space_.query + g * D + d);
 #pragma unroll
-      for (int e = 0; e < N; ++e) q[e] = d_ < D ? turned(space, space.raw + g * D, d_ + e) * a.scale : 0.f;
-      HeadCarry<T> carry;
-      carry.add(first_, q, a.gate, lanes_);
-#pragma unroll 1
-      for (std::int64_t at = begin_ + kHeld * teams; at < end_; at += teams) {
-        HeldRows<T, 1> more;
-        hold(a, DecodeRows(a), at, more);
-        carry.add(more, q, a.gate, lanes_);
+        for (int e = 0; e < N; ++e) q[e] = mine.at[e];
       }
-      if (split_ == 0) carry.add(carried(a, space, team), q, a.gate, lanes_);
-      for (int offset = lanes_; offset < 32; offset *= 2) carry.join_lanes(offset);
-      write_part(carry, D, parts + ((kv_ * group + g) * run_.S + split_) * (D + 2), tag, space);
+      HeadCarry<T> carry;
+      FewRows<T> rows;
+#pragma unroll 1
+      for (int first = 0; first + warps_first < all; first += kTwo * teams) {
+#pragma unroll
+        for (int u = 0; u < kTwo; ++u) {
+          const int r = first + u * teams + team;
+          rows.m[u] = r < all ? space_.gates[r] : -1.f;
+          const bool real = rows.m[u] >= 0 && d < D;
+          rows.key[u] = real ? Raw<T>::at(space_.keys + r * D + d) : Raw<T>::none();
+          rows.value[u] = real ? Raw<T>::at(space_.values + r * D + d) : Raw<T>::none();
+        }
+        carry.add(rows, q, a.gate, L);
+      }
+#pragma unroll 1
+      for (int first = held_; first + warps_first < count_; first += kTwo * teams) {
+#pragma unroll
+        for (int u = 0; u < kTwo; ++u) row(a, first + u * teams + team, d, rows, u);
+        carry.add(rows, q, a.gate, L);
+      }
+      carry.join(L);
+      write_part(carry, parts + ((kv_ * group + g) * static_cast<int>(run_.S) + split_) * (D + 2), tag);
+      if (g + 1 < group) __syncthreads();  // the space serves the next head
     }
   }
 
  private:
+  __device__ int lanes() const { return 1 << run_.lanes_log2; }
+  __device__ static int moved_feature() { return kRunThreads - 1 - static_cast<int>(threadIdx.x); }
   __device__ const float* seen(const DecodeAttendArgs& a) const {
     return a.selection.seen + (a.Hs == 1 ? 0 : kv_) * a.selection.k;
   }
-  // Rows at + team, at + team + teams, ... of the list.
-  template <int n>
-  __device__ void hold(const DecodeAttendArgs& a, const DecodeRows& rows, std::int64_t at, HeldRows<T, n>& held) const {
-    const T *keys = static_cast<const T*>(a.keys_BKCD) + kv_ * a.capacity * a.D,
-            *values = static_cast<const T*>(a.values_BKCD) + kv_ * a.capacity * a.D;
-    const int team = static_cast<int>(threadIdx.x) / lanes_, teams = kRunThreads / lanes_;
-#pragma unroll
-    for (int u = 0; u < n; ++u) {
-      const std::int64_t r = at + u * teams + team, slot = r - rows.window - rows.sinks;
-      held.m[u] = -1;
-      held.key[u] = held.value[u] = Raw<T>::none();
-      if (r >= end_ || (slot >= 0 && slot == incoming_)) continue;  // split 0 has that one
-      held.m[u] = slot >= 0 ? seen(a)[slot] : 1.f;
-      if (d_ >= a.D) continue;
-      const std::int64_t place = rows.place(r) * a.D + d_;
-      held.key[u] = Raw<T>::at(keys + place), held.value[u] = Raw<T>::at(values + place);
-    }
+  __device__ std::int64_t row_of(const DecodeAttendArgs& a, int row) const { return (kv_ * a.capacity + row) * a.D; }
+
+  // Row r of the block's part, which shared memory has no room for.
+  __device__ void row(const DecodeAttendArgs& a, int r, int d, FewRows<T>& out, int u) const {
+    out.m[u] = -1;
+    out.key[u] = out.value[u] = Raw<T>::none();
+    if (r >= count_) return;
+    out.m[u] = RunRows(a).gate(a, begin_ + r, incoming_, seen(a));
+    if (d >= run_.D || out.m[u] < 0) return;
+    const std::int64_t at = row_of(a, begin_ + r) + d;
+    out.key[u] = Raw<T>::at(static_cast<const T*>(a.keys_BKCD) + at);
+    out.value[u] = Raw<T>::at(static_cast<const T*>(a.values_BKCD) + at);
   }
 
   // q of the group, k and v of the new token as they are.
-  __device__ void read_token(const DecodeAttendArgs& a, const Word* qkv, std::uint32_t tag, int group, T* raw) const {
+  __device__ void read_token(const Word* qkv, std::uint32_t tag, int group) const {
     constexpr int kEach = 2 * kPerWord<T>;
-    const int D = static_cast<int>(a.D), all = (group + (split_ == 0 ? 2 : 0)) * D;
+    const int D = static_cast<int>(run_.D), H = static_cast<int>(run_.H), Hkv = static_cast<int>(run_.Hkv),
+              all = (group + (split_ == 0 ? 2 : 0)) * D;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x) * kEach; i < all; i += kRunThreads * kEach) {
-      const int head = i / D;
-      const std::int64_t from = head < group    ? (kv_ * group + head) * D
-                                : head == group ? (a.H + kv_) * D
-                                                : (a.H + a.Hkv + kv_) * D;
-      const Word* const places[1] = {qkv + (from + i % D) / kPerWord<T>};
+      const int head = i / D, row = head < group ? kv_ * group + head : H + (head - group) * Hkv + kv_;
+      const Word* const places[1] = {qkv + (row * D + i % D) / kPerWord<T>};
       std::uint32_t got[1][2];
       await<1>(places, tag, got);
-      memcpy(raw + i, got[0], 8);
+      memcpy(space_.raw + i, got[0], 8);
     }
   }
 
-  __device__ float turned(const AttendSpace<T>& space, const T* row, int d) const {
+  __device__ float turned(const T* row, int d) const {
     const int R = static_cast<int>(run_.R);
     const float x = to_compute(row[d]);
     if (d >= 2 * R) return x;
     const int r = d < R ? d : d - R;
-    const float other = to_compute(row[d < R ? d + R : r]), c = space.turn_cos[r], s = space.turn_sin[r];
+    const float other = to_compute(row[d < R ? d + R : r]), c = space_.turn_cos[r], s = space_.turn_sin[r];
     return d < R ? x * c - other * s : x * c + other * s;
   }
 
-  __device__ void move_rows(const DecodeAttendArgs& a, const AttendSpace<T>& space, int group) const {
-    T *keys = static_cast<T*>(a.keys_BKCD) + kv_ * a.capacity * a.D,
-      *values = static_cast<T*>(a.values_BKCD) + kv_ * a.capacity * a.D;
-    const DecodeRows rows(a);
-    const int D = static_cast<int>(a.D), d = static_cast<int>(threadIdx.x);
+  // The new row, and the one that leaves the window where it goes to a slot: into the cache and behind the rows held.
+  __device__ void move_rows(const DecodeAttendArgs& a, int group) const {
+    const int D = static_cast<int>(run_.D), d = moved_feature();
     if (d >= D) return;
-    const T *key = space.raw + group * D, value = key[D + d];
-    const T stored = d < 2 * run_.R ? to_element<T>(turned(space, key, d)) : key[d];
-    space.moved[d] = stored, space.moved[D + d] = value;
-    space.moved[2 * D + d] = old_key_, space.moved[3 * D + d] = old_value_;
+    T *keys = static_cast<T*>(a.keys_BKCD), *values = static_cast<T*>(a.values_BKCD);
+    const T *key = space_.raw + group * D, value = key[D + d];
+    const T stored = d < 2 * run_.R ? to_element<T>(turned(key, d)) : key[d];
+    const int place = held_ * D + d;
+    space_.keys[place] = stored, space_.values[place] = value;
+    space_.keys[place + D] = old_key_, space_.values[place + D] = old_value_;
+    if (d == 0) space_.gates[held_] = 1, space_.gates[held_ + 1] = gate_of_moved_;
+    order_copies();  // later ones come to these places
     if (incoming_ >= 0) {
-      const std::int64_t slot = (rows.ring + incoming_) * a.D + d;
+      const std::int64_t slot = row_of(a, static_cast<int>(a.window) + incoming_) + d;
       keys[slot] = old_key_, values[slot] = old_value_;
     }
-    keys[rows.start * a.D + d] = stored, values[rows.start * a.D + d] = value;
-  }
-
-  // What this step moves: the first team has the new row, the second the one that leaves the window for a slot.
-  __device__ HeldRows<T, 1> carried(const DecodeAttendArgs& a, const AttendSpace<T>& space, int team) const {
-    HeldRows<T, 1> held;
-    held.m[0] = -1;
-    held.key[0] = held.value[0] = Raw<T>::none();
-    if (team == 0) held.m[0] = 1;
-    else if (team == 1 && incoming_ >= 0) held.m[0] = seen(a)[incoming_];
-    if (team > 1 || d_ >= a.D) return held;
-    held.key[0] = Raw<T>::at(space.moved + 2 * team * a.D + d_);
-    held.value[0] = Raw<T>::at(space.moved + (2 * team + 1) * a.D + d_);
-    return held;
+    const std::int64_t at = row_of(a, start_) + d;
+    keys[at] = stored, values[at] = value;
   }
 
   // The warps joined in their order; sums of D features, maximum and sum of the weights.
-  __device__ void write_part(const HeadCarry<T>& carry, int D, Word* part, std::uint32_t tag,
-                             const AttendSpace<T>& space) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    if (lane == 0) space.tops[warp] = carry.top, space.sums[warp] = carry.sum;
-    if (lane < lanes_ && d_ < D) {
+  __device__ void write_part(const HeadCarry<T>& carry, Word* part, std::uint32_t tag) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32,
+              D = static_cast<int>(run_.D), own = lane * N, d = static_cast<int>(threadIdx.x);
+    if (lane == 0) space_.tops[warp] = carry.top, space_.sums[warp] = carry.sum;
+    if (lane < lanes() && own < D) {
+      Pack<float, N> out;
 #pragma unroll
-      for (int e = 0; e < N; ++e) space.outs[warp * D + d_ + e] = carry.out[e];
+      for (int e = 0; e < N; ++e) out.at[e] = carry.out[e];
+      store_pack<N>(space_.outs + warp * D + own, out);
     }
     __syncthreads();
-    if (static_cast<int>(threadIdx.x) < D) {
-      const int d = static_cast<int>(threadIdx.x);
-      float high = space.tops[0], total = 0, out = 0;
+    if (d >= D) return;
+    constexpr int kFour = 4;
+    float weight[kRunWarps], high = kNoLogit, total = 0, out = 0;
 #pragma unroll
-      for (int w = 1; w < kRunWarps; ++w) high = fmaxf(high, space.tops[w]);
+    for (int w = 0; w < kRunWarps; w += kFour) {
+      const Pack<float, kFour> tops = load_pack<kFour>(space_.tops + w);
 #pragma unroll
-      for (int w = 0; w < kRunWarps; ++w) {
-        const float weight = expf(space.tops[w] - high);
-        total = fmaf(space.sums[w], weight, total);
-        out = fmaf(space.outs[w * D + d], weight, out);
-      }
-      send(part + d, __float_as_uint(out), tag);
-      if (d == 0) send(part + D, __float_as_uint(high), tag), send(part + D + 1, __float_as_uint(total), tag);
+      for (int k = 0; k < kFour; ++k) weight[w + k] = tops.at[k], high = fmaxf(high, tops.at[k]);
     }
-    __syncthreads();  // the space serves the next head
+#pragma unroll
+    for (int w = 0; w < kRunWarps; w += kFour) {
+      const Pack<float, kFour> sums = load_pack<kFour>(space_.sums + w);
+#pragma unroll
+      for (int k = 0; k < kFour; ++k) {
+        const float share = power_of_two(weight[w + k] - high);
+        total = fmaf(sums.at[k], share, total);
+        out = fmaf(space_.outs[(w + k) * D + d], share, out);
+      }
+    }
+    send(part + d, __float_as_uint(out), tag);
+    if (d == 0) send(part + D, __float_as_uint(high), tag), send(part + D + 1, __float_as_uint(total), tag);
   }
 
   const TokenRunArgs& run_;
-  int begin_, end_, kv_, split_, lanes_, d_, incoming_;
+  const AttendSpace<T>& space_;
+  int kv_, split_, begin_, count_, held_, start_, incoming_;
+  float gate_, gate_of_moved_;
   T old_key_, old_value_;
-  HeldRows<T, kHeld> first_;
 };
-
-// The rows that block `unit` will want, into the second cache.
-template <class T>
-__device__ void prefetch_rows(const TokenRunArgs& run, const DecodeAttendArgs& a, std::int64_t unit) {
-  const DecodeRows rows(a);
-  const std::int64_t kv = unit / run.S, split = unit % run.S, n = rows.count(), begin = n * split / run.S,
-                     end = min(n * (split + 1) / run.S, begin + kRunThreads);
-  const std::int64_t bytes = a.D * static_cast<std::int64_t>(sizeof(T));
-  for (std::int64_t r = begin + threadIdx.x; r < end; r += kRunThreads) {
-    const std::int64_t at = (kv * a.capacity + rows.place(r)) * bytes;
-    for (std::int64_t line = 0; line < bytes; line += 128) {
-      prefetch(static_cast<const char*>(a.keys_BKCD) + at + line);
-      prefetch(static_cast<const char*>(a.values_BKCD) + at + line);
-    }
-  }
-}
 
 }  // namespace sieve::cuda

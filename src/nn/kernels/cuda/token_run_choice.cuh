@@ -17,19 +17,22 @@ __device__ inline void choose(const TokenRunArgs& a, std::uint32_t tag, Best bes
   __shared__ bool last;
   if (lane == 0) of_warps[warp] = best;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int w = 1; w < kRunWarps; ++w) best = best.joined(of_warps[w]);
-    std::uint64_t bits;
-    memcpy(&bits, &best, 8);
-    a.best[blockIdx.x] = bits;
-    __threadfence();
-    last = atomicAdd(a.epoch + 1, 1u) == a.G - 1;
-    __threadfence();
+  if (warp == 0) {
+    best = warp_best(lane < kRunWarps ? of_warps[lane] : no_best());
+    if (lane == 0) {
+      std::uint64_t bits;
+      memcpy(&bits, &best, 8);
+      a.best[blockIdx.x] = bits;
+      __threadfence();
+      last = atomicAdd(a.epoch + 1, 1u) == a.G - 1;
+      __threadfence();
+    }
   }
   __syncthreads();
   if (!last || warp != 0) return;
   best = no_best();
-  for (std::int64_t b = lane; b < a.G; b += 32) {
+#pragma unroll 2
+  for (int b = lane; b < a.G; b += 32) {
     const auto bits = __ldcg(reinterpret_cast<const unsigned long long*>(a.best) + b);
     Best other;
     memcpy(&other, &bits, 8);

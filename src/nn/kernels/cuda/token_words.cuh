@@ -81,19 +81,10 @@ __device__ inline void await(const Word* const (&from)[n], std::uint32_t tag, st
   }
 }
 
-// Copies that run beside the thread: of 16 bytes past the first cache, of 4 through it.
-template <int bytes>
-__device__ inline void copy_beside(void* to, const void* from) {
-  static_assert(bytes == 16 || bytes == 4);
-  const auto place = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  if constexpr (bytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
-  else asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(place), "l"(from) : "memory");
+// 2^x and 1 / x to 2 units of the last place, in an instruction or two.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
-__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int later>
-__device__ inline void await_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
-}
-
 }  // namespace sieve::cuda
