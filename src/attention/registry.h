@@ -7,8 +7,8 @@
 
 namespace sieve {
 
-inline constexpr std::string_view kAttentionOps[] = {"attention",        "pattern_attention",      "timestep_norm",
-                                                     "linear_attention", "gated_linear_attention", "silu_gate",
-                                                     "add_gated_heads"};
+inline constexpr std::string_view kAttentionOps[] = {
+    "attention", "pattern_attention", "timestep_norm",          "rotate_heads", "shared_qk",      "index_loss",
+    "with_loss", "linear_attention",  "gated_linear_attention", "silu_gate",    "add_gated_heads"};
 
 }  // namespace sieve

@@ -1,5 +1,6 @@
 #include "nn/attention_layer.h"
 
+#include "attention/choose.h"
 #include "attention/random_scores.h"
 
 namespace sieve {
@@ -45,7 +46,7 @@ Variable AttentionLayer::operator()(const Variable& x, const Variable& residual,
 
 std::unique_ptr<MixerState> AttentionLayer::start(std::int64_t batch, DType compute, std::int64_t max_tokens) const {
   if (shows_pairs(spec_.kind))
-    return std::make_unique<PatternState>(PatternCache(spec_, rope_, batch, compute, max_tokens));
+    return std::make_unique<PatternState>(PatternCache(spec_, rope_, batch, compute, max_tokens, next_choice(spec_)));
   return std::make_unique<AttentionState>(AttentionCache(spec_, rope_, batch, compute, max_tokens, score_heads_));
 }
 

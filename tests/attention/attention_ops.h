@@ -10,6 +10,7 @@
 #include "attention/registry.h"
 #include "attention/timestep_norm.h"
 #include "attention_cases.h"
+#include "choice_ops.h"
 #include "linear_ops.h"
 #include "support/op_case.h"
 
@@ -126,13 +127,15 @@ inline OpSample draw_pattern(Draw& d) {
 }
 
 inline std::vector<OpCase> attention_op_cases() {
-  return {{.name = "attention", .draw = draw_attention, .low_precision = false},
-          {.name = "pattern_attention", .draw = draw_pattern, .low_precision = false},
-          {.name = "timestep_norm", .draw = draw_timestep_norm, .low_precision = false},
-          {.name = "linear_attention", .draw = draw_linear, .low_precision = false},
-          {.name = "gated_linear_attention", .draw = draw_gated_linear, .low_precision = false},
-          {.name = "silu_gate", .draw = draw_silu_gate, .low_precision = false},
-          {.name = "add_gated_heads", .draw = draw_add_gated_heads, .low_precision = false}};
+  std::vector<OpCase> cases = {{.name = "attention", .draw = draw_attention, .low_precision = false},
+                               {.name = "pattern_attention", .draw = draw_pattern, .low_precision = false},
+                               {.name = "timestep_norm", .draw = draw_timestep_norm, .low_precision = false},
+                               {.name = "linear_attention", .draw = draw_linear, .low_precision = false},
+                               {.name = "gated_linear_attention", .draw = draw_gated_linear, .low_precision = false},
+                               {.name = "silu_gate", .draw = draw_silu_gate, .low_precision = false},
+                               {.name = "add_gated_heads", .draw = draw_add_gated_heads, .low_precision = false}};
+  for (OpCase& more : choice_op_cases()) cases.push_back(std::move(more));
+  return cases;
 }
 
 }  // namespace sieve::test

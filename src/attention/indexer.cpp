@@ -1,0 +1,114 @@
+#include "attention/indexer.h"
+
+#include <cmath>
+
+#include "attention/choose.h"
+#include "attention/document_starts.h"
+#include "attention/kernels/choose.h"
+#include "attention/kernels/index_loss.h"
+#include "attention/registry.h"
+#include "attention/rotate.h"
+#include "autograd/record.h"
+
+namespace sieve {
+namespace {
+
+// Gradients are computed in forward, where the logits are, and scaled in backward.
+struct KlOfIndex {
+  static constexpr std::string_view name = "index_loss";
+  static constexpr std::span<const std::string_view> table = kAttentionOps;
+  static constexpr std::size_t arity = 3;
+  Needs<3> need{};
+  std::array<Tensor, 3> grads;
+
+  Tensor forward(const std::array<Tensor, 3>& in, const Tensor& choice, const Tensor& q, const Tensor& k) {
+    const DType exact = compute_dtype(q.dtype());
+    const auto dense = [&](const Tensor& t) { return t.to(exact).contiguous(); };
+    const Tensor iq = dense(in[0]), ik = dense(in[1]), w = dense(in[2]), qs = dense(q), ks = dense(k),
+                 chosen = choice.contiguous();
+    const std::int64_t B = iq.size(0), T = iq.size(2);
+    require(iq.rank() == 4 && ik.shape() == Shape{B, 1, T, iq.size(3)} && w.shape() == Shape{B, iq.size(1), T} &&
+                choice.rank() == 4 && choice.size(0) == B && choice.size(1) == 1 && choice.size(2) == T,
+            name, "wants q (B, Hi, T, Di), k (B, 1, T, Di), weights (B, Hi, T), choice (B, 1, T, n); got ", iq.shape(),
+            ", ", ik.shape(), ", ", w.shape(), ", ", choice.shape());
+    const Tensor losses = empty({B, T}, DType::f64);
+    IndexLossArgs args;
+    args.index_q_BHTD = iq.raw(), args.index_k_BTD = ik.raw(), args.weights_BHT = w.raw();
+    args.q_BHTD = qs.raw(), args.k_BHTD = ks.raw(), args.choice_BTM = chosen.data<std::int32_t>();
+    args.B = B, args.T = T, args.Hi = iq.size(1), args.Di = iq.size(3);
+    args.H = q.size(1), args.Hkv = k.size(1), args.D = q.size(3), args.M = choice.size(3);
+    args.scale = 1 / std::sqrt(static_cast<double>(args.D)), args.dtype = exact;
+    args.loss_BT = losses.data<double>();
+    if (need[0] || need[1] || need[2]) {
+      grads = {empty_like(iq), empty_like(ik), empty_like(w)};
+      args.dq_BHTD = grads[0].raw(), args.dk_BTD = grads[1].raw(), args.dweights_BHT = grads[2].raw();
+    }
+    cpu::run(args);
+    double sum = 0;
+    for (const double loss : losses.span<double>()) sum += loss;
+    return full({}, sum, exact);
+  }
+  std::array<Tensor, 3> backward(const Tensor& grad, Needs<3>) {
+    const double factor = grad.item();
+    std::array<Tensor, 3> out;
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (!need[i]) continue;
+      out[i] = factor == 1 ? grads[i] : scale(Variable(grads[i]), factor).value();
+    }
+    return out;
+  }
+};
+
+struct WithLoss {
+  static constexpr std::string_view name = "with_loss";
+  static constexpr std::span<const std::string_view> table = kAttentionOps;
+  static constexpr std::size_t arity = 2;
+  DType loss = DType::f32;
+
+  Tensor forward(const std::array<Tensor, 2>& in) {
+    require(in[1].numel() == 1, name, "wants a loss of one element, got ", in[1].shape());
+    loss = in[1].dtype();
+    return in[0];
+  }
+  std::array<Tensor, 2> backward(const Tensor& grad, Needs<2> need) {
+    return {need[0] ? grad : Tensor(), need[1] ? full({}, 1, loss, grad.stream()) : Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor index_choice(const IndexInputs& in, std::int64_t k, const Tensor& document_starts) {
+  const Tensor &q = in.q.value(), &keys = in.k.value();
+  demand_cpu(q, "type dsa");
+  if (k < 1) fail(Exit::config, "attention", "k ", k, " must be at least 1 for type dsa");
+  const std::int64_t B = q.size(0), N = q.size(2), T = keys.size(2);
+  const DType exact = compute_dtype(q.dtype());
+  const Tensor starts = checked_starts(document_starts, B, T, "dsa"), weights = in.weights.value().contiguous();
+  require(keys.shape() == Shape{B, 1, T, q.size(3)} && weights.shape() == Shape{B, q.size(1), N} &&
+              weights.dtype() == exact && N <= T,
+          "dsa", "wants q (B, Hi, N, Di), k (B, 1, T, Di), weights ", name_of(exact), " (B, Hi, N); got ", q.shape(),
+          ", ", keys.shape(), ", ", name_of(weights.dtype()), " ", weights.shape());
+  const Tensor x = q.contiguous().to(exact), y = keys.to(exact).contiguous();
+  Tensor out = empty({B, 1, N, k}, DType::i32, q.stream());
+  ChooseArgs args;
+  args.q_BHND = x.raw(), args.k_BHTD = y.raw(), args.k_stride = T * q.size(3), args.weights_BHN = weights.raw();
+  if (starts.defined()) args.document_starts_BT = starts.data<std::int32_t>();
+  args.B = B, args.H = q.size(1), args.Hk = 1, args.N = N, args.T = T, args.D = q.size(3);
+  args.size = k, args.dtype = exact, args.choice_BHNM = out.data<std::int32_t>();
+  cpu::run(args);
+  return out;
+}
+
+Variable index_loss(const IndexInputs& in, const Tensor& choice, const Tensor& qkv, const AttentionInputs& attention) {
+  const AttentionSpec& s = attention.spec;
+  const std::int64_t HD = s.n_heads * s.head_dim, kvD = s.n_kv_heads * s.head_dim;
+  require(qkv.rank() == 3 && qkv.size(2) == s.qkv_features(), "index_loss", "wants qkv (B, T, ", s.qkv_features(),
+          "), got ", qkv.shape());
+  const Variable q = rotate_heads(Variable(qkv.slice(2, 0, HD)), s.n_heads, attention.rope);
+  const Variable k = rotate_heads(Variable(qkv.slice(2, HD, HD + kvD)), s.n_kv_heads, attention.rope);
+  return record<KlOfIndex>({in.q, in.k, in.weights}, choice, q.value(), k.value());
+}
+
+Variable with_loss(const Variable& x, const Variable& loss) { return record<WithLoss>({x, loss}); }
+
+}  // namespace sieve
