@@ -3,13 +3,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <typeinfo>
 
 #include "attention/choose.h"
 #include "attention/document_starts.h"
+#include "attention/kernels/pattern_attention.h"
 #include "attention/registry.h"
 #include "attention/rotary.h"
 #include "attention/spans.h"
 #include "autograd/record.h"
+#include "core/build.h"
 #include "core/parallel_for.h"
 #include "tensor/kernels/kernels.h"
 
@@ -98,6 +101,10 @@ struct PatternAttention {
     choice = chosen.defined() ? chosen : choose(qkv, in);
     out = empty({B, T, in.spec.n_heads * in.spec.head_dim}, qkv.dtype(), qkv.stream());
     if (need[0]) statistics = empty({B, in.spec.n_heads, T}, compute_dtype(qkv.dtype()), qkv.stream());
+    if (qkv.device().is_cuda()) {
+      run_on_gpu({}, {});
+      return out;
+    }
     run_engine([&](SoftmaxForwardArgs& args) {
       const Tensor workspace = empty({static_cast<std::int64_t>(cpu::workspace_bytes(args))}, DType::u8, qkv.stream());
       args.workspace = workspace.raw();
@@ -108,6 +115,11 @@ struct PatternAttention {
 
   std::array<Tensor, 1> backward(const Tensor& grad, Needs<1>) {
     Tensor dqkv = empty_like(qkv);
+    if (qkv.device().is_cuda()) {
+      const bool wide = reinterpret_cast<std::uintptr_t>(grad.raw()) % 16 == 0;  // as the kernels load it
+      run_on_gpu(wide ? grad : grad.clone(), dqkv);
+      return {repeats() ? sum_heads(dqkv, asked) : dqkv};
+    }
     run_engine([&](const SoftmaxForwardArgs& forward) {
       SoftmaxBackwardArgs args;
       args.forward = forward, args.dout_BTHD = grad.raw(), args.dqkv_BTF = dqkv.raw();
@@ -118,23 +130,49 @@ struct PatternAttention {
     return {repeats() ? sum_heads(dqkv, asked) : dqkv};
   }
 
-  template <class F>
-  void run_engine(F run) const {
-    if (qkv.device().is_cuda())
-      fail(Exit::config, "attention", "type ", kAttentionKindNames[static_cast<std::size_t>(in.spec.kind)],
-           " has no GPU kernel yet: run it with device.type=cpu");
-    const std::int64_t B = qkv.size(0), T = qkv.size(1);
-    const PairPattern pattern = pattern_of(in.spec, choice, in.document_starts, T);
-    const TilePlan plan = make_pattern_plan(pattern, B, differs_by_head(in.spec) ? in.spec.n_heads : 1, T);
-    const RotaryTable rotary = rotary_table(in.rope, T, compute_dtype(qkv.dtype()), qkv.stream());
+  // Everything but the plan, the results of backward and the workspace.
+  SoftmaxForwardArgs softmax_args(const RotaryTable& rotary) const {
     SoftmaxForwardArgs args;
     args.qkv_BTF = qkv.raw(), args.out_BTHD = out.raw();
     args.statistics_BHT = statistics.defined() ? statistics.raw() : nullptr;
-    args.B = B, args.T = T, args.H = in.spec.n_heads, args.Hkv = in.spec.n_kv_heads, args.D = in.spec.head_dim;
+    args.B = qkv.size(0), args.T = qkv.size(1);
+    args.H = in.spec.n_heads, args.Hkv = in.spec.n_kv_heads, args.D = in.spec.head_dim;
     args.scale = 1 / std::sqrt(static_cast<double>(args.D)), args.dtype = qkv.dtype();
-    args.plan = plan.view(), args.plan.pair_bits = bits_of, args.plan.pair_context = &pattern;
     if (rotary.cos.defined()) args.rotary = {rotary.cos.raw(), rotary.sin.raw(), in.rope.rotary_dims, -1};
+    return args;
+  }
+  RotaryTable rotary() const { return rotary_table(in.rope, qkv.size(1), compute_dtype(qkv.dtype()), qkv.stream()); }
+
+  template <class F>
+  void run_engine(F run) const {
+    const std::int64_t B = qkv.size(0), T = qkv.size(1);
+    const PairPattern pattern = pattern_of(in.spec, choice, in.document_starts, T);
+    const TilePlan plan = make_pattern_plan(pattern, B, differs_by_head(in.spec) ? in.spec.n_heads : 1, T);
+    const RotaryTable table = rotary();
+    SoftmaxForwardArgs args = softmax_args(table);
+    args.plan = plan.view(), args.plan.pair_bits = bits_of, args.plan.pair_context = &pattern;
     run(args);
+  }
+
+  // Forward where `grad` is undefined. Not by launch(): there is no CPU kernel to choose.
+  void run_on_gpu([[maybe_unused]] const Tensor& grad, [[maybe_unused]] const Tensor& dqkv) const {
+    if constexpr (build::with_cuda) {
+      const RotaryTable table = rotary();
+      PatternBackwardArgs args;
+      args.forward.softmax = softmax_args(table);
+      args.forward.pattern = pattern_of(in.spec, choice, in.document_starts, qkv.size(1));
+      args.forward.pattern_heads = differs_by_head(in.spec) ? in.spec.n_heads : 1;
+      const auto run = [&](const auto& pass) {
+        const auto bytes = static_cast<std::int64_t>(cuda::workspace_bytes(pass, qkv.stream()));
+        const Tensor workspace = empty({bytes}, DType::u8, qkv.stream());
+        args.forward.softmax.workspace = workspace.raw();  // `pass` is args, or in it
+        const KernelTimer timer(typeid(pass).name(), qkv.stream());
+        cuda::run(pass, qkv.stream());
+      };
+      if (!grad.defined()) return run(args.forward);
+      args.dout_BTHD = grad.raw(), args.dqkv_BTF = dqkv.raw();
+      run(args);
+    }
   }
 };
 

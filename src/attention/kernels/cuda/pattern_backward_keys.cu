@@ -1,0 +1,142 @@
+// Backward of pattern attention towards keys and values by tensor cores: one block per (row, key-value head, 64 keys),
+// past which the tiles of queries that see some of them stream, head by head of the group. Nobody else writes its keys:
+// no atomics.
+#include "attention/kernels/cuda/pattern_tile.cuh"
+
+namespace sieve::cuda {
+namespace {
+
+constexpr int kPart = 32;  // columns in work at a time: registers
+
+// At 128 features the block's own keys and values stay in shared memory: the sums fill the registers.
+template <int D>
+inline constexpr bool kHolds = D == kSide;
+template <int D>
+inline constexpr std::size_t kShared = (kHolds<D> ? 4 : 6) * sizeof(bf16) * Panel<D>::kElements;
+
+// The keys and values of the block as left operands.
+template <int D, bool held = kHolds<D>>
+struct OwnRows {
+  std::uint32_t k[D / 16][4], v[D / 16][4];
+
+  __device__ OwnRows(bf16*, const HeadRows& keys, const HeadRows& values, const PatternItem<true>& t, std::int64_t T) {
+    const int mine[2] = {t.own(warp_row(), T), t.own(warp_row() + 8, T)};
+    Panel<D>::hold(k, keys, mine);
+    Panel<D>::hold(v, values, mine);
+  }
+};
+template <int D>
+struct OwnRows<D, false> {
+  const bf16 *k, *v;
+
+  // The copies are ended and awaited with the first queries.
+  __device__ OwnRows(bf16* memory, const HeadRows& keys, const HeadRows& values, const PatternItem<true>& t,
+                     std::int64_t T)
+      : k(memory), v(memory + Panel<D>::kElements) {
+    Panel<D>::fetch(memory, keys, t.order, t.side * kSide, T);
+    Panel<D>::fetch(memory + Panel<D>::kElements, values, t.order, t.side * kSide, T);
+  }
+};
+
+struct QueryNotes {
+  float statistics[kSide], delta[kSide];
+};
+
+template <int D>
+__global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2)
+    backward_keys(const Engine e, const PatternLists lists) {
+  using Rows64 = Panel<D>;
+  __shared__ int at[kSide];
+  __shared__ __align__(16) QueryNotes notes[2];
+  const auto thread = static_cast<int>(threadIdx.x);
+  const PatternItem<true> t(e, lists, e.Hkv);
+  const auto total = static_cast<int>(t.count * e.group());
+  auto* memory = reinterpret_cast<bf16*>(dynamic_shared());
+  const OwnRows<D> own(memory + 4 * Rows64::kElements, HeadRows(e.k, t.b, e.T, t.h, D), HeadRows(e.v, t.b, e.T, t.h, D),
+                       t, e.T);
+  if (thread < kSide) at[thread] = t.own(thread, e.T);
+  const auto fetch = [&](int n, std::int32_t entry) {
+    bf16* to = memory + n % 2 * 2 * Rows64::kElements;
+    const std::int64_t slot = static_cast<std::int64_t>(entry >> 1) * kSide, h = t.h * e.group() + n / t.count;
+    Rows64::fetch(to, HeadRows(e.q, t.b, e.T, h, D), t.order, slot, e.T);
+    Rows64::fetch(to + Rows64::kElements, HeadRows(e.dout, t.b, e.T, h, D), t.order, slot, e.T);
+    const int r = thread % kSide, i = PatternLists::position(t.order, slot + r, e.T);
+    const auto* from = static_cast<const float*>(thread < kSide ? e.statistics : e.delta);
+    copy_4((thread < kSide ? notes[n % 2].statistics : notes[n % 2].delta) + r,
+           from + (t.b * e.H + h) * e.T + (i < 0 ? 0 : i), i >= 0);
+    end_copies();
+  };
+  const auto entry_of = [&](int n) { return n < total ? t.entries[n % t.count] : 0; };
+  std::int32_t entry = entry_of(0), next = entry_of(1);
+  if (total > 0) fetch(0, entry);
+  RowWords words, coming;
+  words.read(t.words, entry);
+
+  const auto factor = static_cast<float>(e.scale * kLog2E);
+  float s[kPart / 2], dp[kPart / 2], dk[D / kSide][kHeld], dv[D / kSide][kHeld];
+#pragma unroll
+  for (int p = 0; p < D / kSide; ++p) {
+#pragma unroll
+    for (int x = 0; x < kHeld; ++x) dk[p][x] = dv[p][x] = 0;
+  }
+
+  for (int n = 0; n < total; ++n) {
+    await_copies();
+    __syncthreads();  // the queries have arrived, and those before have no readers left
+    if (n + 1 < total) fetch(n + 1, next);
+    coming.read(t.words, n + 1 < total ? next : 0);
+    const std::int32_t after = entry_of(n + 2);
+    const bf16 *q = memory + n % 2 * 2 * Rows64::kElements, *dout = q + Rows64::kElements;
+    const QueryNotes& note = notes[n % 2];
+#pragma unroll
+    for (int part = 0; part < kSide / kPart; ++part) {
+      Rows64::template multiply_transposed<kPart>(s, own.k, q, part * kPart);
+      Rows64::template multiply_transposed<kPart>(dp, own.v, dout, part * kPart);
+#pragma unroll
+      for (int x = 0; x < kPart / 2; ++x) {
+        const int column = part * kPart + column_of(x);
+        s[x] = words.sees(part, x) ? quick_power_of_2(fmaf(s[x], factor, -note.statistics[column])) : 0.f;
+        dp[x] = s[x] * (dp[x] - note.delta[column]);
+      }
+      Rows64::template add_product<kPart>(dv, s, dout, part * kPart);
+      Rows64::template add_product<kPart>(dk, dp, q, part * kPart);
+    }
+    words = coming, entry = next, next = after;
+  }
+
+  auto* stage = reinterpret_cast<float*>(dynamic_shared());
+  end_copies(), await_copies();  // own rows, where no query came
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {  // dK, dV
+    __syncthreads();
+    to_stage<float, D / kSide>(stage, part == 0 ? dk : dv, {1.f, 1.f});
+    __syncthreads();
+    const std::int64_t head = e.H + part * e.Hkv + t.h;
+    bf16* out = static_cast<bf16*>(e.dqkv) + t.b * e.T * e.features() + head * D;
+    store_rows<D>(out, e.features(), stage, at, e.rotary, part == 0, part == 0 ? static_cast<float>(e.scale) : 1.f);
+  }
+}
+
+template <int D>
+void go(const Engine& e, const PatternLists& lists, const Stream& stream) {
+  start("pattern backward, keys", backward_keys<D>, items_of(e, lists, e.Hkv), kTileThreads, kShared<D>, stream, e,
+        lists);
+}
+
+}  // namespace
+
+bool pattern_fits_tensor_cores(const Engine& e, bool backward) {
+  if (!fits_tensor_cores(e)) return false;
+  const std::size_t shared = e.D == kSide ? kShared<kSide>
+                             : backward   ? kShared<2 * kSide>
+                                          : 4 * sizeof(bf16) * Panel<2 * kSide>::kElements;
+  constexpr std::int64_t kStatic = 2048;  // beside it, at most
+  return static_cast<std::int64_t>(shared) + kStatic <= most_shared_bytes();
+}
+
+void pattern_backward_keys(const Engine& e, const PatternLists& lists, Stream stream) {
+  if (e.D == kSide) go<kSide>(e, lists, stream);
+  else go<2 * kSide>(e, lists, stream);
+}
+
+}  // namespace sieve::cuda

@@ -1,0 +1,117 @@
+// Backward of pattern attention towards the queries by tensor cores, in the order of forward: one block per (row, query
+// head, tile of 64 queries). It also leaves delta = dO . o of its queries for the pass of the keys.
+#include "attention/kernels/cuda/pattern_tile.cuh"
+
+namespace sieve::cuda {
+namespace {
+
+constexpr int kPart = 32;  // columns in work at a time: registers
+
+__device__ inline float product_of_pairs(std::uint32_t a, std::uint32_t b) {
+  const float2 x = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(a)),
+               y = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(b));
+  return x.x * y.x + x.y * y.y;
+}
+
+// dO . o of the thread's two rows, given dO as a left operand.
+template <int D>
+__device__ inline void make_delta(float (&delta)[2], const std::uint32_t (*dout)[4], const HeadRows& out,
+                                  const int (&at)[2]) {
+  std::uint32_t o[D / 16][4];
+  Panel<D>::hold(o, out, at);
+  delta[0] = delta[1] = 0;
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+    for (int x = 0; x < 4; ++x) delta[x % 2] += product_of_pairs(dout[k][x], o[k][x]);
+  }
+  delta[0] = row_sum(delta[0]), delta[1] = row_sum(delta[1]);
+}
+
+template <int D>
+__global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2)
+    backward_queries(const Engine e, const PatternLists lists) {
+  using Rows64 = Panel<D>;
+  __shared__ int at[kSide];
+  const auto thread = static_cast<int>(threadIdx.x);
+  const PatternItem<false> t(e, lists, e.H);
+  const std::int64_t kv = t.h / e.group(), head_row = (t.b * e.H + t.h) * e.T;
+  auto* memory = reinterpret_cast<bf16*>(dynamic_shared());
+  const HeadRows k(e.k, t.b, e.T, kv, D), v(e.v, t.b, e.T, kv, D);
+  const auto fetch = [&](int n, std::int32_t entry) {
+    bf16* to = memory + n % 2 * 2 * Rows64::kElements;
+    const std::int64_t slot = static_cast<std::int64_t>(entry >> 1) * kSide;
+    Rows64::fetch(to, k, t.order, slot, e.T);
+    Rows64::fetch(to + Rows64::kElements, v, t.order, slot, e.T);
+    end_copies();
+  };
+  const auto entry_of = [&](int n) { return n < t.count ? t.entries[n] : 0; };
+  std::int32_t entry = entry_of(0), next = entry_of(1);
+  if (t.count > 0) fetch(0, entry);
+  RowWords words, coming;
+  words.read(t.words, entry);
+
+  const int mine[2] = {t.own(warp_row(), e.T), t.own(warp_row() + 8, e.T)};
+  std::uint32_t q[D / 16][4], dout[D / 16][4];
+  float statistics[2], delta[2];
+  Rows64::hold(dout, HeadRows(e.dout, t.b, e.T, t.h, D), mine);
+  make_delta<D>(delta, dout, HeadRows({e.out, e.H * D, 0, DType::bf16}, t.b, e.T, t.h, D), mine);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    statistics[r] = mine[r] < 0 ? 0 : static_cast<const float*>(e.statistics)[head_row + mine[r]];
+    if (mine[r] >= 0 && thread % 4 == 0) static_cast<float*>(const_cast<void*>(e.delta))[head_row + mine[r]] = delta[r];
+  }
+  Rows64::hold(q, HeadRows(e.q, t.b, e.T, t.h, D), mine);
+  if (thread < kSide) at[thread] = t.own(thread, e.T);
+  const auto factor = static_cast<float>(e.scale * kLog2E);
+  float s[kPart / 2], dp[kPart / 2], sums[D / kSide][kHeld];
+#pragma unroll
+  for (int p = 0; p < D / kSide; ++p) {
+#pragma unroll
+    for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
+  }
+
+  for (int n = 0; n < t.count; ++n) {
+    await_copies();
+    __syncthreads();  // the block has arrived, and the one before has no readers left
+    if (n + 1 < t.count) fetch(n + 1, next);
+    coming.read(t.words, n + 1 < t.count ? next : 0);
+    const std::int32_t after = entry_of(n + 2);
+    const bf16 *keys = memory + n % 2 * 2 * Rows64::kElements, *values = keys + Rows64::kElements;
+#pragma unroll
+    for (int part = 0; part < kSide / kPart; ++part) {
+      Rows64::template multiply_transposed<kPart>(s, q, keys, part * kPart);
+      Rows64::template multiply_transposed<kPart>(dp, dout, values, part * kPart);
+#pragma unroll
+      for (int x = 0; x < kPart / 2; ++x) {
+        const int r = x / 2 % 2;
+        const float weight = words.sees(part, x) ? quick_power_of_2(fmaf(s[x], factor, -statistics[r])) : 0.f;
+        s[x] = weight * (dp[x] - delta[r]);
+      }
+      Rows64::template add_product<kPart>(sums, s, keys, part * kPart);
+    }
+    words = coming, entry = next, next = after;
+  }
+
+  __syncthreads();
+  auto* stage = reinterpret_cast<float*>(dynamic_shared());
+  to_stage<float, D / kSide>(stage, sums, {1.f, 1.f});
+  __syncthreads();
+  bf16* dq = static_cast<bf16*>(e.dqkv) + t.b * e.T * e.features() + t.h * D;
+  store_rows<D>(dq, e.features(), stage, at, e.rotary, true, static_cast<float>(e.scale));
+}
+
+template <int D>
+void go(const Engine& e, const PatternLists& lists, const Stream& stream) {
+  start("pattern backward, queries", backward_queries<D>, items_of(e, lists, e.H), kTileThreads,
+        4 * sizeof(bf16) * Panel<D>::kElements, stream, e, lists);
+}
+
+}  // namespace
+
+void pattern_backward_queries(const Engine& e, const PatternLists& lists, Stream stream) {
+  if (e.D == kSide) go<kSide>(e, lists, stream);
+  else go<2 * kSide>(e, lists, stream);
+}
+
+}  // namespace sieve::cuda
