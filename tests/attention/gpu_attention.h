@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "attention/dense.h"
+#include "attention/rotary.h"
 #include "attention_cases.h"
+#include "support/compare.h"
 #include "support/gpu.h"
 
 namespace sieve::test {
@@ -59,5 +61,41 @@ inline ReferenceInput draw_gpu_input(Draw& d, const std::string& kind, bool tens
   fill_values(in, d, kind);
   return in;
 }
+
+// q and k turned by the angles of their positions (sign -1: back), rounded to bf16 as an attention does that hands them
+// to tensor cores.
+inline std::vector<double> turned(std::vector<double> qkv, const ReferenceInput& in, float sign) {
+  const std::int64_t R = in.rope.rotary_dims / 2, D = in.spec.head_dim, F = in.spec.qkv_features();
+  const RotaryTable table = rotary_table(in.rope, in.T, DType::f32, Stream{});
+  for (std::int64_t row = 0; R > 0 && row < in.B * in.T; ++row) {
+    for (std::int64_t h = 0; h < in.spec.n_heads + in.spec.n_kv_heads; ++h) {
+      double* v = qkv.data() + row * F + h * D;
+      for (std::int64_t r = 0; r < R; ++r) {
+        const float cos = table.cos.data<float>()[row % in.T * R + r];
+        const float sin = sign * table.sin.data<float>()[row % in.T * R + r];
+        const auto a = static_cast<float>(v[r]), b = static_cast<float>(v[R + r]);
+        v[r] = static_cast<float>(bf16(a * cos - b * sin));
+        v[R + r] = static_cast<float>(bf16(b * cos + a * sin));
+      }
+    }
+  }
+  return qkv;
+}
+
+// The largest errors of outputs, of gradients and of the scores' gradients over many cases.
+struct Worst {
+  double error[3] = {};
+  std::string where[3];
+
+  void add(const EngineRun& got, const EngineRun& exact, const std::string& what) {
+    const Tensor* results[] = {&got.out, &got.dqkv, &got.dscores};
+    const Tensor* wanted[] = {&exact.out, &exact.dqkv, &exact.dscores};
+    for (int x = 0; x < 3; ++x) {
+      if (!wanted[x]->defined()) continue;
+      const double e = relative_difference(*results[x], *wanted[x]);
+      if (!(e <= error[x])) error[x] = e, where[x] = what;
+    }
+  }
+};
 
 }  // namespace sieve::test

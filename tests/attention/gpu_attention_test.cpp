@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "attention/decode.h"
-#include "attention/rotary.h"
 #include "attention/timestep_norm.h"
 #include "support/catch.h"
 #include "support/compare.h"
@@ -19,26 +18,6 @@ using namespace sieve;
 using namespace sieve::test;
 
 namespace {
-
-// q and k turned by the angles of their positions (sign -1: back), rounded to bf16 as an attention does that hands them
-// to tensor cores.
-std::vector<double> turned(std::vector<double> qkv, const ReferenceInput& in, float sign) {
-  const std::int64_t R = in.rope.rotary_dims / 2, D = in.spec.head_dim, F = in.spec.qkv_features();
-  const RotaryTable table = rotary_table(in.rope, in.T, DType::f32, Stream{});
-  for (std::int64_t row = 0; R > 0 && row < in.B * in.T; ++row) {
-    for (std::int64_t h = 0; h < in.spec.n_heads + in.spec.n_kv_heads; ++h) {
-      double* v = qkv.data() + row * F + h * D;
-      for (std::int64_t r = 0; r < R; ++r) {
-        const float cos = table.cos.data<float>()[row % in.T * R + r];
-        const float sin = sign * table.sin.data<float>()[row % in.T * R + r];
-        const auto a = static_cast<float>(v[r]), b = static_cast<float>(v[R + r]);
-        v[r] = static_cast<float>(bf16(a * cos - b * sin));
-        v[R + r] = static_cast<float>(bf16(b * cos + a * sin));
-      }
-    }
-  }
-  return qkv;
-}
 
 // Positions that rotating q and k beforehand gives: not those of clamped distances.
 bool positions_are_absolute(const ReferenceInput& in) {
@@ -54,22 +33,6 @@ EngineRun run_naive(const ReferenceInput& in, const std::vector<double>& dout) {
   if (run.dqkv.defined()) run.dqkv = tensor_of(turned(values_of(run.dqkv), in, -1), run.dqkv.shape(), DType::bf16);
   return run;
 }
-
-// The largest errors of outputs, of gradients and of the scores' gradients over many cases.
-struct Worst {
-  double error[3] = {};
-  std::string where[3];
-
-  void add(const EngineRun& got, const EngineRun& exact, const std::string& what) {
-    const Tensor* results[] = {&got.out, &got.dqkv, &got.dscores};
-    const Tensor* wanted[] = {&exact.out, &exact.dqkv, &exact.dscores};
-    for (int x = 0; x < 3; ++x) {
-      if (!wanted[x]->defined()) continue;
-      const double e = relative_difference(*results[x], *wanted[x]);
-      if (!(e <= error[x])) error[x] = e, where[x] = what;
-    }
-  }
-};
 
 }  // namespace
 
