@@ -1,11 +1,13 @@
 // Selection of one step: a block a (layer, row, score head). The least member is known, so whether the candidate enters
 // takes one comparison; the new least is one pass over k, and the threshold moves from breakpoint to breakpoint as in
 // IncrementalSparseK, each move one pass over the pool. A score enters and leaves the band once, so two moves a step
-// are the mean.
+// are the mean. What is looked through again and again comes into shared memory first, all of it on its way at once:
+// the passes then cost no way to memory.
 #include <cstring>
 #include <limits>
 
 #include "attention/kernels/cuda/decode_step.cuh"
+#include "attention/kernels/cuda/launch.cuh"
 #include "tensor/kernels/cuda/block.cuh"
 #include "tensor/kernels/cuda/dependent.cuh"
 
@@ -13,6 +15,7 @@ namespace sieve::cuda {
 namespace {
 
 constexpr int kWarps = kThreads / 32;
+constexpr std::int64_t kStaged = 40 * 1024;  // bytes of shared memory
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 template <class V>
@@ -83,10 +86,35 @@ __device__ Piece piece_at(const double* pool, std::int64_t C, double tau) {
   return block_join(mine);
 }
 
+// What a step looks through: copies in shared memory where there is room, else the state itself.
+struct Staged {
+  double* u;
+  std::int64_t* key;
+  double* pool;
+};
+
+// n values of 8 bytes beside the thread.
+__device__ inline void stage(void* to, const void* from, std::int64_t n) {
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) {
+    const auto place = static_cast<std::uint32_t>(__cvta_generic_to_shared(static_cast<std::uint64_t*>(to) + i));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(place),
+                 "l"(static_cast<const std::uint64_t*>(from) + i)
+                 : "memory");
+  }
+}
+// The caller waits for the copies, and synchronises.
+__device__ inline Staged staged(const DecodeSelection& s, std::int64_t row) {
+  Staged out{s.u + row * s.k, s.key + row * s.k, s.pool + row * s.C};
+  const std::int64_t C = s.thresholds ? s.C : 0;
+  if ((2 * s.k + C) * 8 > kStaged) return out;
+  auto* memory = reinterpret_cast<double*>(dynamic_shared());
+  const Staged held{memory, reinterpret_cast<std::int64_t*>(memory + s.k), memory + 2 * s.k};
+  stage(held.u, out.u, s.k), stage(held.key, out.key, s.k), stage(held.pool, out.pool, C);
+  return held;
+}
+
 // z joins the pool (the least leaves a full one); the new threshold, sup{t : f(t) >= k}. All threads return the same.
-__device__ double threshold(const DecodeSelection& s, std::int64_t row, double z) {
-  double* pool = s.pool + row * s.C;
-  double tau = s.tau[row];
+__device__ double threshold(const DecodeSelection& s, double* pool, std::int64_t row, double tau, double z) {
   if (z <= tau) return tau;
   constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
   Place mine{kInfinity, kNone, kNone};
@@ -100,7 +128,8 @@ __device__ double threshold(const DecodeSelection& s, std::int64_t row, double z
   }
   const Place place = block_join(mine);
   if (place.free == kNone && z <= place.z) return tau;  // the pool is full of larger ones
-  if (threadIdx.x == 0) pool[place.free != kNone ? place.free : place.index] = z;
+  const std::int64_t at = place.free != kNone ? place.free : place.index;
+  if (threadIdx.x == 0) s.pool[row * s.C + at] = pool[at] = z;
   __syncthreads();
   for (;;) {
     const Piece p = piece_at(pool, s.C, tau);
@@ -118,11 +147,9 @@ __device__ double threshold(const DecodeSelection& s, std::int64_t row, double z
   return tau;
 }
 
-__device__ void find_least(const DecodeSelection& s, std::int64_t row, std::int64_t filled) {
-  const double* us = s.u + row * s.k;
-  const std::int64_t* keys = s.key + row * s.k;
+__device__ void find_least(const DecodeSelection& s, const Staged& of, std::int64_t row, std::int64_t filled) {
   Least mine{kInfinity, std::numeric_limits<std::int64_t>::max(), 0};
-  for (std::int64_t i = threadIdx.x; i < filled; i += kThreads) mine = mine.joined({us[i], keys[i], i});
+  for (std::int64_t i = threadIdx.x; i < filled; i += kThreads) mine = mine.joined({of.u[i], of.key[i], i});
   const Least least = block_join(mine);
   if (threadIdx.x == 0) s.least[row] = static_cast<std::int32_t>(least.slot);
 }
@@ -137,25 +164,26 @@ __global__ void __launch_bounds__(kThreads) select_step(const DecodeSelectArgs a
     if (threadIdx.x == 0) s.incoming[row] = -1;
     return;
   }
-  double* us = s.u + row * s.k;
-  std::int64_t* keys = s.key + row * s.k;
-  const double u = s.ring[row * s.ring_size + key % s.ring_size];
+  const Staged of = staged(s, row);
+  const double u = s.ring[row * s.ring_size + key % s.ring_size], old_tau = s.thresholds ? s.tau[row] : -kInfinity;
   const std::int32_t least = s.least[row];
-  const std::int32_t slot = key < s.k ? static_cast<std::int32_t>(key) : (u < us[least] ? -1 : least);
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();
+  const std::int32_t slot = key < s.k ? static_cast<std::int32_t>(key) : (u < of.u[least] ? -1 : least);
   __syncthreads();  // all have read what changes now
   if (threadIdx.x == 0) {
     s.incoming[row] = slot;
-    if (slot >= 0) us[slot] = u, keys[slot] = key;
+    if (slot >= 0) s.u[row * s.k + slot] = of.u[slot] = u, s.key[row * s.k + slot] = of.key[slot] = key;
   }
   __syncthreads();
   const std::int64_t filled = key < s.k ? key + 1 : s.k;
-  if (slot >= 0) find_least(s, row, filled);
-  double tau = s.thresholds ? threshold(s, row, operator_score(u, s.temperature)) : -kInfinity;
+  if (slot >= 0) find_least(s, of, row, filled);
+  double tau = s.thresholds ? threshold(s, of.pool, row, old_tau, operator_score(u, s.temperature)) : -kInfinity;
   if (key < s.k) tau = -kInfinity;  // at most k candidates: all are members
   for (std::int64_t i = threadIdx.x; i < s.k; i += kThreads) {
     float m = -1;
-    if (i < filled && p - keys[i] >= s.window)
-      m = static_cast<float>(min(max(operator_score(us[i], s.temperature) - tau, 0.0), 1.0));
+    if (i < filled && p - of.key[i] >= s.window)
+      m = static_cast<float>(min(max(operator_score(of.u[i], s.temperature) - tau, 0.0), 1.0));
     s.seen[row * s.k + i] = s.thresholds || m < 0 ? m : 1.f;
   }
 }
@@ -173,7 +201,7 @@ void run(const DecodeSelectArgs& a, Stream stream) {
   require(a.most_rows < (std::int64_t{1} << 31) && a.count < 65536, "decode selection", a.most_rows, " rows of ",
           a.count, " layers exceed a launch");
   const dim3 grid(static_cast<unsigned>(a.most_rows), static_cast<unsigned>(a.count));
-  start_dependent("decode selection", select_step, grid, kThreads, 0, a.follows, stream, a);
+  start_dependent("decode selection", select_step, grid, kThreads, kStaged, a.follows, stream, a);
 }
 
 void run(const DecodePushArgs& a, Stream stream) {
