@@ -66,51 +66,62 @@ class Figures:
         self.pyplot = load_pyplot()
 
     def lines(self, panels, logarithmic=False):
-        """PNG of panels (x label, y label, {label: [lines of points]}) side by side, one colour a label; None without matplotlib or points."""
+        """PNG of panels (x label, y label, {label: [lines of points]}) side by side, one colour a label, one legend beside them; None without matplotlib or
+        points."""
         if self.pyplot is None or not any(lines for _, _, lines in panels):
             return None
-        figure, axes = self.pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.4), layout="constrained", squeeze=False)
+        figure, axes = self.pyplot.subplots(1, len(panels), figsize=(5.4 * len(panels) + 2.6, 4.6), layout="constrained", squeeze=False)
+        labels = list(dict.fromkeys(label for _, _, lines in panels for label in lines))
+        colours, styles, handles = self.pyplot.get_cmap("tab10"), ("-", "--", ":", "-."), {}
         for axis, (x_label, y_label, lines) in zip(axes[0], panels):
-            for at, (label, several) in enumerate(lines.items()):
-                for number, points in enumerate(several):
-                    axis.plot(*zip(*points), color=f"C{at % 10}", linestyle=("-", "--", ":")[at // 10 % 3], marker="." if len(points) < 12 else None,
-                              linewidth=1.1, label=label if number == 0 else None)
+            for label, several in lines.items():
+                at = labels.index(label)
+                for points in several:
+                    handles[label], = axis.plot(*zip(*points), color=colours(at % 10), linestyle=styles[at // 10 % 4], marker="." if len(points) < 15 else None, linewidth=1.1)
             axis.set_xlabel(x_label)
             axis.set_ylabel(y_label)
             if logarithmic:
                 axis.set_xscale("log", base=2)
             axis.grid(alpha=0.3)
-            if lines:
-                axis.legend(fontsize=7)
+        figure.legend([handles[label] for label in labels], labels, loc="outside right upper", fontsize=7)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
         self.pyplot.close(figure)
         return file.getvalue()
 
-    def curves(self, group):
-        """Validation loss over tokens and over seconds; training loss where nothing was validated."""
+    def curves(self, group, kinds):
+        """Validation loss over tokens and over seconds from a fifth of the run on, where it tells types apart; training loss where nothing was validated."""
         panels = []
         for key, scale, label in (("tokens", 1e6, "million tokens"), ("time", 1, "seconds of training")):
             lines = {}
-            for kind in group.types:
-                several = []
+            for kind in kinds:
                 for result in group.results(kind):
                     points = tables.validated(result, key)
                     if len(points) < 2:
                         points = [(row[key], row["loss/train"]) for row in result["curve"] if row.get("loss/train") is not None]
-                    several.append([(x / scale, y) for x, y in points])
-                lines[group.label(kind)] = [points for points in several if points]
-            panels.append((label, "validation loss, nats a token", {label: several for label, several in lines.items() if several}))
+                    points = [(x / scale, y) for x, y in points if x >= 0.2 * points[-1][0]]
+                    if points:
+                        lines.setdefault(group.label(kind), []).append(points)
+            panels.append((label, "loss, nats a token", lines))
         return self.lines(panels)
 
-    def buckets(self, group, split, name, key, x_label):
-        lines = {}
-        for kind in group.types:
-            found = [(loss, label) for label, _, loss in tables.pooled_buckets(group, kind, split, name, key) if loss is not None]
-            points = [(float(label.replace(",", "").split("-")[0].split(" ")[0]) or 0.5, loss) for loss, label in found if label[0].isdigit()]
-            if points:
-                lines[group.label(kind)] = [points]
-        return self.lines([(x_label, "loss, nats a token", lines)], logarithmic=True)
+    def against(self, x_label, values, reference):
+        """Two panels of values, label -> {x: loss}: as they are, and minus the reference's, where small differences show."""
+        panels = [(x_label, "loss, nats a token", {label: [sorted(points.items())] for label, points in values.items() if points})]
+        if reference in values:
+            other = values[reference]
+            lines = {label: [sorted((x, y - other[x]) for x, y in points.items() if x in other)] for label, points in values.items() if set(points) & set(other)}
+            panels.append((x_label, f"minus that of {reference}", lines))
+        return self.lines(panels, logarithmic=True)
+
+    def buckets(self, group, kinds, split, name, key, reference):
+        values = {}
+        for kind in kinds:
+            for label, _, loss in tables.pooled_buckets(group, kind, split, name, key):
+                if loss is not None and label[0].isdigit():  # not the bucket of those without a distance
+                    start = float(label.replace(",", "").split("-")[0].split(" ")[0])
+                    values.setdefault(group.label(kind), {})[start] = loss
+        return self.against("tokens seen" if key == "positions" else "distance of the last occurrence", values, reference)
 
 
 # -- the page -----------------------------------------------------------------------------------------------------------------------------------------
@@ -156,28 +167,43 @@ def evaluations_in(group):
     return list(dict.fromkeys(names))
 
 
+def families(group, reference):
+    """Types that share a figure: each family with the reference."""
+    names = sorted({group.family(kind) for kind in group.types}, reverse=True)
+    for name in names:
+        kinds = [kind for kind in group.types if kind == reference or group.family(kind) == name]
+        if kinds != [reference] or len(names) == 1:
+            yield kinds
+
+
 def add_group(page, figures, group, reference, resamples):
     page.heading(group.title)
-    page.figure(figures.curves(group), f"loss curves of {group.title}")
+    for kinds in families(group, reference):
+        page.figure(figures.curves(group, kinds), f"loss curves of {group.title}")
     for split in splits_of(group):
         for name in evaluations_in(group):
             page.table(tables.loss_table(group, split, name, reference, resamples) if is_single(group, split, name) else None)
     page.table(tables.cost_table(group))
     page.table(tables.wall_clock_table(group))
-    split = splits_of(group)[0]
     for name in evaluations_in(group):
-        table, losses = tables.context_table(group, split, name)
+        add_evaluation(page, figures, group, splits_of(group)[0], name, reference, resamples)
+
+
+def add_evaluation(page, figures, group, split, name, reference, resamples):
+    against = group.label(reference) if reference in group.types else None
+    table, losses = tables.context_table(group, split, name)
+    page.table(table)
+    if table:
+        for kinds in families(group, reference):
+            shown = {group.label(kind): losses[kind] for kind in kinds if kind in losses}
+            page.figure(figures.against("tokens of visible context", shown, against), "loss by visible context")
+        return
+    for key, (title, note) in TITLES.items():
+        table = tables.bucket_table(group, split, name, key, title, note)
         page.table(table)
-        if table:
-            page.figure(figures.lines([("tokens of visible context", "loss, nats a token", {group.label(kind): [sorted(points.items())] for kind, points in losses.items()})], True),
-                        "loss by visible context")
-            continue
-        for key, (title, note) in TITLES.items():
-            table = tables.bucket_table(group, split, name, key, title, note)
-            page.table(table)
-            if table:
-                page.figure(figures.buckets(group, split, name, key, "tokens seen" if key == "positions" else "distance"), title)
-        page.table(tables.recall_difference_table(group, split, name, reference, resamples))
+        for kinds in families(group, reference) if table else []:
+            page.figure(figures.buckets(group, kinds, split, name, key, against), title)
+    page.table(tables.recall_difference_table(group, split, name, reference, resamples))
 
 
 def is_single(group, split, name):
@@ -218,8 +244,8 @@ def main():
     parser.add_argument("--resamples", type=int, default=10000)
     a = parser.parse_args()
     try:
-        if a.resamples < 100:
-            raise GridError(f"--resamples {a.resamples}: want at least 100; intervals of fewer mean nothing")
+        if a.resamples < 2000:
+            raise GridError(f"--resamples {a.resamples}: want at least 2000; with fewer no p-value could stay below 0.05 after correction over twenty types")
         index, results = read_all(a.out)
         reference = a.reference or index["grid"].get("reference")
         if reference not in index["grid"]["types"]:

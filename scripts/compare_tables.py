@@ -100,13 +100,13 @@ class Group:
 
 
 def groups_of(results, order):
-    """order: names of the stages. Where two stages have the same run, the earlier stage's counts: nothing is counted twice."""
+    """In the order of the stages, whose names are `order`. Where two stages have the same run, the earlier stage's counts: nothing is counted twice."""
     groups = {}
     for result in sorted((r for r in results if r["status"] == "finished" and not r["searched_lr"]), key=lambda r: (order.index(r["stage"]) if r["stage"] in order else 99, r["name"])):
         key = (result["source"] is not None, result["size"], result["context"], result["plan"]["tokens"])
         group = groups.setdefault(key, Group(result["size"], result["context"], result["plan"]["tokens"], key[0], {}))
         group.types.setdefault(result["resolved_type"], {}).setdefault(result["seed"], result)
-    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], key[1], key[3], key[2]))]
+    return list(groups.values())
 
 
 def evaluation_of(result, split, name):
