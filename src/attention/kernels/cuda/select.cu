@@ -18,7 +18,6 @@ namespace sieve::cuda {
 namespace {
 
 constexpr std::int64_t kSlabBytes = std::int64_t{256} << 20;  // of bases
-constexpr std::int64_t kFirstStep = 8;                        // chunks
 
 // ends (B, T): the end of each position's document.
 __global__ void find_ends(const std::int32_t* starts_BT, std::int32_t* ends_BT, std::int64_t B, std::int64_t T) {
@@ -225,6 +224,12 @@ void settle(Chunks c, const Stream& stream) {
   const Scratch sorted(items * kChunk * sizeof(double), stream), places(items * kChunk * sizeof(std::uint16_t), stream),
       candidates(items * sizeof(std::int32_t), stream);
   c.sorted = sorted.as<double>(), c.places = places.as<std::uint16_t>(), c.candidates = candidates.as<std::int32_t>();
+  const std::size_t tails = c.a.document_starts_BT != nullptr ? items : 0;
+  const Scratch tail_sorted(tails * kChunk * sizeof(double), stream),
+      tail_places(tails * kChunk * sizeof(std::uint16_t), stream), tail_counts(tails * sizeof(std::int32_t), stream);
+  c.tail_sorted = tails > 0 ? tail_sorted.as<double>() : c.sorted;
+  c.tail_places = tails > 0 ? tail_places.as<std::uint16_t>() : c.places;
+  c.tails = tails > 0 ? tail_counts.as<std::int32_t>() : c.candidates;
   const std::int64_t entry = sizeof(double) + sizeof(std::int32_t);
   c.slab = std::clamp<std::int64_t>(kSlabBytes / (c.rows * c.P * entry) - 1, 1, c.chunks);
   const auto slots = static_cast<std::size_t>(c.rows * (c.slab + 1)), size = static_cast<std::size_t>(c.P);
@@ -232,8 +237,15 @@ void settle(Chunks c, const Stream& stream) {
       base_counts(slots * sizeof(std::int32_t), stream);
   c.base = base.as<double>(), c.base_keys = base_keys.as<std::int32_t>();
   c.base_counts = base_counts.as<std::int32_t>();
+  const auto groups = static_cast<std::size_t>(c.rows * ((c.slab + kGroup - 1) / kGroup)),
+             gathered_size = static_cast<std::size_t>(c.gathered_size());
+  const Scratch gathered(groups * gathered_size * sizeof(double), stream),
+      gathered_keys(groups * gathered_size * sizeof(std::int32_t), stream),
+      gathered_counts(groups * sizeof(std::int32_t), stream);
+  c.gathered = gathered.as<double>(), c.gathered_keys = gathered_keys.as<std::int32_t>();
+  c.gathered_counts = gathered_counts.as<std::int32_t>();
   // Steps that grow: few keys are better than the base of a long prefix, the others need not be sorted.
-  const std::int64_t least = std::max(kFirstStep, 2 * (c.P + kChunk - 1) / kChunk);
+  const std::int64_t least = std::max<std::int64_t>(2 * c.P / (kGroup * kChunk), 1) * kGroup;
   for (; c.first < c.chunks; c.first += c.count) {
     c.count = std::min({std::max(least, 3 * c.first), c.slab, c.chunks - c.first});
     sort_chunks(c, stream);
