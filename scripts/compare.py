@@ -2,6 +2,7 @@
 """Runs a grid of trainings one after the other, each to one result.json; docs/comparison.md describes grids.
   python3 scripts/compare.py run GRID.yaml OUT [--stage a ...] [--only GLOB ...] [--list] [--budget-seconds N] [--sieve PATH] [--path name=PATH ...]
                                                [--retry-failed] [--redo GLOB]
+  python3 scripts/compare.py json GRID.yaml > GRID.json     the same grid for a machine without PyYAML
 OUT/runs/NAME: config.yaml, train/ (the run folder), train.log, evaluations/, result.json (written last). Call it again after any interruption: finished runs
 are kept, an unfinished one goes on from its last checkpoint. A run whose configuration has changed is refused, never replaced.
 Exit code: 0 all that was asked for is there, 1 a run failed, 2 usage, grid or a changed configuration, 75 more is to do (budget, or a run waits), 130 stopped."""
@@ -191,7 +192,7 @@ class Runner:
         if plan["source"]:
             names["source"] = str(self.checkpoint_of(plan["source"]).resolve())
         config = compare_grid.merge(compare_grid.substitute(plan["config"], names), {"run": {"dir": str(train.resolve())}})
-        write_whole(folder / "config.yaml", compare_grid.yaml.safe_dump(config, sort_keys=False, width=150))
+        write_whole(folder / "config.yaml", compare_grid.config_text(config))
         plan["cost"] = self.cost(folder / "config.yaml", log)
         self.check_budget(cell, plan)
         print(f"{cell.name}: begins" if not train.exists() else f"{cell.name}: goes on", file=sys.stderr, flush=True)
@@ -291,7 +292,11 @@ def arguments():
     run.add_argument("--path", action="append", default=[], metavar="NAME=PATH", help="another place for one of the grid's paths")
     run.add_argument("--retry-failed", action="store_true", help="run failed ones anew")
     run.add_argument("--redo", action="append", default=[], metavar="GLOB", help="move these runs to OUT/replaced and run them anew")
+    convert = commands.add_parser("json", help="print a grid as JSON, for machines without PyYAML; its runs are the same")
+    convert.add_argument("grid")
     a = parser.parse_args()
+    if a.command == "json":
+        return a
     for item in a.path:
         if "=" not in item:
             parser.error(f"--path {item}: want NAME=PATH")
@@ -304,6 +309,9 @@ def main():
     a = arguments()
     try:
         grid = Grid.load(a.grid)
+        if a.command == "json":
+            print(json.dumps(grid.data, indent=1))
+            return 0
         runner = Runner(grid, a)
         cells = runner.chosen()
         if a.list:

@@ -51,9 +51,17 @@ class UniqueLoader(yaml.SafeLoader if yaml else object):
     """YAML whose doubled keys are mistakes, and whose 2e-3 is a number."""
 
 
+def read_json(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise GridError(f"{path}: {error}") from None
+
+
 def read_yaml(path):
     if yaml is None:
-        raise GridError("PyYAML is missing: apt-get install python3-yaml, or pip install pyyaml")
+        raise GridError("PyYAML is missing: apt-get install python3-yaml, or pip install pyyaml; or make the grid JSON where it is there: compare.py json GRID.yaml")
 
     def mapping(loader, node):
         keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
@@ -98,6 +106,11 @@ def substitute(value, names):
     return re.sub(r"\$\{(\w+)\}", one, value)
 
 
+def config_text(config):
+    """A configuration as sieve reads it; JSON is YAML too."""
+    return yaml.safe_dump(config, sort_keys=False, width=150) if yaml else json.dumps(config, indent=1) + "\n"
+
+
 def config_hash(*parts):
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -127,7 +140,7 @@ class Grid:
 
     @classmethod
     def load(cls, path):
-        return cls(read_yaml(path), str(path))
+        return cls((read_json if str(path).endswith(".json") else read_yaml)(path), str(path))
 
     def fail(self, key, what):
         raise GridError(f"{self.where}: {key}: {what}")

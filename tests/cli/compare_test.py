@@ -144,6 +144,12 @@ def test_changed_configuration_is_refused():
         f.config(GRID.replace("steps: 400", "steps: 30").replace("name: small", "name: other"), "grid.yaml")
         expect(compare(f, code=2), "'small'", "another folder")
         f.config(GRID.replace("steps: 400", "steps: 30"), "grid.yaml")
+        f.config(script(sys.executable, ROOT / "scripts" / "compare.py", "json", "grid.yaml", cwd=f.path), "grid.json")
+        without = "import sys; sys.modules['yaml'] = None; sys.argv[0] = 'compare.py'; import compare; sys.exit(compare.main())"
+        hide = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); {without}", "run"]
+        expect(script(*hide, "grid.json", "out", "--list", cwd=f.path), "a-tiny-64-full-s1", "finished")  # the same configurations, without PyYAML
+        expect(script(*hide, "grid.json", "out2", "--only", "*full*", cwd=f.path), "1 finished")
+        expect(script(*hide, "grid.yaml", "out", cwd=f.path, code=2), "PyYAML is missing", "compare.py json")
         expect(compare(f, "--path", "data=elsewhere/data"), "2 finished")  # where the data lies is no part of a configuration
 
 
