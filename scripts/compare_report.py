@@ -228,6 +228,7 @@ def build(index, results, figures, reference, resamples):
     for group in groups:
         add_group(page, figures, group, reference, resamples)
     page.heading("The runs")
+    page.table(tables.speed_table(groups))
     page.table(tables.missing_table(index["cells"], results))
     page.table(tables.search_table(results))
     page.table(tables.provenance_table(results))

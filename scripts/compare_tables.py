@@ -85,9 +85,12 @@ class Group:
 
     @property
     def title(self):
-        stages = sorted({result["stage"] for kind in self.types for result in self.results(kind)})
+        stages = self.stages()
         return (f"{self.size} at {self.context}, {self.tokens / 1e6:,.4g}M tokens a run{', from a dense checkpoint' if self.converted else ''} "
                 f"(stage{'s' if len(stages) > 1 else ''} {', '.join(stages)})")
+
+    def stages(self):
+        return sorted({result["stage"] for kind in self.types for result in self.results(kind)})
 
     def results(self, kind):
         return [self.types[kind][seed] for seed in sorted(self.types[kind])]
@@ -282,6 +285,24 @@ def cost_table(group):
                  "the context and rows that its last query visits: by the definition of each type, mean over layers; a linear state counts as no rows. Speed and "
                  "memory: measured while training, means (peak: maximum) over seeds; they depend on the machine named below.",
                  ["type", "parameters", "MFLOP/token", "training tokens/s", "training s", "peak GiB", "cached rows", "visited rows", "cache", "T", "learning rate"], rows)
+
+
+def speed_table(groups):
+    """Training tokens/s of every type over sizes and contexts; of several groups of one size and context that which has most types."""
+    columns = {}
+    for group in groups:
+        if not group.converted:
+            key = (group.size, group.context)
+            columns[key] = max(columns.get(key, group), group, key=lambda g: len(g.types))
+    kinds = list(dict.fromkeys(kind for group in columns.values() for kind in group.types if group.family(kind) == "rival"))
+    rows = []
+    for kind in kinds:
+        label = next(group.label(kind) for group in columns.values() if kind in group.types)
+        rates = [stats.mean([r["tok_s"] for r in group.results(kind) if r["tok_s"]]) if kind in group.types else None for group in columns.values()]
+        rows.append([label, *(number(rate, 0) for rate in rates)])
+    names = [f"{group.size} at {group.context} (stage {', '.join(group.stages())})" for group in columns.values()]
+    return Table("Training speed", "Tokens/s, median of a run's rows but the first quarter, mean over seeds; each column from the section that has most types.",
+                 ["type", *names], rows) if rows else None
 
 
 def validated(result, key):
