@@ -310,6 +310,8 @@ AttentionCache::Contents AttentionCache::contents() const {
   return out;
 }
 
+const Tensor& AttentionCache::keys() const { return state_->rows.keys; }
+const Tensor& AttentionCache::values() const { return state_->rows.values; }
 std::int64_t AttentionCache::length() const { return state_->length; }
 std::int64_t AttentionCache::rows() const { return state_->rows.capacity; }
 

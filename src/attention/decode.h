@@ -43,6 +43,11 @@ class AttentionCache {
   // otherwise). `kv_head` reads the shared selection when Hs is 1.
   std::vector<std::int64_t> selected(std::int64_t batch, std::int64_t kv_head) const;
 
+  // (B, Hkv, rows, D). sparsek: position j of the window in row j mod W, the slots from row W on; keys rotated where
+  // positions are absolute.
+  const Tensor& keys() const;
+  const Tensor& values() const;
+
   // What a cache on a GPU takes over (device_cache.h). keys and values are the cache's own.
   struct Contents {
     std::int64_t batch = 0, length = 0;

@@ -39,7 +39,7 @@ void copy_rows(Tensor& to, std::int64_t first_row, const std::vector<T>& values)
 bool DeviceCache::takes(const AttentionSpec& spec, const RopeSpec& rope, DType dtype, std::int64_t max_tokens) {
   if constexpr (build::with_cuda) {
     if (!cuda::decodes(spec.head_dim, dtype)) return false;
-    if (spec.kind > AttentionKind::sparsek || spec.sparsek.random_scores) return false;
+    if (spec.kind > AttentionKind::sparsek || spec.sparsek.random_scores || spec.sparsek.linear) return false;
     if (spec.kind == AttentionKind::full && max_tokens <= 0) return false;
     if (has_thresholds(spec) && pool_scores(spec.sparsek.pool, spec.sparsek.k) == 0) return false;
     return far_of(spec, rope, max_tokens) <= kMostDistances;

@@ -4,6 +4,11 @@
 #include "attention/random_scores.h"
 
 namespace sieve {
+namespace {
+
+constexpr double kLinearGateStart = -4;  // sigmoid: 0.018, so that a converted model begins near what it was
+
+}  // namespace
 
 AttentionLayer::AttentionLayer(ParameterFactory& make, const std::string& name, const ModelConfig& config,
                                std::int64_t layer)
@@ -19,6 +24,8 @@ AttentionLayer::AttentionLayer(ParameterFactory& make, const std::string& name, 
     if (score.norm == ScoreNorm::timestep)
       score_gain_ = make.make_scorer(name + ".sparsek.score.gain", {score_heads_}, {.constant = 1});
   }
+  if (spec_.sparsek.linear)
+    linear_gate_ = make.make(name + ".sparsek.linear.gate", {spec_.n_heads}, {.constant = kLinearGateStart});
 }
 
 // (B, Hs, T), fp32 from the product on. `state`: of a generation, which goes on where it stands.
@@ -40,21 +47,43 @@ Variable AttentionLayer::scores(const Variable& x, const Tensor& document_starts
 Variable AttentionLayer::operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
                                     SelectionStats* stats) const {
   const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = document_starts};
-  return out_(attention(qkv_(x), scores(x, document_starts, nullptr), inputs, has_scorer() ? stats : nullptr),
-              residual);
+  const Variable qkv = qkv_(x);
+  SelectionLives lives;
+  const Variable seen = attention(qkv, scores(x, document_starts, nullptr), inputs, has_scorer() ? stats : nullptr,
+                                  linear_gate_ ? &lives : nullptr);
+  if (!linear_gate_) return out_(seen, residual);
+  const KeyExits exits = key_exits(lives.from, lives.to, spec_.window, document_starts);
+  const LinearShape shape{spec_.n_heads, spec_.n_kv_heads, spec_.head_dim, spec_.head_dim};
+  const Variable evicted = linear_attention(qkv, shape, document_starts, exits);
+  return out_(add_gated_heads(seen, evicted, linear_gate_->value), residual);
 }
 
 std::unique_ptr<MixerState> AttentionLayer::start(std::int64_t batch, DType compute, std::int64_t max_tokens) const {
   if (shows_pairs(spec_.kind))
     return std::make_unique<PatternState>(PatternCache(spec_, rope_, batch, compute, max_tokens, next_choice(spec_)));
-  return std::make_unique<AttentionState>(AttentionCache(spec_, rope_, batch, compute, max_tokens, score_heads_));
+  auto state = std::make_unique<AttentionState>(AttentionCache(spec_, rope_, batch, compute, max_tokens, score_heads_));
+  if (linear_gate_) state->evicted.emplace(spec_, rope_, batch, score_heads_);
+  return state;
+}
+
+// After the first prompt one position after the other: the linear state reads rows before the cache overwrites them.
+Tensor AttentionLayer::extend_with_evicted(const Tensor& qkv, const Tensor& scores, AttentionState& state) const {
+  const std::int64_t n = qkv.size(1), each = state.cache.length() == 0 ? n : 1;
+  Tensor out = empty({qkv.size(0), n, spec_.n_heads * spec_.head_dim}, qkv.dtype(), qkv.stream());
+  for (std::int64_t t = 0; t < n; t += each) {
+    const Tensor part = qkv.slice(1, t, t + each).contiguous(), s = scores.slice(2, t, t + each).contiguous();
+    const Variable evicted(state.evicted->step(state.cache, part, s)), seen(state.cache.step(part, s));
+    out.slice(1, t, t + each).copy_from(add_gated_heads(seen, evicted, Variable(linear_gate_->value.value())).value());
+  }
+  return out;
 }
 
 Variable AttentionLayer::extend(const Variable& x, const Variable& residual, MixerState& state) const {
   if (auto* pattern = dynamic_cast<PatternState*>(&state))
     return out_(Variable(pattern->cache.step(qkv_(x).value())), residual);
   auto& own = dynamic_cast<AttentionState&>(state);
-  return out_(Variable(own.cache.step(qkv_(x).value(), scores(x, {}, &own).value())), residual);
+  const Tensor qkv = qkv_(x).value(), s = scores(x, {}, &own).value();
+  return out_(Variable(own.evicted ? extend_with_evicted(qkv, s, own) : own.cache.step(qkv, s)), residual);
 }
 
 }  // namespace sieve

@@ -1,10 +1,12 @@
 // Projections, scoring network and pattern of one layer's attention.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "attention/attention.h"
 #include "attention/decode.h"
+#include "attention/evicted_keys.h"
 #include "attention/pattern_cache.h"
 #include "attention/timestep_norm.h"
 #include "nn/mixer.h"
@@ -15,13 +17,14 @@ namespace sieve {
 struct AttentionState final : MixerState {
   AttentionState(AttentionCache c) : cache(std::move(c)) {}
   std::int64_t rows() const override { return cache.rows(); }
-  std::int64_t bytes() const override { return cache.bytes(); }
+  std::int64_t bytes() const override { return cache.bytes() + (evicted ? evicted->bytes() : 0); }
   std::vector<std::int64_t> selected(std::int64_t batch, std::int64_t kv_head) const override {
     return cache.selected(batch, kv_head);
   }
 
   AttentionCache cache;
   RunningScore running;
+  std::optional<EvictedKeys> evicted;  // linear: true of SparseK
 };
 
 // The same for kinds that show pairs.
@@ -52,12 +55,14 @@ class AttentionLayer final : public Mixer {
 
  private:
   Variable scores(const Variable& x, const Tensor& document_starts, AttentionState* state) const;
+  Tensor extend_with_evicted(const Tensor& qkv, const Tensor& scores, AttentionState& state) const;
 
   AttentionSpec spec_;
   RopeSpec rope_;
   Linear qkv_, out_;
   std::int64_t score_heads_ = 0;
   ParameterPtr score_weight_, score_gain_;  // w (Hs, C); gain (Hs) where the scores are normalised
+  ParameterPtr linear_gate_;                // (H) logits, where evicted keys go into a linear state
 };
 
 }  // namespace sieve

@@ -1,8 +1,10 @@
 #include "nn/mixer.h"
 
 #include "nn/attention_layer.h"
+#include "nn/gla_layer.h"
 #include "nn/hash_layer.h"
 #include "nn/indexer_layer.h"
+#include "nn/linear_layer.h"
 
 namespace sieve {
 
@@ -22,6 +24,8 @@ std::unique_ptr<const Mixer> make_mixer(ParameterFactory& make, const std::strin
     case AttentionKind::moba: return std::make_unique<AttentionLayer>(make, name, config, layer);
     case AttentionKind::hash: return std::make_unique<HashLayer>(make, name, config, layer);
     case AttentionKind::dsa: return std::make_unique<IndexerLayer>(make, name, config, layer);
+    case AttentionKind::linear: return std::make_unique<LinearLayer>(make, name, config);
+    case AttentionKind::gla: return std::make_unique<GlaLayer>(make, name, config);
     default: break;
   }
   fail(Exit::config, cat("model.attention.kinds.", config.kind_name_of_layer(layer), ".type"), "no layer of type ",

@@ -99,6 +99,8 @@ void ModelConfig::check(std::int64_t seq_len,
                [&](const std::string& key, const std::string& problem) { report(path + "." + key, problem); });
   }
   for (const auto& name : attention.pattern) {
+    if (attention.kinds.count(name) && attention.kinds.at(name).type == AttentionKind::gla && n_heads % 2 != 0)
+      report("n_heads", cat(n_heads, " is odd: type gla has half as many heads"));
     if (!attention.kinds.count(name))
       report("attention.pattern", cat("names \"", name, "\", which attention.kinds does not define"));
   }

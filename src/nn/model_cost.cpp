@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attention/kernels/softmax.h"
+#include "nn/gla_layer.h"
 
 namespace sieve {
 namespace {
@@ -14,30 +15,47 @@ double mean_bounded(std::int64_t T, std::int64_t limit) {
 }
 
 struct LayerShape {
-  std::int64_t C, HD, kvD, F, score_heads;
-  bool gpt2;
+  std::int64_t C, HD, kvD, F, score_heads, D;
+  bool gpt2, gla, linear_gates;
 };
 
 LayerShape shape_of(const ModelConfig& c, std::int64_t layer) {
-  return {c.d_model, c.n_heads * *c.head_dim, *c.n_kv_heads * *c.head_dim,
-          *c.d_ff,   c.score_heads(layer),    c.arch == Arch::gpt2};
+  const AttentionKindConfig& kind = c.kind_of_layer(layer);
+  return {.C = c.d_model,
+          .HD = c.n_heads * *c.head_dim,
+          .kvD = *c.n_kv_heads * *c.head_dim,
+          .F = *c.d_ff,
+          .score_heads = c.score_heads(layer),
+          .D = *c.head_dim,
+          .gpt2 = c.arch == Arch::gpt2,
+          .gla = kind.type == AttentionKind::gla,
+          .linear_gates = kind.type == AttentionKind::sparsek && kind.linear};
+}
+
+// What the mixer keeps of a token beside its state: projections, and for gla (nn/gla_layer.h: half the heads, values
+// twice as wide) its gates, norm and output gate.
+std::int64_t projected(const LayerShape& s) {
+  return s.gla ? 2 * s.HD + kGlaGateRank + s.HD / 2 + s.HD : s.HD + 2 * s.kvD;
 }
 
 std::int64_t matrix_parameters(const LayerShape& s) {
-  const std::int64_t attention = s.C * (s.HD + 2 * s.kvD) + s.HD * s.C;
+  const std::int64_t gla = s.C * (3 * s.HD + kGlaGateRank) + kGlaGateRank * s.HD / 2;
+  const std::int64_t attention = (s.gla ? gla : s.C * (s.HD + 2 * s.kvD)) + s.HD * s.C;
   return attention + (s.gpt2 ? 2 : 3) * s.C * s.F;
 }
 
 std::int64_t vector_parameters(const LayerShape& s) {
-  if (!s.gpt2) return 2 * s.C;                            // two RMSNorms
-  return 4 * s.C + (s.HD + 2 * s.kvD) + s.C + s.F + s.C;  // two LayerNorms, four biases
+  // Two norms (LayerNorms with their biases); of gpt2's four biases gla has those of the MLP.
+  const std::int64_t biases = s.gla ? s.HD / 2 + 2 * s.D : s.gpt2 ? (s.HD + 2 * s.kvD) + s.C : 0;
+  const std::int64_t gates = s.linear_gates ? s.HD / s.D : 0;
+  return (s.gpt2 ? 4 * s.C + s.F + s.C : 2 * s.C) + biases + gates;
 }
 
 // Elements kept for backward per token, by the ops that keep them: norm inputs, product inputs, attention (qkv,
 // output), activation input.
 double kept_elements(const LayerShape& s, const RecomputeConfig& r, std::int64_t layer) {
   if (std::find(r.layers.begin(), r.layers.end(), layer) != r.layers.end()) return static_cast<double>(s.C);
-  const std::int64_t attention = r.attention ? s.C : 2 * s.C + (s.HD + 2 * s.kvD) + s.HD;
+  const std::int64_t attention = r.attention ? s.C : 2 * s.C + projected(s) + (s.gla ? 3 : 1) * s.HD;
   const std::int64_t hidden = s.gpt2 ? (layer < r.activations ? 1 : 2) : 3;
   const std::int64_t mlp = r.mlp ? s.C : 2 * s.C + hidden * s.F;
   return static_cast<double>(attention + mlp);

@@ -135,3 +135,44 @@ TEST_CASE("linear attentions in bf16 are at most twice as far off as naive ones"
     if (in.gated) CHECK(worst(values_of(run.dgates), exact.dgates) <= 2 * worst(naive.dgates, exact.dgates));
   }
 }
+
+TEST_CASE("the linear state of SparseK holds the keys that are neither in the window nor selected") {
+  int entries = 0, at_once = 0;
+  for (std::uint64_t c = 0; c < 80; ++c) {
+    Draw d(83, c);
+    ReferenceInput in = draw_input(d, 90, kScoreKinds[c % kScoreKinds.size()]);
+    in.spec.kind = AttentionKind::sparsek;
+    in.spec.window = std::min<std::int64_t>(in.spec.window, 9), in.spec.sparsek.k = d.integer(1, 9);
+    fill_values(in, d, kScoreKinds[c % kScoreKinds.size()]);
+    CAPTURE(c, describe(in));
+    SelectionLives lives;
+    const AttentionInputs how = inputs_of(in);
+    attention(Variable(tensor_of(in.qkv, {in.B, in.T, in.spec.qkv_features()}, DType::f64)),
+              Variable(tensor_of(in.scores, {in.B, in.score_heads, in.T}, DType::f64)), how, nullptr, &lives);
+    const KeyExits exits = key_exits(lives.from, lives.to, in.spec.window, how.document_starts);
+    const ReferenceMasks masks = reference_masks(in);
+    int wrong = 0;
+    for (std::int64_t row = 0; row < in.B * in.score_heads; ++row) {
+      const std::int64_t b = row / in.score_heads;
+      std::vector<char> inside(static_cast<std::size_t>(in.T), 0);
+      for (std::int64_t i = 0; i < in.T; ++i) {
+        const std::int32_t* first = exits.first.data<std::int32_t>() + row * (in.T + 1) + i;
+        for (std::int32_t x = first[0]; x < first[1]; ++x) {
+          inside[static_cast<std::size_t>(exits.keys.data<std::int32_t>()[row * in.T + x])] += 1;
+          ++entries;
+        }
+        const std::int64_t start =
+            in.document_starts.empty() ? 0 : in.document_starts[static_cast<std::size_t>(b * in.T + i)];
+        for (std::int64_t j = start; j <= i; ++j) {
+          const auto pair = static_cast<std::size_t>((row * in.T + i) * in.T + j);
+          const bool window = i - j < in.spec.window, selected = masks.selected[pair] != 0;
+          wrong += inside[static_cast<std::size_t>(j)] != (window || selected ? 0 : 1);
+        }
+      }
+    }
+    CHECK(wrong == 0);
+    at_once += in.spec.sparsek.candidates == Candidates::at_once;
+  }
+  CHECK(entries > 500);
+  CHECK(at_once > 20);
+}

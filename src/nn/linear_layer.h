@@ -1,0 +1,38 @@
+// Linear attention in the place of softmax attention: the same projections, no rotary embedding, a state instead of
+// keys and values (attention/linear.h).
+#pragma once
+
+#include <string>
+
+#include "attention/linear.h"
+#include "nn/mixer.h"
+
+namespace sieve {
+
+class LinearLayer final : public Mixer {
+ public:
+  LinearLayer(ParameterFactory& make, const std::string& name, const ModelConfig& config);
+
+  Variable operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+                      SelectionStats* stats) const override;
+  std::unique_ptr<MixerState> start(std::int64_t batch, DType compute, std::int64_t max_tokens) const override;
+  Variable extend(const Variable& x, const Variable& residual, MixerState& state) const override;
+
+ private:
+  LinearShape shape_;
+  Linear qkv_, out_;
+};
+
+// A recurrence's state in generation; it holds no key and no value.
+struct RecurrentState final : MixerState {
+  RecurrentState(std::int64_t size) : bytes_(size) {}
+  std::int64_t rows() const override { return 0; }
+  std::int64_t bytes() const override { return bytes_; }
+
+  Tensor state;  // made by the first step
+
+ private:
+  std::int64_t bytes_;
+};
+
+}  // namespace sieve
