@@ -35,14 +35,33 @@ def kv_rows(kind, T):
         "sparsek": lambda: get("k") + get("window"),
         "random_rows": lambda: get("k") + get("window"),
         "longformer": lambda: (get("window") - 1) * get("dilation", 1) + 1 + get("globals"),
-        "fixed": lambda: {"local": get("stride"), "columns": get("summary") * (T // get("stride", 1))}.get(
-            get("part", "merged"), get("stride") + get("summary") * (T // get("stride", 1))),
+        "fixed": lambda: {"local": get("stride"), "columns": get("summary") * -(-T // get("stride", 1))}.get(
+            get("part", "merged"), get("stride") - get("summary") + get("summary") * -(-T // get("stride", 1))),
         "strided": lambda: get("stride") if get("part", "merged") == "local" else T,
         "nsa": lambda: T + T // get("compress_stride", 1),
         "linear": lambda: 0,
         "gla": lambda: 0,
     }.get(get("type"), lambda: T)()
     return rows if get("type") == "nsa" else min(rows, T)
+
+
+def cache_bytes(model, kind, T, low):
+    """Of one layer and one sequence after T tokens: rows of keys and values (bf16 if low, else fp32), states of linear attention (fp32; gated: half the heads,
+    values twice as wide), what selects (fp32 scores of SparseK's pool, the indexer's keys)."""
+    heads, kv_heads = model["n_heads"], model.get("n_kv_heads") or model["n_heads"]
+    D = model.get("head_dim") or model["d_model"] // heads
+    number = 2 if low else 4
+    total = kv_heads * kv_rows(kind, T) * 2 * D * number
+    if kind["type"] == "linear" or kind.get("linear"):
+        total += heads * (D * D + D) * 4
+    if kind["type"] == "gla":
+        total += heads * D * D * 4
+    if kind["type"] == "sparsek":
+        pool = kind.get("pool", 4)
+        total += kv_heads * (min(T, kind["k"] * pool) if pool != "exact" else T) * 4
+    if kind["type"] == "dsa":
+        total += T * kind["index_dim"] * number
+    return total
 
 
 def visited_rows(kind, i):
@@ -280,11 +299,12 @@ def cost_table(group):
         rows.append([group.label(kind), f"{first['plan']['parameters']:,}", f"{first['plan']['flops_per_token'] / 1e6:,.1f}",
                      number(stats.mean(rates), 0), number(stats.mean([r["seconds"]["train"] for r in runs]), 1), number(max(peaks) if peaks else None, 2),
                      number(first["plan"].get("kv_rows_per_head") or mean_over_layers(first, kv_rows), 0), number(mean_over_layers(first, visited_rows), 0),
+                     number(mean_over_layers(first, lambda kind, T: cache_bytes(first["config"]["model"], kind, T, first["config"]["device"].get("precision") == "bf16")) / 1024, 1),
                      {"all": "all keys", "grows": "grows", "bounded": "constant", "state": "a state"}[first["cache"]], f"{T:,}", f"{first['lr']:g}" if first["lr"] else ""])
     return Table("Parameters, compute, speed, memory, cached rows", "MFLOP a token: forward and backward, as sieve plan counts them. Rows of a key-value head at the end of "
-                 "the context and rows that its last query visits: by the definition of each type, mean over layers; a linear state counts as no rows. Speed and "
-                 "memory: measured while training, means (peak: maximum) over seeds; they depend on the machine named below.",
-                 ["type", "parameters", "MFLOP/token", "training tokens/s", "training s", "peak GiB", "cached rows", "visited rows", "cache", "T", "learning rate"], rows)
+                 "the context and rows that its last query visits: by the definition of each type, mean over layers; a linear state counts as no rows, but "
+                 "in the bytes of a layer's cache for one sequence of T tokens, as do scores and index keys. Speed and memory: measured while training, means (peak: maximum) over seeds; they depend on the machine named below.",
+                 ["type", "parameters", "MFLOP/token", "training tokens/s", "training s", "peak GiB", "cached rows", "visited rows", "cache KiB", "cache", "T", "learning rate"], rows)
 
 
 def speed_table(groups):
