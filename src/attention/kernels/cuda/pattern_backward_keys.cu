@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2)
     backward_keys(const Engine e, const PatternLists lists) {
   using Rows64 = Panel<D>;
   __shared__ int at[kSide];
-  __shared__ __align__(16) QueryNotes notes[2];
+  __shared__ QueryNotes notes[2];
   const auto thread = static_cast<int>(threadIdx.x);
   const PatternItem<true> t(e, lists, e.Hkv);
   const auto total = static_cast<int>(t.count * e.group());

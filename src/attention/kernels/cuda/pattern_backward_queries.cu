@@ -7,12 +7,6 @@ namespace {
 
 constexpr int kPart = 32;  // columns in work at a time: registers
 
-__device__ inline float product_of_pairs(std::uint32_t a, std::uint32_t b) {
-  const float2 x = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(a)),
-               y = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(b));
-  return x.x * y.x + x.y * y.y;
-}
-
 // dO . o of the thread's two rows, given dO as a left operand.
 template <int D>
 __device__ inline void make_delta(float (&delta)[2], const std::uint32_t (*dout)[4], const HeadRows& out,

@@ -3,29 +3,10 @@
 // says.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include "attention/kernels/cuda/pattern_lists.cuh"
+#include "attention/kernels/cuda/pattern_primitives.cuh"
 
 namespace sieve::cuda {
-
-// 16 (4) bytes on their way to shared memory; zeros where `real` is false.
-__device__ inline void copy_16(void* to, const void* from, bool real) {
-  const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(real ? 16 : 0) : "memory");
-}
-__device__ inline void copy_4(void* to, const void* from, bool real) {
-  const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(real ? 4 : 0) : "memory");
-}
-__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ inline void await_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-
-__device__ inline float quick_power_of_2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // The rows of one (b, head): position i begins at base + i * stride.
 struct HeadRows {
@@ -113,10 +94,6 @@ struct Panel {
       }
     }
   }
-  __device__ static std::uint32_t pack_pair(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const std::uint32_t*>(&pair);
-  }
 
   // The warp's 16 rows as a left operand, straight from memory. at: positions of the thread's two rows.
   __device__ static void hold(std::uint32_t (*left)[4], const HeadRows& rows, const int (&at)[2]) {
@@ -166,7 +143,7 @@ __device__ inline void store_rows(bf16* out, std::int64_t stride, const float* s
     const float* row = stage + r * kStageStride<D / kSide>;
     float low = row[d], high = row[d + 1];
     if (turns) low = rotated(row, d, rotary, at[r], -1.f), high = rotated(row, d + 1, rotary, at[r], -1.f);
-    *reinterpret_cast<std::uint32_t*>(out + at[r] * stride + d) = Panel<D>::pack_pair(low * scale, high * scale);
+    *reinterpret_cast<std::uint32_t*>(out + at[r] * stride + d) = pack_pair(low * scale, high * scale);
   }
 }
 
