@@ -51,6 +51,7 @@ struct TokenRunArgs : KernelArgs {
   std::int64_t G = 0, S = 0;
   std::int64_t held = 0;  // rows of a split in shared memory
   int lanes_log2 = 0;     // of the lanes that share such a row
+  int group = 1;          // query heads of a key-value head
   std::int64_t qkv_words = 0, part_words = 0, x_words = 0, up_words = 0, layer_words = 0;
   // Zeros before the first token.
   std::uint64_t* words = nullptr;  // (count, layer_words)

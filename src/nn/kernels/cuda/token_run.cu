@@ -32,9 +32,9 @@ class TokenRun : public RunProducts<T> {
 
  private:
   using Base::attends, Base::barrier, Base::copies, Base::fill, Base::fill_last, Base::fill_rows, Base::ask_ahead,
-      Base::gain, Base::layer, Base::words, Base::space_, Base::lane_, Base::warp_, Base::tag_, Base::x_,
-      Base::between_, Base::in_, Base::normed_, Base::take, Base::multiply, Base::norm, Base::own, Base::load_row,
-      Base::dot;
+      Base::gain, Base::layer, Base::words, Base::space_, Base::lane_, Base::warp_, Base::tag_, Base::position_,
+      Base::x_, Base::between_, Base::in_, Base::normed_, Base::take, Base::multiply, Base::norm, Base::own,
+      Base::load_row, Base::dot;
   template <class V>
   __device__ V* at(int bytes) const {
     return Base::template at<V>(bytes);
@@ -49,7 +49,7 @@ class TokenRun : public RunProducts<T> {
          *x2 = hidden + a.up_words;
 
     const AttendSpace<T> space = attend_space();
-    TokenAttend<T> attend(a, space);
+    TokenAttend<T> attend(a, space, position_);
     Weights w;
     if (attends()) attend.prepare(l.attend);
     take(0, parity, w);
@@ -93,7 +93,7 @@ class TokenRun : public RunProducts<T> {
 
   // The thread's own features of the first x, which every block makes for itself.
   __device__ void embed(float (&v)[kFew]) const {
-    const std::int64_t id = *a.id, position = *a.position, k = static_cast<std::int64_t>(threadIdx.x) * kFew;
+    const std::int64_t id = *a.id, position = position_, k = static_cast<std::int64_t>(threadIdx.x) * kFew;
     const bool known = id >= 0 && id < a.V;
     if (k < a.C) {
       const auto token = load_pack<kFew>(static_cast<const T*>(a.tokens_VC) + (known ? id : 0) * a.C + k);
@@ -111,7 +111,7 @@ class TokenRun : public RunProducts<T> {
   // Of the position; who looks at them synchronises before.
   __device__ void angles() const {
     if (!attends()) return;
-    const auto position = static_cast<double>(*a.position);
+    const auto position = static_cast<double>(position_);
     for (std::int64_t r = threadIdx.x; r < a.R; r += kRunThreads) {
       double s = 0, c = 0;
       sincos(position * a.frequency_R[r], &s, &c);
@@ -307,6 +307,7 @@ bool plan_token_run(TokenRunArgs& a, std::int64_t rows, const Stream& stream) {
   if (a.C > lane_row || HD > lane_row * kRunWarps || a.F > lane_row * kRunWarps) return false;
   a.G = attribute_of(stream, cudaDevAttrMultiProcessorCount);
   if (a.Hkv > a.G || a.count < 1) return false;
+  a.group = static_cast<int>(a.H / a.Hkv);
   for (a.lanes_log2 = 0; pack << a.lanes_log2 < a.D;) ++a.lanes_log2;
   const std::int64_t held = (kRunThreads >> a.lanes_log2) * kTwo * 2;
   if (2 * std::max({(a.H + 2 * a.Hkv) * a.D, a.F, a.C}) * (a.G + 1) >= std::int64_t{1} << 32) return false;

@@ -23,7 +23,7 @@ template <class T>
 struct AttendSpace {
   T* raw;                            // (group + 2, D) q, k, v of the token as they are
   float* query;                      // (group, D) turned, scaled, times log2 e
-  T *keys, *values;                  // (H + 2, D)
+  T *keys, *values;                  // (H + 2, D), the last two those that the token moves
   float* gates;                      // (H + 2)
   float *tops, *sums;                // (warps)
   float* outs;                       // (warps, D)
@@ -35,7 +35,7 @@ struct RunRows {
   int kept, start, count;  // rows before the slots, the row that the token takes, all rows that may be seen
   std::int64_t position;
 
-  __device__ explicit RunRows(const DecodeAttendArgs& a) : position(*a.position) {
+  __device__ RunRows(const DecodeAttendArgs& a, std::int64_t at) : position(at) {
     if (a.kind == AttentionKind::full) {
       kept = start = count = static_cast<int>(position);
       return;
@@ -47,10 +47,11 @@ struct RunRows {
     else if (since >> 32 == 0) start = sinks + static_cast<int>(static_cast<std::uint32_t>(since) % W);
     else start = sinks + static_cast<int>(since % W);
   }
-  // m of row r as the query sees it, -1: not at all.
-  __device__ float gate(const DecodeAttendArgs& a, int r, int incoming, const float* seen) const {
+  // m of row r as the query sees it, -1: not at all. What comes into a slot with this token is the business of the
+  // split that moves rows.
+  __device__ float gate(int r, const float* seen) const {
     if (r < kept) return r < position && r != start ? 1.f : -1.f;
-    return r - kept == incoming ? -1.f : seen[r - kept];  // the split that moves rows has what comes in
+    return seen[r - kept];
   }
 };
 
@@ -148,13 +149,14 @@ class TokenAttend {
  public:
   static constexpr int N = kPack<T>;
 
-  __device__ TokenAttend(const TokenRunArgs& args, const AttendSpace<T>& space) : run_(args), space_(space) {}
+  __device__ TokenAttend(const TokenRunArgs& args, const AttendSpace<T>& space, std::int64_t position)
+      : run_(args), space_(space), position_(position) {}
 
-  // One thread: the rows of block `unit`, as they were before the token, to shared memory.
-  __device__ static void copy_rows(const TokenRunArgs& run, const DecodeAttendArgs& a, std::uint32_t unit, T* keys,
+  // One thread: the block's rows, as they were before the token, to shared memory.
+  __device__ static void copy_rows(const TokenRunArgs& run, const DecodeAttendArgs& a, std::int64_t position, T* keys,
                                    T* values, std::uint64_t* barrier) {
-    const RunRows rows(a);
-    const RunPart part(run, rows, unit);
+    const RunRows rows(a, position);
+    const RunPart part(run, rows, blockIdx.x);
     const auto bytes = static_cast<std::uint32_t>(min(part.count, static_cast<int>(run.held)) * a.D * sizeof(T));
     const std::int64_t from = (part.kv * a.capacity + part.begin) * a.D;
     expect_bytes(barrier, 2 * bytes);
@@ -164,28 +166,27 @@ class TokenAttend {
 
   // Nothing of this layer is needed yet: what else was there before the token is on its way from here on.
   __device__ void prepare(const DecodeAttendArgs& a) {
-    const RunRows rows(a);
+    const int incoming = a.selection.k > 0 ? a.selection.incoming[a.Hs == 1 ? 0 : kv_of()] : -1;
+    const RunRows rows(a, position_);
     const RunPart part(run_, rows, blockIdx.x);
     kv_ = part.kv, split_ = part.split, begin_ = part.begin, count_ = part.count, start_ = rows.start;
     held_ = min(count_, static_cast<int>(run_.held));
-    incoming_ = a.selection.k > 0 ? a.selection.incoming[a.Hs == 1 ? 0 : kv_] : -1;
     const int tid = static_cast<int>(threadIdx.x), d = moved_feature();
-    if (tid < held_) gate_ = rows.gate(a, begin_ + tid, incoming_, seen(a));
-    if (split_ != 0) return;
-    if (d < run_.D) {
+    if (tid < held_) gate_ = rows.gate(begin_ + tid, seen(a));
+    if (split_ == 0 && d < run_.D) {
       const std::int64_t at = row_of(a, start_) + d;
       old_key_ = static_cast<const T*>(a.keys_BKCD)[at], old_value_ = static_cast<const T*>(a.values_BKCD)[at];
     }
-    if (d == 0) gate_of_moved_ = incoming_ >= 0 ? seen(a)[incoming_] : -1.f;
+    incoming_ = incoming >= 0 ? rows.kept + incoming : -1;
+    if (split_ == 0 && d == 0) gate_of_moved_ = incoming >= 0 ? seen(a)[incoming] : -1.f;
   }
 
   // barrier, parity: of the rows. All threads are through with the rows when it returns.
   __device__ void finish(const DecodeAttendArgs& a, const Word* qkv, Word* parts, std::uint32_t tag,
                          std::uint64_t* barrier, std::uint32_t parity) const {
-    const int group = static_cast<int>(run_.H) / static_cast<int>(run_.Hkv), D = static_cast<int>(run_.D),
-              tid = static_cast<int>(threadIdx.x), L = lanes();
+    const int group = run_.group, D = static_cast<int>(run_.D), tid = static_cast<int>(threadIdx.x), L = lanes();
     read_token(qkv, tag, group);
-    if (tid < held_) space_.gates[tid] = gate_;
+    if (tid < held_) space_.gates[tid] = begin_ + tid == incoming_ ? -1.f : gate_;
     await_bytes(barrier, parity);
     __syncthreads();
 #pragma unroll 1
@@ -210,11 +211,11 @@ class TokenAttend {
       for (int first = 0; first + warps_first < all; first += kTwo * teams) {
 #pragma unroll
         for (int u = 0; u < kTwo; ++u) {
-          const int r = first + u * teams + team;
-          rows.m[u] = r < all ? space_.gates[r] : -1.f;
+          const int r = first + u * teams + team, place = r < held_ ? r : carried(r - held_);
+          rows.m[u] = r < all ? space_.gates[place] : -1.f;
           const bool real = rows.m[u] >= 0 && d < D;
-          rows.key[u] = real ? Raw<T>::at(space_.keys + r * D + d) : Raw<T>::none();
-          rows.value[u] = real ? Raw<T>::at(space_.values + r * D + d) : Raw<T>::none();
+          rows.key[u] = real ? Raw<T>::at(space_.keys + place * D + d) : Raw<T>::none();
+          rows.value[u] = real ? Raw<T>::at(space_.values + place * D + d) : Raw<T>::none();
         }
         carry.add(rows, q, a.gate, L);
       }
@@ -232,6 +233,8 @@ class TokenAttend {
 
  private:
   __device__ int lanes() const { return 1 << run_.lanes_log2; }
+  __device__ int kv_of() const { return static_cast<int>(blockIdx.x / static_cast<std::uint32_t>(run_.S)); }
+  __device__ int carried(int which) const { return static_cast<int>(run_.held) + which; }
   __device__ static int moved_feature() { return kRunThreads - 1 - static_cast<int>(threadIdx.x); }
   __device__ const float* seen(const DecodeAttendArgs& a) const {
     return a.selection.seen + (a.Hs == 1 ? 0 : kv_) * a.selection.k;
@@ -243,7 +246,7 @@ class TokenAttend {
     out.m[u] = -1;
     out.key[u] = out.value[u] = Raw<T>::none();
     if (r >= count_) return;
-    out.m[u] = RunRows(a).gate(a, begin_ + r, incoming_, seen(a));
+    out.m[u] = begin_ + r == incoming_ ? -1.f : RunRows(a, position_).gate(begin_ + r, seen(a));
     if (d >= run_.D || out.m[u] < 0) return;
     const std::int64_t at = row_of(a, begin_ + r) + d;
     out.key[u] = Raw<T>::at(static_cast<const T*>(a.keys_BKCD) + at);
@@ -274,20 +277,19 @@ class TokenAttend {
     return d < R ? x * c - other * s : x * c + other * s;
   }
 
-  // The new row, and the one that leaves the window where it goes to a slot: into the cache and behind the rows held.
+  // The new row, and the one that leaves the window where it goes to a slot: into the cache and where no copy comes.
   __device__ void move_rows(const DecodeAttendArgs& a, int group) const {
     const int D = static_cast<int>(run_.D), d = moved_feature();
     if (d >= D) return;
     T *keys = static_cast<T*>(a.keys_BKCD), *values = static_cast<T*>(a.values_BKCD);
     const T *key = space_.raw + group * D, value = key[D + d];
     const T stored = d < 2 * run_.R ? to_element<T>(turned(key, d)) : key[d];
-    const int place = held_ * D + d;
+    const int place = carried(0) * D + d;
     space_.keys[place] = stored, space_.values[place] = value;
     space_.keys[place + D] = old_key_, space_.values[place + D] = old_value_;
-    if (d == 0) space_.gates[held_] = 1, space_.gates[held_ + 1] = gate_of_moved_;
-    order_copies();  // later ones come to these places
+    if (d == 0) space_.gates[carried(0)] = 1, space_.gates[carried(1)] = gate_of_moved_;
     if (incoming_ >= 0) {
-      const std::int64_t slot = row_of(a, static_cast<int>(a.window) + incoming_) + d;
+      const std::int64_t slot = row_of(a, incoming_) + d;
       keys[slot] = old_key_, values[slot] = old_value_;
     }
     const std::int64_t at = row_of(a, start_) + d;
@@ -331,7 +333,9 @@ class TokenAttend {
 
   const TokenRunArgs& run_;
   const AttendSpace<T>& space_;
-  int kv_, split_, begin_, count_, held_, start_, incoming_;
+  std::int64_t position_;
+  int kv_, split_, begin_, count_, held_, start_;
+  int incoming_;  // the row of the slot that the token takes, -1: none
   float gate_, gate_of_moved_;
   T old_key_, old_value_;
 };

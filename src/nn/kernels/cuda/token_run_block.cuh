@@ -19,7 +19,7 @@ class RunBlock {
 
   __device__ RunBlock(const TokenRunArgs& args, const RunSpace& space)
       : a(args), space_(space), lane_(static_cast<int>(threadIdx.x) % 32), warp_(static_cast<int>(threadIdx.x) / 32) {
-    tag_ = *a.epoch + 1;
+    tag_ = *a.epoch + 1, position_ = *a.position;
     x_ = at<T>(space_.x), between_ = at<T>(space_.between), in_ = at<T>(space_.in), normed_ = at<T>(space_.normed);
   }
 
@@ -100,7 +100,7 @@ class RunBlock {
   __device__ void fill_rows(std::int64_t i) const {
     if (!attends()) return;
     order_copies();
-    TokenAttend<T>::copy_rows(a, layer(i).attend, blockIdx.x, at<T>(space_.keys), at<T>(space_.values),
+    TokenAttend<T>::copy_rows(a, layer(i).attend, position_, at<T>(space_.keys), at<T>(space_.values),
                               barrier(kOfRows));
   }
 
@@ -121,6 +121,7 @@ class RunBlock {
   const RunSpace& space_;
   int lane_, warp_;
   std::uint32_t tag_;
+  std::int64_t position_;
   float mean_ = 0;  // of the last norm, by the threads that have features
   T *x_, *between_, *in_, *normed_;
 };

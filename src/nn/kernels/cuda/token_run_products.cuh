@@ -90,10 +90,9 @@ class RunProducts : public RunBlock<T> {
         sum += two.at[0], squares += two.at[1];
         sum += two.at[2], squares += two.at[3];
       }
-      const float each = 1.f / static_cast<float>(C);
-      float variance = squares * each;
+      float variance = squares * space_.inverse_C;
       if (shifted) {
-        const float moved = sum * each;
+        const float moved = sum * space_.inverse_C;
         mean_ += moved, variance = fmaxf(variance - moved * moved, 0.f);
       }
       const float rstd = rsqrtf(variance + static_cast<float>(a.eps));

@@ -34,6 +34,7 @@ struct RunSpace {
   int raw, query, keys, values, gates, tops, sums, outs, cos, sin;
   int K[4], team[4];  // features in, and the logarithm of the fewest warps that share a row of them
   Shares units[4], head;
+  float inverse_C;
 
   int take(std::int64_t n) {
     const int at = bytes;
@@ -53,7 +54,7 @@ struct RunSpace {
       const std::int64_t rows = units[i].most() * in_word;
       weights[i] = take(rows * features[i] * e), bias[i] = take(rows * e + 32);
     }
-    head = Shares(a.V, a.G);
+    head = Shares(a.V, a.G), inverse_C = 1.F / static_cast<float>(a.C);
     for (int& gain : gains) gain = take(2 * a.C * e);
     x = take(a.C * e), between = take(a.C * e), in = take(std::max(HD, a.F) * e), normed = take(a.C * e);
     stats = take(kMostNorm * 2 * 4), parts = take(kRunWarps * 2 * 4);
