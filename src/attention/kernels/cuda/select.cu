@@ -119,44 +119,59 @@ __global__ void __launch_bounds__(kThreads) raise_thresholds(const Chunks c) {
   }
 }
 
-// First index in [begin, end) whose value is above `bound`, or as large if `equal`; values do not fall.
-__device__ std::int32_t first_above(const double* values, std::int32_t begin, std::int32_t end, double bound,
-                                    bool equal) {
-  while (begin < end) {
-    const std::int32_t middle = begin + (end - begin) / 2;
-    const double value = values[middle];
-    if (value > bound || (equal && value == bound)) end = middle;
-    else begin = middle + 1;
+// First indices where one of two conditions holds, both searched for at once: a search waits for memory at every step.
+struct Search {
+  std::int32_t begin, end;
+  double bound;
+  bool equal;  // values as large as the bound will do
+
+  __device__ std::int32_t middle() const { return begin + (end - begin) / 2; }
+  __device__ void step(double value) {
+    const std::int32_t at = middle();
+    if (begin >= end) return;
+    if (value > bound || (equal && value == bound)) end = at;
+    else begin = at + 1;
   }
-  return begin;
+};
+__device__ void search_both(const double* values, Search& one, Search& two) {  // values do not fall
+  while (one.begin < one.end || two.begin < two.end) {
+    const double first = one.begin < one.end ? values[one.middle()] : 0,
+                 second = two.begin < two.end ? values[two.middle()] : 0;
+    one.step(first), two.step(second);
+  }
 }
 
-// The same of the tau of queries. Chunk ends are looked at first: few, and neighbours in memory.
-__device__ std::int32_t first_query(const Chunks& c, std::int64_t row, std::int32_t begin, std::int32_t end,
-                                    double bound, bool equal) {
-  if (c.settled_tau != nullptr && begin < end) {
-    const auto delay = static_cast<std::int32_t>(c.a.delay);  // below `begin`
-    const std::int32_t chunk = first_above(c.settled_tau + row * c.chunks, (begin - delay) / kChunk,
-                                           (end - delay) / kChunk, bound, equal),
-                       first = chunk * kChunk + delay;
-    begin = first > begin ? first : begin;
-    end = end - first > kChunk ? first + kChunk : end;
+// The same in the tau of queries. Chunk ends are looked at first: few, and neighbours in memory.
+__device__ void search_queries(const Chunks& c, std::int64_t row, Search& one, Search& two) {
+  if (c.settled_tau != nullptr && one.begin < one.end) {                                        // both are as long
+    const auto delay = static_cast<std::int32_t>(c.a.delay), begin = one.begin, end = one.end;  // delay: below `begin`
+    one.begin = two.begin = (begin - delay) / kChunk;
+    one.end = two.end = (end - delay) / kChunk;
+    search_both(c.settled_tau + row * c.chunks, one, two);
+    const auto into_chunk = [&](Search& s) {
+      const std::int32_t first = s.begin * kChunk + delay;
+      s.begin = first > begin ? first : begin;
+      s.end = end - first > kChunk ? first + kChunk : end;
+    };
+    into_chunk(one), into_chunk(two);
   }
-  return first_above(c.a.tau_BHT + row * c.a.T, begin, end, bound, equal);
+  search_both(c.a.tau_BHT + row * c.a.T, one, two);
 }
 
-constexpr int kBandKeys = 4 * kThreads;  // of a block
+constexpr int kMostBandKeys = 4 * kThreads;  // of a block
+constexpr std::int64_t kFewKeys = std::int64_t{1} << 19;
 
-// change (B, H, T): +1 where a key enters its band, -1 where it leaves. `blocks` blocks a row. Only keys that were ever
-// in the pool are searched for, and those lie scattered: they are collected first.
-__global__ void __launch_bounds__(kThreads) find_bands(const Chunks c, unsigned blocks, std::int32_t* change) {
-  __shared__ std::int32_t keys[kBandKeys];
+// change (B, H, T): +1 where a key enters its band, -1 where it leaves. `blocks` blocks a row, of `each` keys. Only
+// keys that were ever in the pool are searched for, and those lie scattered: they are collected first.
+__global__ void __launch_bounds__(kThreads)
+    find_bands(const Chunks c, unsigned blocks, int each, std::int32_t* change) {
+  __shared__ std::int32_t keys[kMostBandKeys];
   __shared__ int count;
   const SelectArgs& a = c.a;
-  const std::int64_t row = blockIdx.x / blocks, first_key = static_cast<std::int64_t>(blockIdx.x % blocks) * kBandKeys;
+  const std::int64_t row = blockIdx.x / blocks, first_key = static_cast<std::int64_t>(blockIdx.x % blocks) * each;
   if (threadIdx.x == 0) count = 0;
   __syncthreads();
-  for (int v = 0; v < kBandKeys; v += kThreads) {
+  for (int v = 0; v < each; v += kThreads) {
     const std::int64_t j = first_key + v + threadIdx.x;
     bool pooled = false;
     if (j < a.T) {
@@ -176,9 +191,10 @@ __global__ void __launch_bounds__(kThreads) find_bands(const Chunks c, unsigned 
     const std::int64_t j = keys[v], x = row * a.T + j, end = c.end_of(row, j);
     const std::int64_t leaves = c.left_pool[x] + c.begin_of(row, j) + a.delay, stop = leaves < end ? leaves : end;
     const auto [low, high] = band_of_score(a.z_BHT[x]);
-    const std::int32_t first = first_query(c, row, static_cast<std::int32_t>(j + a.delay),
-                                           static_cast<std::int32_t>(stop), low, false),
-                       last = first_query(c, row, first, static_cast<std::int32_t>(stop), high, true);
+    Search from{static_cast<std::int32_t>(j + a.delay), static_cast<std::int32_t>(stop), low, false};
+    Search to{from.begin, from.end, high, true};  // above `low` too: not before
+    search_queries(c, row, from, to);
+    const std::int32_t first = from.begin, last = to.begin;
     a.band_from_BHT[x] = first;
     a.band_to_BHT[x] = last;
     if (first == last) continue;
@@ -287,9 +303,10 @@ void run(const SelectArgs& a, Stream stream) {
   else settle(c, stream);
   if (!a.thresholds) return;
   check(cudaMemsetAsync(a.band_BHT, 0, keys * sizeof(std::int32_t), handle_of(stream)), "selection");
-  const std::int64_t blocks = (a.T + kBandKeys - 1) / kBandKeys;
+  // Few keys are searched for at a time where that fills the device.
+  const std::int64_t each = n <= kFewKeys ? kThreads : kMostBandKeys, blocks = (a.T + each - 1) / each;
   start("selection: bands", find_bands, rows * blocks, kThreads, 0, stream, c, static_cast<unsigned>(blocks),
-        a.band_BHT);
+        static_cast<int>(each), a.band_BHT);
   start("selection: counts", count_bands, rows, kScanThreads, 0, stream, a.band_BHT, a.T);
 }
 
