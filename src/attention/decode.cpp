@@ -11,6 +11,7 @@
 #include "attention/rotary.h"
 #include "attention/sparsek.h"
 #include "attention/streaming_selection.h"
+#include "core/parallel_for.h"
 #include "tensor/dispatch.h"
 
 namespace sieve {
@@ -47,7 +48,7 @@ struct AttentionCache::State {
 
  private:
   std::int64_t row_of(std::int64_t position) const;
-  std::int64_t admit(std::int64_t b, std::int64_t hs, double score);
+  std::int64_t admit(std::int64_t x, std::int64_t position, double score);
   template <class F>
   void for_each_head(std::int64_t hs, F f) const;
   void list_slots();
@@ -144,16 +145,15 @@ std::int64_t AttentionCache::State::row_of(std::int64_t position) const {
   return spec.sinks + (position - spec.sinks) % spec.window;
 }
 
-// A candidate of position `length` (at once) or the one that leaves the window competes: its slot's row, or -1.
-std::int64_t AttentionCache::State::admit(std::int64_t b, std::int64_t hs, double score) {
-  StreamingSelection& s = selection[static_cast<std::size_t>(b * Hs + hs)];
+// Of (batch row, score head) x, the token at `position` (at once) or the one that leaves the window for it competes:
+// its slot's row, or -1.
+std::int64_t AttentionCache::State::admit(std::int64_t x, std::int64_t position, double score) {
   if (spec.sparsek.candidates == Candidates::on_exit) {
-    double& place = ring_scores[static_cast<std::size_t>((b * Hs + hs) * spec.window + length % spec.window)];
-    std::swap(score, place);
-    if (length < spec.window) return -1;
+    std::swap(score, ring_scores[static_cast<std::size_t>(x * spec.window + position % spec.window)]);
+    if (position < spec.window) return -1;
   }
   const std::int64_t left = spec.sparsek.candidates == Candidates::on_exit ? spec.window : 0;
-  const std::int64_t slot = s.offer(score, length - left).slot;
+  const std::int64_t slot = selection[static_cast<std::size_t>(x)].offer(score, position - left).slot;
   return slot < 0 ? -1 : spec.window + slot;
 }
 
@@ -171,7 +171,7 @@ void AttentionCache::State::append(const Tensor& qkv, const Tensor& scores, std:
   for (std::int64_t b = 0; b < B; ++b) {
     const auto row = static_cast<std::int32_t>(b);
     for (std::int64_t hs = 0; sparse() && hs < Hs; ++hs) {
-      const std::int64_t slot = admit(b, hs, score_at(scores, b, hs, t));
+      const std::int64_t slot = admit(b * Hs + hs, length, score_at(scores, b, hs, t));
       if (slot < 0) continue;
       const bool at_once = spec.sparsek.candidates == Candidates::at_once;
       for_each_head(hs, [&](std::int32_t kv) {
@@ -227,17 +227,20 @@ Tensor AttentionCache::State::prefill(const Tensor& qkv, const Tensor& scores_th
   const Tensor out = attention(Variable(qkv), sparse() ? Variable(scores_there) : Variable(), {spec, rope, {}}).value();
   // Which position every row ends up with: (B, Hs, capacity), -1 for none. Rows of the ring are the same for all heads.
   std::vector<std::int32_t> held(static_cast<std::size_t>(B * Hs * rows.capacity), -1);
-  for (; length < qkv.size(1); ++length) {
-    for (std::int64_t x = 0; x < B * Hs; ++x) {
+  const std::int64_t tokens = qkv.size(1);
+  const bool at_once = sparse() && spec.sparsek.candidates == Candidates::at_once;
+  // Selections of long prompts take seconds on one thread, and know nothing of each other.
+  parallel_for(B * Hs, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t x = begin; x < end; ++x) {
       std::int32_t* places = held.data() + x * rows.capacity;
-      if (sparse()) {
-        const std::int64_t slot = admit(x / Hs, x % Hs, score_at(scores, x / Hs, x % Hs, length));
-        const bool at_once = spec.sparsek.candidates == Candidates::at_once;
-        if (slot >= 0) places[slot] = at_once ? static_cast<std::int32_t>(length) : places[row_of(length)];
+      for (std::int64_t t = length; t < tokens; ++t) {
+        const std::int64_t row = row_of(t), slot = sparse() ? admit(x, t, score_at(scores, x / Hs, x % Hs, t)) : -1;
+        if (slot >= 0) places[slot] = at_once ? static_cast<std::int32_t>(t) : places[row];
+        places[row] = static_cast<std::int32_t>(t);
       }
-      places[row_of(length)] = static_cast<std::int32_t>(length);
     }
-  }
+  });
+  length = tokens;
   std::vector<CacheMove> moves;
   for (std::int64_t x = 0; x < B * Hs; ++x) {
     for (std::int64_t r = 0; r < rows.capacity; ++r) {
