@@ -15,6 +15,7 @@ static_assert(sizeof(RowLife) == 16);
 constexpr int kWarps = kThreads / 32;
 constexpr std::size_t kStageInShared = std::size_t{72} << 10;  // three blocks a multiprocessor
 constexpr std::int64_t kBlocksWithStages = 512;                // where stages lie in global memory
+constexpr std::int64_t kStageBytes = std::int64_t{512} << 20;  // of all of them, unless one alone needs more
 
 // The keys of (B, Hs, T) that somebody sees, compacted block by block of kThreads keys.
 struct SeenKeys {
@@ -189,7 +190,10 @@ void run(const RowListArgs& a, Stream stream) {
 
   const std::size_t stage = static_cast<std::size_t>(p.chunks.capacity) * sizeof(RowLife);
   const bool shared = stage <= kStageInShared;
-  const std::int64_t items = rows * p.chunks.lists, grid = shared ? items : std::min(items, kBlocksWithStages);
+  const std::int64_t items = rows * p.chunks.lists,
+                     stages_held =
+                         std::clamp<std::int64_t>(kStageBytes / static_cast<std::int64_t>(stage), 1, kBlocksWithStages),
+                     grid = shared ? items : std::min(items, stages_held);
   const Scratch stages(shared ? 0 : stage * static_cast<std::size_t>(grid), stream);
   start("row lists", fill_lists, grid, kThreads, shared ? stage : 0, stream, p, a.T, rows, seen,
         shared ? nullptr : stages.as<RowLife>());
