@@ -96,13 +96,25 @@ class ChunkLives {
 
   // Begins without and ends with a barrier.
   __device__ void read() {
+    constexpr int kEach = kChunk / kSettleThreads;
+    double scores[kEach];
+    std::uint16_t places[kEach];
+#pragma unroll
+    for (int v = 0; v < kEach; ++v) {  // all that comes from memory is asked for before anything waits
+      const int r = v * kSettleThreads + thread();
+      if (r >= candidates_) continue;
+      scores[v] = c_.sorted[item_ * kChunk + r];
+      places[v] = c_.places[item_ * kChunk + r];
+    }
+#pragma unroll 4
     for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = c_.base[slot_ * P_ + r];
     for (int p = thread(); p < kChunk; p += kSettleThreads)
       own_.upto[p] = own_.at_rank[p] = own_.pushed_k[p] = own_.pushed_pool[p] = kNever;
     __syncthreads();
-    for (int r = thread(); r < candidates_; r += kSettleThreads) {
-      own_.ranked[r] = c_.sorted[item_ * kChunk + r];
-      own_.upto[c_.places[item_ * kChunk + r]] = static_cast<std::uint16_t>(r);
+#pragma unroll
+    for (int v = 0; v < kEach; ++v) {
+      const int r = v * kSettleThreads + thread();
+      if (r < candidates_) own_.ranked[r] = scores[v], own_.upto[places[v]] = static_cast<std::uint16_t>(r);
     }
     __syncthreads();
     size_ = 0;

@@ -301,8 +301,9 @@ class ChunkThresholds : public ChunkSweep {
     double low = floor, high = floor + 1, t = guess > low && guess < high ? guess : low;
     for (int step = 0;; ++step) {
       const int found = next_piece(p, t, mine, piece);
-      const double missing = piece.sum + static_cast<double>(piece.saturated - k_), band = piece.fractional,
-                   goal = band > 0 ? floor + (missing - kLess) / band : low;
+      const double missing = piece.sum + static_cast<double>(piece.saturated - k_), band = piece.fractional;
+      const float way = static_cast<float>(missing - kLess) / static_cast<float>(piece.fractional);  // a guess
+      const double goal = band > 0 ? floor + static_cast<double>(way) : low;
       if (t == floor || missing - band * (t - floor) >= 0) {
         if (step >= kSteps || (goal - t) * band <= kFew - kLess) return t;
         low = t, mine.high = found;
