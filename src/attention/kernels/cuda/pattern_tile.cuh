@@ -25,12 +25,24 @@ struct Panel {
   // Rows of the slots from `slot` on. The whole block of threads.
   __device__ static void fetch(bf16* to, const HeadRows& rows, const std::int32_t* order, std::int64_t slot,
                                std::int64_t T) {
-    constexpr int kChunks = D / 8;
+    constexpr int kChunks = D / 8, kStep = kTileThreads / kChunks;
+    const int r = static_cast<int>(threadIdx.x) / kChunks, d = static_cast<int>(threadIdx.x) % kChunks * 8;
+    const bf16* base = rows.base + d;
+    to += r * kStride + d;
+    slot += r;
+    if (order != nullptr) {
 #pragma unroll
-    for (int step = 0; step < kSide * kChunks / kTileThreads; ++step) {
-      const int x = step * kTileThreads + static_cast<int>(threadIdx.x), r = x / kChunks, d = x % kChunks * 8;
-      const int i = PatternLists::position(order, slot + r, T);
-      copy_16(to + r * kStride + d, rows.base + (i < 0 ? 0 : i) * rows.stride + d, i >= 0);
+      for (int x = 0; x < kSide; x += kStep) {
+        const int i = PatternLists::position(order, slot + x, T);
+        copy_16(to + x * kStride, base + (i < 0 ? 0 : i) * rows.stride, i >= 0);
+      }
+      return;
+    }
+    const bf16* from = base + slot * rows.stride;
+#pragma unroll
+    for (int x = 0; x < kSide; x += kStep, from += kStep * rows.stride) {
+      const bool real = slot + x < T;
+      copy_16(to + x * kStride, real ? from : base, real);
     }
   }
 
