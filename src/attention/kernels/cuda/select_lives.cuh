@@ -137,11 +137,13 @@ class ChunkLives {
     const bool pool = c_.a.thresholds;
     const int own = warps(size_), members = leaving(k_), pooled = pool ? leaving(P_) : 0,
               to_pool = pool ? 2 * own : own, to_members = to_pool + warps(pooled), all = to_members + members;
-    for (int x = thread(); x < all; x += kSettleThreads) {
-      if (x < own) own_member(x);
-      else if (x < to_pool) own_pooled(x - own);
-      else if (x < to_members) base_pooled(x - to_pool < pooled ? n_ - 1 - (x - to_pool) : -1);
-      else base_member((k_ < n_ ? static_cast<int>(k_) : n_) - 1 - (x - to_members));
+#pragma unroll 1
+    for (int item = thread(); item < all; item += kSettleThreads) {
+      const bool is_own = item < to_pool, member = is_own ? item < own : item >= to_members;
+      const int x = is_own   ? (member ? item : item - own)
+                    : member ? (k_ < n_ ? static_cast<int>(k_) : n_) - 1 - (item - to_members)
+                             : n_ - 1 - (item - to_pool);
+      if (is_own ? x < size_ : item - to_pool < pooled || member) find_life(x, is_own, member);
     }
   }
 
@@ -254,49 +256,28 @@ class ChunkLives {
     }
     return kNever;
   }
-  // When own key x leaves a set of n.
-  __device__ int own_death(int x, std::int64_t n) const {
-    const std::int64_t wanted = n - own_.lives.better[x];
-    if (wanted <= 0) return x;
-    if (wanted > kChunk) return kNever;
-    const int y = arrival(own_.rank[x], static_cast<int>(wanted), own_.first[x], own_.lives.last[x]);
-    return y < x ? x : y;
-  }
-  __device__ void own_member(int x) const {
-    if (x >= size_) return;
-    const int left = own_death(x, k_);
-    own_.left_k[x] = static_cast<std::uint16_t>(left);
-    if (left == kNever) return;
-    if (left != x) own_.pushed_k[left] = static_cast<std::uint16_t>(x);
-    c_.a.to_BHT[at(start_ + own_.place[x])] = static_cast<std::int32_t>(start_ + own_.place[left] + c_.a.delay);
-  }
-  __device__ void own_pooled(int x) const {
-    if (x >= size_) return;
-    const int left = own_death(x, P_);
-    own_.left_pool[x] = static_cast<std::uint16_t>(left);
-    if (left == kNever) return;
-    if (left != x) own_.pushed_pool[left] = static_cast<std::uint16_t>(x);
-    c_.left_pool[at(start_ + own_.place[x])] = from_begin(own_.place[left]);
-  }
-
-  // The arrival of the `wanted`-th key above the base's r-th.
-  __device__ int base_death(int r, int wanted) const {
-    const double u = base_[r];
-    const int bound = first_in(own_.ranked, candidates_, [&](double s) { return s < u; });
-    return arrival(bound, wanted, 0, continuing_);
-  }
-  __device__ void base_member(int r) const {
-    const std::int32_t key = base_key(r);
-    const int y = base_death(r, static_cast<int>(k_ - r));
+  // When own key x, or x of the base, leaves the members or the pool, and whom its pusher pushed.
+  __device__ void find_life(int x, bool own, bool member) const {
+    const std::int64_t wanted = (member ? k_ : P_) - (own ? own_.lives.better[x] : x);
+    std::int64_t key = start_;
+    int bound = 0, first = 0, last = continuing_;
+    if (own) {
+      key += own_.place[x];
+      bound = own_.rank[x], first = own_.first[x], last = own_.lives.last[x];
+    } else {
+      key = base_key(x);
+      const double u = base_[x];
+      bound = first_in(own_.ranked, candidates_, [&](double s) { return s < u; });
+    }
+    int y = wanted <= 0 ? x : kNever;
+    if (wanted > 0 && wanted <= kChunk) y = arrival(bound, static_cast<int>(wanted), first, last);
+    if (own && y < x) y = x;
+    if (own) (member ? own_.left_k : own_.left_pool)[x] = static_cast<std::uint16_t>(y);
     if (y == kNever) return;
-    own_.pushed_k[y] = static_cast<std::uint16_t>(kBaseMark | r);
-    c_.a.to_BHT[at(key)] = static_cast<std::int32_t>(start_ + own_.place[y] + c_.a.delay);
-  }
-  __device__ void base_pooled(int r) const {
-    if (r < 0) return;
-    const std::int32_t key = base_key(r);
-    const int y = base_death(r, P_ - r);
-    if (y != kNever) c_.left_pool[at(key)] = from_begin(own_.place[y]);
+    if (own && y != x) (member ? own_.pushed_k : own_.pushed_pool)[y] = static_cast<std::uint16_t>(x);
+    if (!own && member) own_.pushed_k[y] = static_cast<std::uint16_t>(kBaseMark | x);
+    if (member) c_.a.to_BHT[at(key)] = static_cast<std::int32_t>(start_ + own_.place[y] + c_.a.delay);
+    else c_.left_pool[at(key)] = from_begin(own_.place[y]);
   }
 
   // The first arrival from y on, below `end`, that pushed out a member; `end`: none.

@@ -22,7 +22,9 @@ class ChunkThresholds : public ChunkSweep {
     const auto score = [&](double u) {  // a division by 1 changes nothing
       return temperature == 1 && std::fabs(u) <= kOperatorBound ? u : operator_score(u, temperature);
     };
+#pragma unroll 1
     for (int r = thread(); r < candidates_; r += kSettleThreads) own_.ranked[r] = score(own_.ranked[r]);
+#pragma unroll 1
     for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = score(base_[r]);
     __syncthreads();
     centre_ = n_ == 0 ? (candidates_ > 0 ? own_.ranked[candidates_ / 2] : 0) : base_[n_ >= k_ ? k_ - 1 : n_ / 2];
@@ -35,6 +37,7 @@ class ChunkThresholds : public ChunkSweep {
     const int each = ((n_ + kSettleThreads - 1) / kSettleThreads) | 1,  // odd: neighbours' scores in other banks
         begin = thread() * each < n_ ? thread() * each : n_, end = begin + each < n_ ? begin + each : n_;
     double mine = 0;
+#pragma unroll 4
     for (int r = begin; r < end; ++r) mine += centred(base_[r]);
     double up = mine;
     for (int step = 1; step < 32; step *= 2) {
@@ -45,6 +48,7 @@ class ChunkThresholds : public ChunkSweep {
     __syncthreads();
     double sum = up - mine;
     for (int w = 0; w < thread() / 32; ++w) sum += own_.parts[w];
+#pragma unroll 2
     for (int r = begin; r < end; ++r) {
       sums_[r] = sum;
       sum += centred(base_[r]);
@@ -134,11 +138,13 @@ class ChunkThresholds : public ChunkSweep {
   // The lane's part of the band's sum less the centre: scores of the base, and of the chunk.
   __device__ double base_share(const Prefix& p, const Piece& piece) const {
     double share = 0;
+#pragma unroll 4
     for (int r = piece.begin + thread() % 32; r < piece.support; r += 32) share += base_[r] - p.centre;
     return share;
   }
   __device__ double own_share(const Prefix& p, unsigned bits) const {
     double share = 0;
+#pragma unroll 1
     for (; bits != 0; bits &= bits - 1)
       share += own_.ranked[32 * (__ffs(static_cast<int>(bits)) - 1) + thread() % 32] - p.centre;
     return share;
@@ -165,6 +171,7 @@ class ChunkThresholds : public ChunkSweep {
   // Members when the base's document has seen its last newcomer of the chunk: own ones, and the worst of those.
   __device__ void find_last_members() {
     int members = 0, worst = -1;
+#pragma unroll 1
     for (int y = thread() % 32; y < continuing_; y += 32) {
       if (own_.left_k[y] != kNever) continue;
       ++members;
@@ -183,6 +190,7 @@ class ChunkThresholds : public ChunkSweep {
     int members = last_members_, worst = last_worst_;  // a rank
     if (x >= continuing_) {
       members = 0, worst = -1;
+#pragma unroll 1
       for (int w = first; w <= x; ++w) {
         if (own_.left_k[w] <= x) continue;
         ++members;
@@ -217,6 +225,7 @@ class ChunkThresholds : public ChunkSweep {
     const int document = document_of(q);
     const double floor = own_.taus.tau[q];
     Prefix p{0, 0, floor};
+#pragma unroll 2
     for (int v = 0; 32 * v < candidates_; ++v) {
       const int r = 32 * v + lane;
       p.in |= static_cast<unsigned>(r < candidates_ && in_pool(own_.at_rank[r], document, q)) << v;
@@ -280,6 +289,7 @@ class ChunkThresholds : public ChunkSweep {
       const int support = count_above(base_, 0, n_, t, 0), begin = count_above(base_, 0, n_, t, 1);
       double sum = begin - static_cast<double>(k_);
       if (!sum_prefixed(low, begin, support, sum)) {
+#pragma unroll 1
         for (int r = begin; r < support; ++r) sum += base_[r] - low;
       }
       enough = sum - (support - begin) * (t - low) >= 0;

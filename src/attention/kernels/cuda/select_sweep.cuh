@@ -74,13 +74,16 @@ class ChunkSweep : public ChunkLives {
     s = Run{floor, 0, floor, 0, 0, 0, 0, 0, 0, 0, 0, 0, document, q};
     s.own_above = count_above(own_.ranked, 0, candidates_, floor, 0);
     s.own_saturated = count_above(own_.ranked, 0, candidates_, floor, 1);
+#pragma unroll 1
     for (int y = document - 1; y < q; ++y) {
       if (in_pool(y, document, q)) count(own_.rank[y], 1, s);
     }
   }
   __device__ void centre_at(double centre, int q, Run& s) const {
     s.centre = centre, s.sum = 0, s.widest = s.fractional, s.passed = 0;
+#pragma unroll 1
     for (int r = s.base_saturated; r < s.base_above; ++r) s.sum += base_[r] - centre;
+#pragma unroll 1
     for (int r = s.own_saturated; r < s.own_above; ++r) {
       if (in_pool(own_.at_rank[r], s.document, q)) s.sum += own_.ranked[r] - centre;
     }
