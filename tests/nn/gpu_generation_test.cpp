@@ -28,7 +28,7 @@ struct Recipe {
   Arch arch = Arch::llama;
   AttentionKindConfig kind;
   std::int64_t n_heads = 4, n_kv_heads = 2, head_dim = 16;
-  std::int64_t batch = 2, prompt = 7, tokens = 120;
+  std::int64_t batch = 2, prompt = 7, tokens = 120, d_model = 64, d_ff = 96;
   std::vector<std::string> pattern{"a"};
 };
 
@@ -42,8 +42,8 @@ AttentionKindConfig sparse(GateMode gate = GateMode::kv) {
 std::unique_ptr<Decoder> model_of(const Recipe& r, DType compute, const Stream& stream) {
   ModelConfig c;
   c.arch = r.arch;
-  c.n_layers = 2, c.d_model = 64, c.n_heads = r.n_heads, c.n_kv_heads = r.n_kv_heads, c.head_dim = r.head_dim;
-  c.d_ff = 96;
+  c.n_layers = 2, c.d_model = r.d_model, c.n_heads = r.n_heads, c.n_kv_heads = r.n_kv_heads, c.head_dim = r.head_dim;
+  c.d_ff = r.d_ff;
   c.attention.kinds["a"] = r.kind;
   AttentionKindConfig window, full;
   window.type = AttentionKind::sliding_window, window.window = 9, window.sinks = 3;
@@ -83,6 +83,15 @@ void add_single_sequences(std::vector<Recipe>& all) {
   Recipe& many_one = add("one sequence, more keys than a split holds at once, gpt2");
   many_one.batch = 1, many_one.arch = Arch::gpt2, many_one.kind.window = 90, many_one.kind.k = 130;
   many_one.n_heads = many_one.n_kv_heads = 40, many_one.head_dim = 128, many_one.prompt = 200, many_one.tokens = 240;
+  Recipe large_one = many_one;
+  large_one.name = "one sequence, more rows than shared memory has room for";
+  large_one.arch = Arch::llama, large_one.kind.k = 600;
+  all.push_back(large_one);
+  for (const Arch arch : {Arch::llama, Arch::gpt2}) {
+    Recipe& wide_one = add("one sequence, several warps to a row of weights");
+    wide_one.batch = 1, wide_one.arch = arch, wide_one.d_model = 384, wide_one.d_ff = 1200, wide_one.tokens = 60;
+    wide_one.n_heads = 10, wide_one.n_kv_heads = 5, wide_one.head_dim = 64;
+  }
 }
 
 std::vector<Recipe> recipes() {
@@ -185,7 +194,7 @@ TEST_CASE("GPU: captured generation is the CPU's in logits and selected keys for
 
 TEST_CASE("GPU: captured generation in bf16 errs at most twice as much as the CPU's", "[gpu]") {
   SIEVE_NEEDS_GPU();
-  for (const std::int64_t batch : {2, 12}) {
+  for (const std::int64_t batch : {1, 2, 12}) {
     Recipe r("bf16");
     r.kind = sparse(), r.batch = batch, r.head_dim = 64, r.tokens = 60;
     INFO("batch " << batch);

@@ -40,7 +40,8 @@ class TokenRun : public RunProducts<T> {
     return Base::template at<V>(bytes);
   }
 
-  // A place is filled anew once the block has met behind its last use. v: features of x, where i is 0.
+  // A place is filled anew once the block has met behind its last use, and behind a product, so that no warp waits for
+  // the one that asks. v: features of x, where i is 0.
   __device__ void layer_of(std::int64_t i, float (&v)[kFew]) {
     const TokenRunLayer& l = layer(i);
     const bool more = i + 1 < a.count;
@@ -55,10 +56,10 @@ class TokenRun : public RunProducts<T> {
     take(0, parity, w);
     if (i > 0) own(qkv - a.x_words, v);  // the words before are x behind the last layer
     norm(v, x_, gain(0), l.shift1_C != nullptr);
-    if (copies() && i > 0) fill(3, i);
     Row row;
     load_row(normed_, 0, row);
     multiply(0, l.qkv.bias_N != nullptr, w, row, nullptr, false, qkv);
+    if (copies() && i > 0) fill(3, i);
     score(l, row);
     if (attends()) {
       attend.finish(l.attend, qkv, parts, tag_, barrier(kOfRows), parity);
@@ -68,27 +69,27 @@ class TokenRun : public RunProducts<T> {
     take(1, parity, w);
     read_parts(parts);
     __syncthreads();
+    load_row(in_, 1, row);
+    multiply(1, l.out.bias_N != nullptr, w, row, x_, false, x1);
     if (copies()) {
       if (more) fill(0, i + 1), ask_ahead(i + 1);
       else fill_last();
     }
-    load_row(in_, 1, row);
-    multiply(1, l.out.bias_N != nullptr, w, row, x_, false, x1);
 
     take(2, parity, w);
     own(x1, v);
     norm(v, between_, gain(1), l.shift2_C != nullptr);
-    if (copies() && more) fill(1, i + 1);
     load_row(normed_, 2, row);
     multiply(2, l.up.bias_N != nullptr, w, row, nullptr, !a.swiglu, hidden);
+    if (copies() && more) fill(1, i + 1);
 
     take(3, parity, w);
     if (a.swiglu) read_swiglu(hidden);
     else read_features(hidden, static_cast<int>(a.F), in_);
     __syncthreads();
-    if (copies() && more) fill(2, i + 1);
     load_row(in_, 3, row);
     multiply(3, l.down.bias_N != nullptr, w, row, between_, false, x2);
+    if (copies() && more) fill(2, i + 1);
   }
 
   // The thread's own features of the first x, which every block makes for itself.
