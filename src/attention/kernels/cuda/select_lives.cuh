@@ -91,6 +91,8 @@ class ChunkLives {
     item_ = row_ * c.chunks + c.first + x;
     start_ = (c.first + x) * kChunk;
     n_ = c.base_counts[slot_];
+    starts_ = c.starts_of(row_);
+    ends_ = c.ends_BT == nullptr ? nullptr : c.ends_BT + (starts_ - c.a.document_starts_BT);
     candidates_ = c.candidates[item_];
   }
 
@@ -118,9 +120,11 @@ class ChunkLives {
     }
     __syncthreads();
     size_ = 0;
+#pragma unroll 1
     for (int base = 0; base < kChunk; base += kSettleThreads) list_own(base + thread());
+#pragma unroll 1
     for (int x = thread(); x < size_; x += kSettleThreads) find_document(x);
-    const std::int64_t end = c_.end_of(row_, start_) - start_;
+    const std::int64_t end = end_of(start_) - start_;
     continuing_ = own_.upto[(end < kChunk ? end : kChunk) - 1];
     count_earlier();
     __syncthreads();
@@ -150,9 +154,11 @@ class ChunkLives {
  protected:
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
   __device__ std::int64_t at(std::int64_t j) const { return row_ * c_.a.T + j; }
+  __device__ std::int64_t begin_of(std::int64_t j) const { return starts_ == nullptr ? 0 : starts_[j]; }
+  __device__ std::int64_t end_of(std::int64_t j) const { return ends_ == nullptr ? c_.a.T : ends_[j]; }
   __device__ std::int32_t base_key(int r) const { return c_.base_keys[slot_ * P_ + r]; }
   __device__ std::int32_t from_begin(int place) const {
-    return static_cast<std::int32_t>(start_ + place - c_.begin_of(row_, start_ + place));
+    return static_cast<std::int32_t>(start_ + place - begin_of(start_ + place));
   }
   // Place p of the chunk: into the list, if its key can enter. Candidates that cannot leave at once.
   __device__ void list_own(int p) {
@@ -160,7 +166,7 @@ class ChunkLives {
     const std::int64_t j = start_ + p;
     bool enters = rank != kNever;
     if (enters) {
-      enters = c_.begin_of(row_, j) >= start_ || n_ < P_ || own_.ranked[rank] >= base_[P_ - 1];
+      enters = begin_of(j) >= start_ || n_ < P_ || own_.ranked[rank] >= base_[P_ - 1];
       if (!enters) {
         c_.a.to_BHT[at(j)] = static_cast<std::int32_t>(j + c_.a.delay);
         if (c_.a.thresholds) c_.left_pool[at(j)] = from_begin(p);
@@ -184,8 +190,7 @@ class ChunkLives {
   }
 
   __device__ void find_document(int x) const {
-    const std::int64_t j = start_ + own_.place[x], begin = c_.begin_of(row_, j) - start_,
-                       end = c_.end_of(row_, j) - start_;
+    const std::int64_t j = start_ + own_.place[x], begin = begin_of(j) - start_, end = end_of(j) - start_;
     own_.first[x] = begin <= 0 ? 0 : own_.upto[begin - 1];
     own_.lives.last[x] = own_.upto[(end < kChunk ? end : kChunk) - 1];
     const double u = own_.ranked[own_.rank[x]];  // on a tie the later key, this one, is the better
@@ -294,6 +299,7 @@ class ChunkLives {
   }
 
   const Chunks& c_;
+  const std::int32_t *starts_, *ends_;  // of the row's documents; null: one
   Own& own_;
   double *base_, *sums_;  // P scores, u and then z; P + 1 prefix sums
   std::int64_t k_, row_, slot_, item_, start_;

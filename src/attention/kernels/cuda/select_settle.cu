@@ -75,11 +75,12 @@ class ChunkThresholds : public ChunkSweep {
   }
 
   __device__ void write_thresholds() const {
+#pragma unroll 1
     for (int p = thread(); p < kChunk; p += kSettleThreads) {
       const std::int64_t j = start_ + p;
       double tau = -INFINITY;
-      if (j < c_.a.T && c_.a.delay < c_.end_of(row_, j) - j) {
-        const std::int64_t begin = c_.begin_of(row_, j);
+      if (j < c_.a.T && c_.a.delay < end_of(j) - j) {
+        const std::int64_t begin = begin_of(j);
         const int arrived = own_.upto[p];
         const bool own = arrived > 0 && start_ + own_.place[arrived - 1] >= begin;
         if (j - begin >= k_) tau = own_.taus.tau[own ? arrived : 0];

@@ -95,7 +95,7 @@ class ChunkSweep : public ChunkLives {
     double base_above, base_saturated, own_above, own_saturated;
     bool above_counts, saturated_counts;
   };
-  __device__ static double end_of(const double* values, int place, double by) {
+  __device__ static double piece_end(const double* values, int place, double by) {
     return place > 0 ? values[place - 1] - by : INFINITY;
   }
   __device__ bool own_counts(int place, int q, const Run& s) const {
@@ -113,8 +113,8 @@ class ChunkSweep : public ChunkLives {
   // k can only end there.
   __device__ double rise(int q, double floor, Run& s) const {
     const int k = static_cast<int>(k_);  // below the scores that compete
-    Ends ends{end_of(base_, s.base_above, 0),      end_of(base_, s.base_saturated, 1),
-              end_of(own_.ranked, s.own_above, 0), end_of(own_.ranked, s.own_saturated, 1),
+    Ends ends{piece_end(base_, s.base_above, 0),      piece_end(base_, s.base_saturated, 1),
+              piece_end(own_.ranked, s.own_above, 0), piece_end(own_.ranked, s.own_saturated, 1),
               own_counts(s.own_above, q, s),       own_counts(s.own_saturated, q, s)};
     bool below = s.t <= floor;
     if (!below && floor - s.centre > kNear) centre_at(floor, q, s);
@@ -144,13 +144,13 @@ class ChunkSweep : public ChunkLives {
       if (from_base) {
         const int place = above ? s.base_above : s.base_saturated;
         pass(base_[place - 1], true, above, s);
-        const double next = end_of(base_, place - 1, by);
+        const double next = piece_end(base_, place - 1, by);
         if (above) s.base_above = place - 1, ends.base_above = next;
         else s.base_saturated = place - 1, ends.base_saturated = next;
       } else {
         const int place = above ? s.own_above : s.own_saturated;
         pass(own_.ranked[place - 1], above ? ends.above_counts : ends.saturated_counts, above, s);
-        const double next = end_of(own_.ranked, place - 1, by);
+        const double next = piece_end(own_.ranked, place - 1, by);
         const bool counts = own_counts(place - 1, q, s);
         if (above) s.own_above = place - 1, ends.own_above = next, ends.above_counts = counts;
         else s.own_saturated = place - 1, ends.own_saturated = next, ends.saturated_counts = counts;
