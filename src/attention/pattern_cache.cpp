@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "attention/attention.h"
+#include "attention/attention_cost.h"
 #include "attention/pattern.h"
 #include "tensor/dispatch.h"
 
@@ -40,22 +41,6 @@ const std::int32_t* list_of(const Tensor& choice, std::int64_t b, std::int64_t h
 
 }  // namespace
 
-std::int64_t cached_rows(const AttentionSpec& spec, std::int64_t tokens) {
-  const PatternSpec& p = spec.pattern;
-  switch (spec.kind) {
-    case AttentionKind::strided: return p.part == PatternPart::local ? std::min(tokens, p.stride) : tokens;
-    case AttentionKind::fixed: {
-      if (p.part == PatternPart::local) return std::min(tokens, p.stride);
-      const std::int64_t plain = p.stride - p.summary;
-      const std::int64_t summaries =
-          tokens / p.stride * p.summary + std::max<std::int64_t>(0, tokens % p.stride - plain);
-      return summaries + (p.part == PatternPart::columns ? 0 : std::min(tokens, plain));
-    }
-    case AttentionKind::longformer: return std::min(tokens, p.globals + (spec.window - 1) * p.dilation + 1);
-    default: return tokens;
-  }
-}
-
 PatternCache::PatternCache(const AttentionSpec& spec, const RopeSpec& rope, std::int64_t batch, DType dtype,
                            std::int64_t max_tokens, ChooseNext choose)
     : spec_(spec), rope_(rope), max_tokens_(max_tokens), choose_(std::move(choose)) {
@@ -74,9 +59,10 @@ void PatternCache::check(const Tensor& qkv, const Tensor& choice) const {
           qkv.defined() ? cat(name_of(qkv.dtype()), " ", qkv.shape()) : "nothing");
   if (choice.defined()) {
     require(choice.dtype() == DType::i32 && choice.rank() == 4 && choice.size(0) == rows_.B &&
-                (choice.size(1) == 1 || choice.size(1) == rows_.H) && choice.size(2) == qkv.size(1),
-            "cache", "wants a choice i32 (", rows_.B, ", 1 or ", rows_.H, ", ", qkv.size(1), ", N), got ",
-            name_of(choice.dtype()), " ", choice.shape());
+                (choice.size(1) == 1 || choice.size(1) == rows_.Hkv || choice.size(1) == rows_.H) &&
+                choice.size(2) == qkv.size(1),
+            "cache", "wants a choice i32 (", rows_.B, ", 1 or ", rows_.Hkv, " or ", rows_.H, ", ", qkv.size(1),
+            ", N), got ", name_of(choice.dtype()), " ", choice.shape());
   }
   const bool by_content = spec_.kind >= AttentionKind::hash;
   require(!by_content || choice.defined() || (choose_ && spec_.kind != AttentionKind::hash), "cache",
@@ -206,8 +192,11 @@ void PatternCache::list_rows(const Tensor& choice, std::int64_t b, std::int64_t 
 // out (B, n, H D)[t] from token t of qkv, which append() has stored. Where query heads of a group see different keys,
 // each of the group reads its own list in a launch of its own.
 void PatternCache::attend(const Tensor& qkv, const Tensor& choice, std::int64_t t, Tensor& out) {
-  const std::int64_t B = rows_.B, D = rows_.D, own = differs_by_head(spec_) ? rows_.H : 1,
-                     G = own == 1 ? 1 : spec_.group(), lists = own / G;
+  const std::int64_t B = rows_.B, D = rows_.D,
+                     own = choice.defined()         ? choice.size(1)
+                           : differs_by_head(spec_) ? rows_.H
+                                                    : 1,
+                     G = own > rows_.Hkv ? spec_.group() : 1, lists = own / G;
   const bool by_row = choice.defined();
   std::vector<std::vector<CachedSlot>> seen(static_cast<std::size_t>(G * B * lists));  // (G, B, lists)
   std::size_t longest = 1;

@@ -1,6 +1,6 @@
 // Keys and values kept for generation by the kinds of shows_pairs(): what a query sees equals what pattern_attention()
 // shows it at the same position of one document that starts at 0. Rows that no later query sees are overwritten where
-// positions alone decide that (cached_rows()); where contents or random blocks do, every row stays.
+// positions alone decide that (cached_rows() of attention_cost.h); where contents or random blocks do, every row stays.
 // Letters: B batch, n new tokens, H query heads, Hkv key-value heads, Hc heads that choose (1 or H), D head size.
 #pragma once
 
@@ -21,10 +21,6 @@ struct NewToken {
 };
 // Its choice as kernels/pattern.h lists it, i32 (B, Hc, choice_size), on any device.
 using ChooseNext = std::function<Tensor(const NewToken&)>;
-
-// Rows that a key-value head holds after `tokens` tokens: every row but for fixed (its own block and the summaries, or
-// one of them by PatternPart), longformer (the first `globals` and the window's reach) and strided with part local.
-std::int64_t cached_rows(const AttentionSpec& spec, std::int64_t tokens);
 
 class PatternCache {
  public:

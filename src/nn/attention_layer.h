@@ -29,11 +29,15 @@ struct AttentionState final : MixerState {
 
 // The same for kinds that show pairs.
 struct PatternState final : MixerState {
-  PatternState(PatternCache c) : cache(std::move(c)) {}
-  std::int64_t rows() const override { return cache.rows(); }
+  // shares: heads of the cache that stand for one key-value head of the model.
+  PatternState(PatternCache c, std::int64_t shares = 1) : cache(std::move(c)), shares_(shares) {}
+  std::int64_t rows() const override { return cache.rows() * shares_; }
   std::int64_t bytes() const override { return cache.bytes(); }
 
   PatternCache cache;
+
+ private:
+  std::int64_t shares_;
 };
 
 class AttentionLayer final : public Mixer {

@@ -58,7 +58,7 @@ const AttentionLayer* Block::attention() const { return dynamic_cast<const Atten
 Decoder::Decoder(const ModelConfig& resolved, const DecoderOptions& options) : config_(resolved), options_(options) {
   require(config_.vocab_size.has_value() && config_.n_kv_heads.has_value(), "decoder",
           "the configuration is not resolved");
-  ParameterFactory make(options.compute, options.seed);
+  ParameterFactory make(options.compute, options.seed, options.shapes_only);
   token_embedding_ =
       make.make("embed.tokens.weight", {*config_.vocab_size, config_.d_model}, {.std = config_.init.std});
   if (config_.arch == Arch::gpt2)

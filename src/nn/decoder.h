@@ -22,6 +22,7 @@ struct DecoderOptions {
   DType compute = DType::f32;  // f32 | bf16 (fp32 master weights) | f64 (oracle)
   std::uint64_t seed = 0;
   RecomputeConfig recompute;
+  bool shapes_only = false;  // weights to be counted, not used: no memory
 };
 
 // One micro-batch. targets -1 are ignored; document_starts as in AttentionInputs, or undefined.

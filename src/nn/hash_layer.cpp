@@ -26,7 +26,8 @@ Variable HashLayer::operator()(const Variable& x, const Variable& residual, cons
 }
 
 std::unique_ptr<MixerState> HashLayer::start(std::int64_t batch, DType compute, std::int64_t max_tokens) const {
-  return std::make_unique<PatternState>(PatternCache(spec_, rope_, batch, compute, max_tokens));
+  return std::make_unique<PatternState>(PatternCache(spec_, rope_, batch, compute, max_tokens),
+                                        spec_.n_heads / value_heads_);
 }
 
 Variable HashLayer::extend(const Variable& x, const Variable& residual, MixerState& state) const {

@@ -2,60 +2,54 @@
 
 #include <algorithm>
 
+#include "attention/kernels/linear.h"
 #include "attention/kernels/softmax.h"
+#include "attention/pattern.h"
 #include "nn/gla_layer.h"
+#include "nn/mixer.h"
 
 namespace sieve {
 namespace {
 
-// Mean over i = 0..T-1 of min(i + 1, limit).
-double mean_bounded(std::int64_t T, std::int64_t limit) {
-  const double t = static_cast<double>(T), b = static_cast<double>(std::min(T, limit));
-  return (b * (b + 1) / 2 + (t - b) * b) / t;
-}
-
 struct LayerShape {
-  std::int64_t C, HD, kvD, F, score_heads, D;
-  bool gpt2, gla, linear_gates;
+  std::int64_t C, HD, kvD, F, score_heads;
+  bool gpt2;
 };
 
 LayerShape shape_of(const ModelConfig& c, std::int64_t layer) {
-  const AttentionKindConfig& kind = c.kind_of_layer(layer);
-  return {.C = c.d_model,
-          .HD = c.n_heads * *c.head_dim,
-          .kvD = *c.n_kv_heads * *c.head_dim,
-          .F = *c.d_ff,
-          .score_heads = c.score_heads(layer),
-          .D = *c.head_dim,
-          .gpt2 = c.arch == Arch::gpt2,
-          .gla = kind.type == AttentionKind::gla,
-          .linear_gates = kind.type == AttentionKind::sparsek && kind.linear};
+  return {c.d_model, c.n_heads * *c.head_dim, *c.n_kv_heads * *c.head_dim,
+          *c.d_ff,   c.score_heads(layer),    c.arch == Arch::gpt2};
 }
 
-// What the mixer keeps of a token beside its state: projections, and for gla (nn/gla_layer.h: half the heads, values
-// twice as wide) its gates, norm and output gate.
-std::int64_t projected(const LayerShape& s) {
-  return s.gla ? 2 * s.HD + kGlaGateRank + s.HD / 2 + s.HD : s.HD + 2 * s.kvD;
+// Elements that a mixer keeps of a token from its projections on to what the output's product reads.
+std::int64_t mixer_elements(const AttentionSpec& spec, const LayerShape& s) {
+  const std::int64_t qkv = s.HD + 2 * s.kvD, index = spec.pattern.index_dim * (2 * spec.pattern.index_heads + 2);
+  switch (spec.kind) {
+    case AttentionKind::gla: return 2 * s.HD + kGlaGateRank + s.HD / 2 + s.HD + 3 * s.HD;  // gates, norm, output gate
+    case AttentionKind::hash: return s.HD + s.kvD + 3 * s.HD + s.HD;  // what was projected, and every head's own key
+    case AttentionKind::dsa: return qkv + s.HD + index;
+    default: return (differs_by_head(spec) ? 3 * s.HD : qkv) + s.HD;  // heads that choose have keys of their own
+  }
 }
 
-std::int64_t matrix_parameters(const LayerShape& s) {
-  const std::int64_t gla = s.C * (3 * s.HD + kGlaGateRank) + kGlaGateRank * s.HD / 2;
-  const std::int64_t attention = (s.gla ? gla : s.C * (s.HD + 2 * s.kvD)) + s.HD * s.C;
-  return attention + (s.gpt2 ? 2 : 3) * s.C * s.F;
+// Bytes of what is kept in a type of its own, per token: the lists that a pattern's queries chose, the states before
+// every chunk of a recurrence.
+double own_bytes(const AttentionSpec& spec) {
+  const PatternSpec& p = spec.pattern;
+  switch (spec.kind) {
+    case AttentionKind::hash: return 4.0 * static_cast<double>(spec.n_heads);
+    case AttentionKind::top_k: return 4.0 * static_cast<double>(spec.n_heads * p.k);
+    case AttentionKind::dsa: return 4.0 * static_cast<double>(p.k);
+    case AttentionKind::moba: return 4.0 * static_cast<double>(spec.n_heads * p.blocks);
+    default: return cache_bytes(spec, 0, 0) / static_cast<double>(kLinearChunk);
+  }
 }
 
-std::int64_t vector_parameters(const LayerShape& s) {
-  // Two norms (LayerNorms with their biases); of gpt2's four biases gla has those of the MLP.
-  const std::int64_t biases = s.gla ? s.HD / 2 + 2 * s.D : s.gpt2 ? (s.HD + 2 * s.kvD) + s.C : 0;
-  const std::int64_t gates = s.linear_gates ? s.HD / s.D : 0;
-  return (s.gpt2 ? 4 * s.C + s.F + s.C : 2 * s.C) + biases + gates;
-}
-
-// Elements kept for backward per token, by the ops that keep them: norm inputs, product inputs, attention (qkv,
-// output), activation input.
-double kept_elements(const LayerShape& s, const RecomputeConfig& r, std::int64_t layer) {
+// Elements kept for backward per token, by the ops that keep them: norm inputs, product inputs, the mixer, activation
+// input.
+double kept_elements(const LayerShape& s, const AttentionSpec& spec, const RecomputeConfig& r, std::int64_t layer) {
   if (std::find(r.layers.begin(), r.layers.end(), layer) != r.layers.end()) return static_cast<double>(s.C);
-  const std::int64_t attention = r.attention ? s.C : 2 * s.C + projected(s) + (s.gla ? 3 : 1) * s.HD;
+  const std::int64_t attention = r.attention ? s.C : 2 * s.C + mixer_elements(spec, s);
   const std::int64_t hidden = s.gpt2 ? (layer < r.activations ? 1 : 2) : 3;
   const std::int64_t mlp = r.mlp ? s.C : 2 * s.C + hidden * s.F;
   return static_cast<double>(attention + mlp);
@@ -73,41 +67,67 @@ double list_bytes_per_token(const AttentionSpec& spec, std::int64_t score_heads,
   return 4.0 * static_cast<double>(score_heads) * entries;
 }
 
+// Asked of the layers themselves.
+void count_parameters(const ModelConfig& config, ModelCost& cost) {
+  const Decoder shapes(config, {.shapes_only = true});
+  for (const ParameterPtr& p : shapes.parameters()) {
+    cost.parameters += p->numel();
+    if (p->scorer) cost.sparsek_parameters += p->numel();
+    if (p->name.starts_with("layers.") && p->master.rank() >= 2) cost.matmul_parameters += p->numel();
+  }
+  cost.matmul_parameters += *config.vocab_size * config.d_model;  // the head's, whose weights may be the embedding's
+}
+
+std::int64_t mixer_parameters(const ModelConfig& config, std::int64_t layer) {
+  ParameterFactory make(DType::f32, 0, true);
+  make_mixer(make, "mixer", config, layer);
+  std::int64_t n = 0;
+  for (const ParameterPtr& p : make.all()) n += p->numel();
+  return n;
+}
+
 }  // namespace
 
-double mean_keys(const AttentionSpec& spec, std::int64_t T) {
-  switch (spec.kind) {
-    case AttentionKind::full: return mean_bounded(T, T);
-    case AttentionKind::sliding_window: return mean_bounded(T, spec.window + spec.sinks);
-    case AttentionKind::sparsek: return mean_bounded(T, spec.window + spec.sparsek.k);
-    default: return mean_bounded(T, T);
+std::vector<KindCost> kind_costs(const ModelConfig& config, std::int64_t T, DType compute) {
+  std::vector<KindCost> kinds;
+  for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
+    const std::string& name = config.kind_name_of_layer(layer);
+    auto known = std::find_if(kinds.begin(), kinds.end(), [&](const KindCost& k) { return k.name == name; });
+    if (known == kinds.end()) {
+      const AttentionSpec spec = config.attention_spec(layer);
+      kinds.push_back({.name = name,
+                       .type = config.kind_of_layer(layer).type,
+                       .layers = {},
+                       .visited_rows = mean_keys(spec, T),
+                       .scored_pairs = mean_scored_pairs(spec, T),
+                       .cached_rows = cached_rows(spec, T),
+                       .cache_bytes = cache_bytes(spec, T, static_cast<std::int64_t>(size_of(compute))),
+                       .parameters = mixer_parameters(config, layer)});
+      known = kinds.end() - 1;
+    }
+    known->layers.push_back(layer);
   }
-  return 0;
+  return kinds;
 }
 
 ModelCost model_cost(const ModelConfig& config, std::int64_t B, std::int64_t T, DType compute,
                      const RecomputeConfig& recompute, Device device) {
   ModelCost cost;
-  const std::int64_t C = config.d_model, embedding = *config.vocab_size * C;
-  cost.parameters = embedding * (*config.tie_embeddings ? 1 : 2) + C * (config.arch == Arch::gpt2 ? 2 : 1);
-  if (config.arch == Arch::gpt2) cost.parameters += *config.max_seq * C;
-  cost.matmul_parameters = embedding;
+  const std::int64_t C = config.d_model;
+  count_parameters(config, cost);
   double attention = 0, attention_full = 0;
   for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
     const LayerShape s = shape_of(config, layer);
-    const std::int64_t gain = config.kind_of_layer(layer).score.norm == ScoreNorm::timestep ? s.score_heads : 0;
-    const std::int64_t scorer = s.score_heads * C + gain;
-    cost.parameters += matrix_parameters(s) + vector_parameters(s) + scorer;
-    cost.sparsek_parameters += scorer;
-    cost.matmul_parameters += matrix_parameters(s) + s.score_heads * C;
-    attention += 12.0 * static_cast<double>(s.HD) * mean_keys(config.attention_spec(layer), T);
-    attention_full += 12.0 * static_cast<double>(s.HD) * mean_bounded(T, T);
-    const double scalars =
-        4.0 * static_cast<double>(config.n_heads) + (s.score_heads ? 40.0 * static_cast<double>(s.score_heads) : 0.0);
-    const double lists =
-        device.is_cuda() ? list_bytes_per_token(config.attention_spec(layer), s.score_heads, T, compute) : 0;
+    const AttentionSpec spec = config.attention_spec(layer);
+    AttentionSpec full = spec;
+    full.kind = AttentionKind::full, full.sparsek.linear = false;
+    attention += attention_flops(spec, T);
+    attention_full += attention_flops(full, T);
+    const double scalars = 4.0 * static_cast<double>(config.n_heads) +
+                           (s.score_heads ? 40.0 * static_cast<double>(s.score_heads) : 0.0) + own_bytes(spec);
+    const double lists = device.is_cuda() ? list_bytes_per_token(spec, s.score_heads, T, compute) : 0;
     cost.activation_bytes_per_token +=
-        kept_elements(s, recompute, layer) * static_cast<double>(size_of(compute)) + scalars + lists;
+        kept_elements(s, spec, recompute, layer) * static_cast<double>(size_of(compute)) + scalars + lists;
   }
   const double products = 6.0 * static_cast<double>(cost.matmul_parameters);
   cost.flops_per_token = products + attention;

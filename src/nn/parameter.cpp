@@ -42,10 +42,11 @@ ParameterPtr ParameterFactory::make(const std::string& name, const Shape& shape,
   auto p = std::make_shared<Parameter>();
   p->name = name;
   const DType master = compute_ == DType::f64 ? DType::f64 : DType::f32;
-  p->master = init.std > 0 ? random_normal(shape, 0.0, init.std, seed_, stream_of_name(name), master)
-                           : full(shape, init.constant, master);
+  if (shapes_only_) p->master = zeros({1}, master).expand(shape);
+  else if (init.std > 0) p->master = random_normal(shape, 0.0, init.std, seed_, stream_of_name(name), master);
+  else p->master = full(shape, init.constant, master);
   p->decay = shape.rank() >= 2;
-  p->value = Variable::leaf(p->master.to(compute_));
+  p->value = Variable::leaf(shapes_only_ ? p->master : p->master.to(compute_));
   all_.push_back(p);
   return p;
 }

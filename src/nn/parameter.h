@@ -43,7 +43,9 @@ struct Init {
 // initialisation.
 class ParameterFactory {
  public:
-  ParameterFactory(DType compute, std::uint64_t seed) : compute_(compute), seed_(seed) {}
+  // shapes_only: weights of the right shapes that all share one number, to be counted, not used.
+  ParameterFactory(DType compute, std::uint64_t seed, bool shapes_only = false)
+      : compute_(compute), seed_(seed), shapes_only_(shapes_only) {}
   ParameterPtr make(const std::string& name, const Shape& shape, Init init);
   ParameterPtr make_scorer(const std::string& name, const Shape& shape, Init init);
   const std::vector<ParameterPtr>& all() const { return all_; }
@@ -51,6 +53,7 @@ class ParameterFactory {
  private:
   DType compute_;
   std::uint64_t seed_;
+  bool shapes_only_;
   std::vector<ParameterPtr> all_;
 };
 

@@ -37,6 +37,30 @@ std::string row(const std::string& name, const std::string& value) {
   return name + std::string(22 - name.size(), ' ') + value + "\n";
 }
 
+// Rows a query of a head visits on average, and what a layer's cache holds at the end of a context.
+std::string kind_text(const KindCost& kind) {
+  std::string text = cat(kind.name, " (", kAttentionKindNames[static_cast<std::size_t>(kind.type)], ", ",
+                         kind.layers.size(), kind.layers.size() == 1 ? " layer" : " layers", "): a query visits ",
+                         format_fixed(kind.visited_rows, 1), " rows");
+  if (kind.scored_pairs > 0) text += " and scores " + format_fixed(kind.scored_pairs, 1) + " pairs";
+  return text + "; " + format_grouped(kind.cached_rows) + " rows cached, " + format_bytes(kind.cache_bytes) +
+         " a sequence and layer";
+}
+
+Json kinds_json(const std::vector<KindCost>& kinds) {
+  Json list = Json::array();
+  for (const KindCost& kind : kinds)
+    list.push_back({{"name", kind.name},
+                    {"type", kAttentionKindNames[static_cast<std::size_t>(kind.type)]},
+                    {"layers", kind.layers},
+                    {"visited_rows", kind.visited_rows},
+                    {"scored_pairs", kind.scored_pairs},
+                    {"cached_rows", kind.cached_rows},
+                    {"cache_bytes", kind.cache_bytes},
+                    {"parameters", kind.parameters}});
+  return list;
+}
+
 }  // namespace
 
 RunPlan make_plan(const RunConfig& config, const RunScale& scale, int world_size, double peak_tflops) {
@@ -45,6 +69,7 @@ RunPlan make_plan(const RunConfig& config, const RunScale& scale, int world_size
   const Device device{config.device.type == DeviceType::cuda ? Device::Kind::cuda : Device::Kind::cpu, 0};
   plan.cost =
       model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, config.train.recompute, device);
+  plan.kinds = kind_costs(config.model, config.data.seq_len, compute);
   plan.memory = memory_of(config, plan.cost, scale, world_size);
   const ModelCost keeps_all =
       model_cost(config.model, config.train.micro_batch, config.data.seq_len, compute, {}, device);
@@ -77,6 +102,7 @@ std::string plan_text(const RunPlan& p) {
                                 " in SparseK scorers)");
   text += row("FLOPs per token", format_si(p.cost.flops_per_token, "FLOP") + ", forward and backward");
   text += row("  all layers full", format_si(p.cost.flops_per_token_full, "FLOP"));
+  for (const KindCost& kind : p.kinds) text += row(&kind == p.kinds.data() ? "attention" : "", kind_text(kind));
   text += row("tokens", format_grouped(p.tokens));
   text += row("steps", format_grouped(p.scale.steps) + " of " + format_grouped(p.scale.tokens_per_step) + " tokens (" +
                            format_grouped(p.scale.samples_per_step) + " sequences)");
@@ -102,6 +128,7 @@ Json plan_json(const RunPlan& p) {
               {"sparsek_parameters", p.cost.sparsek_parameters},
               {"flops_per_token", p.cost.flops_per_token},
               {"flops_per_token_full", p.cost.flops_per_token_full},
+              {"attention", kinds_json(p.kinds)},
               {"tokens", p.tokens},
               {"steps", p.scale.steps},
               {"tokens_per_step", p.scale.tokens_per_step},

@@ -26,6 +26,7 @@ struct MemoryPlan {
 
 struct RunPlan {
   ModelCost cost;
+  std::vector<KindCost> kinds;  // of the model's layers
   MemoryPlan memory;
   RunScale scale;
   std::int64_t tokens = 0;  // of the whole run

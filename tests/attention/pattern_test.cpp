@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "attention/attention_cost.h"
 #include "attention/kernels/softmax.h"
 #include "attention/pattern_cache.h"
 #include "attention_cases.h"

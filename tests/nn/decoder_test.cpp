@@ -215,12 +215,3 @@ TEST_CASE("model cost: counted parameters are the allocated ones, and GPT-2 124M
   CHECK(cost.parameters == 124439808);
   CHECK(cost.flops_per_token == cost.flops_per_token_full);
 }
-
-TEST_CASE("mean keys of a pattern against a count", "[nn]") {
-  AttentionSpec spec{.kind = AttentionKind::sparsek, .window = 5, .sparsek = {.k = 7}};
-  double n = 0;
-  for (int i = 0; i < 40; ++i) n += std::min(i + 1, 12);
-  CHECK(mean_keys(spec, 40) == Approx(n / 40));
-  spec.kind = AttentionKind::full;
-  CHECK(mean_keys(spec, 40) == Approx(20.5));
-}

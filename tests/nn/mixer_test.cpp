@@ -1,0 +1,139 @@
+// Every attention type as a layer of a model: its parameters and memory are what was counted, generation gives what the
+// forward gives.
+#include "nn/mixer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "nn/generation.h"
+#include "nn/model_cost.h"
+#include "random_tokens.h"
+#include "support/catch.h"
+#include "support/compare.h"
+
+using namespace sieve;
+using sieve::test::random_tokens;
+
+namespace {
+
+// Small numbers with which every type leaves something out of 100 positions.
+AttentionKindConfig kind_of(AttentionKind type) {
+  AttentionKindConfig kind;
+  kind.type = type;
+  PatternSpec& p = kind.pattern;
+  switch (type) {
+    case AttentionKind::sliding_window: kind.window = 9, kind.sinks = 2; break;
+    case AttentionKind::sparsek:
+    case AttentionKind::random_rows: kind.k = 7, kind.window = 5; break;
+    case AttentionKind::strided: p.stride = 7; break;
+    case AttentionKind::fixed: p.stride = 9, p.summary = 2; break;
+    case AttentionKind::longformer: kind.window = 6, p.dilation = 3, p.globals = 2; break;
+    case AttentionKind::bigbird: p.block = 5, p.global_blocks = p.random_blocks = 1, p.window_blocks = 2; break;
+    case AttentionKind::hash: p.buckets = 4; break;
+    case AttentionKind::top_k: kind.k = 6; break;
+    case AttentionKind::moba: p.block = 8, p.blocks = 3; break;
+    case AttentionKind::dsa: kind.k = 6, p.index_heads = 2, p.index_dim = 4; break;
+    default: break;
+  }
+  return kind;
+}
+
+constexpr AttentionKind kTypes[] = {AttentionKind::full,       AttentionKind::sliding_window,
+                                    AttentionKind::sparsek,    AttentionKind::random_rows,
+                                    AttentionKind::strided,    AttentionKind::fixed,
+                                    AttentionKind::longformer, AttentionKind::bigbird,
+                                    AttentionKind::hash,       AttentionKind::top_k,
+                                    AttentionKind::moba,       AttentionKind::dsa,
+                                    AttentionKind::linear,     AttentionKind::gla};
+
+std::string_view name_of_type(AttentionKind type) { return kAttentionKindNames[static_cast<std::size_t>(type)]; }
+
+ModelConfig model_of(Arch arch, AttentionKind type, std::int64_t d_model, std::int64_t max_seq) {
+  ModelConfig c;
+  c.arch = arch;
+  c.n_layers = 2, c.d_model = d_model, c.n_heads = 4, c.n_kv_heads = 2, c.d_ff = 40;
+  c.attention.kinds["a"] = kind_of(type);
+  c.attention.pattern = {"a"};
+  c.resolve(53, max_seq);
+  c.init.std = 0.2;  // far from the uniform distribution, so that wrong keys show in the logits
+  return c;
+}
+
+}  // namespace
+
+TEST_CASE("every attention type: counted parameters are those that the model has", "[nn]") {
+  for (const Arch arch : {Arch::gpt2, Arch::llama}) {
+    for (const AttentionKind type : kTypes) {
+      CAPTURE(name_of_type(type));
+      ModelConfig config = model_of(arch, type, 24, 16);
+      if (type == AttentionKind::sparsek) config.attention.kinds["a"].score.norm = ScoreNorm::timestep;
+      const Decoder model(config, {});
+      std::int64_t all = 0, scorers = 0, mixers = 0;
+      for (const ParameterPtr& p : model.parameters()) {
+        all += p->numel();
+        scorers += p->scorer ? p->numel() : 0;
+        mixers += p->name.find(".attn.") != std::string::npos ? p->numel() : 0;
+      }
+      const ModelCost cost = model_cost(config, 1, 16, DType::f32, {});
+      CHECK(cost.parameters == all);
+      CHECK(cost.sparsek_parameters == scorers);
+      const std::vector<KindCost> kinds = kind_costs(config, 16, DType::f32);
+      REQUIRE(kinds.size() == 1);
+      CHECK(kinds[0].parameters * 2 == mixers);
+      CHECK(kinds[0].layers == std::vector<std::int64_t>{0, 1});
+    }
+  }
+}
+
+TEST_CASE("every attention type: tokens one by one and after a prompt give the logits of the full forward", "[nn]") {
+  constexpr std::int64_t kLength = 100;
+  for (const AttentionKind type : kTypes) {
+    const ModelConfig config = model_of(Arch::llama, type, 32, kLength);
+    const Decoder model(config, {.compute = DType::f64, .seed = 3});
+    const Tensor tokens = random_tokens(2, kLength, 53, 4), full = model.logits(tokens);
+    CAPTURE(name_of_type(type));
+    for (const std::int64_t prompt : {std::int64_t{1}, std::int64_t{37}}) {
+      Generation generation(model, 2, kLength);
+      double worst = 0;
+      for (std::int64_t t = 0; t < kLength; t = generation.length()) {
+        const std::int64_t end = t == 0 ? prompt : t + 1;
+        const Tensor step = generation.append(tokens.slice(1, t, end).contiguous());
+        const Tensor wanted = full.slice(1, end - 1, end).contiguous().reshape({2, 53});
+        worst = std::max(worst, test::max_difference(step, wanted));
+      }
+      CAPTURE(prompt);
+      CHECK(worst <= 1e-9);
+    }
+  }
+}
+
+TEST_CASE("every attention type: what a forward pass keeps is about what was counted", "[nn]") {
+  for (const AttentionKind type : kTypes) {
+    const ModelConfig config = model_of(Arch::llama, type, 64, 256);
+    const Decoder model(config, {.compute = DType::f32, .seed = 5});
+    const TokenBatch batch{random_tokens(8, 256, 53, 1), random_tokens(8, 256, 53, 2), {}};
+    const std::int64_t before = memory_stats({}).current_bytes;
+    const Variable loss = model.loss_sum(batch);
+    const double kept = static_cast<double>(memory_stats({}).current_bytes - before);
+    const double counted = model_cost(config, 8, 256, DType::f32, {}).activation_bytes_per_token * 8 * 256 +
+                           (53.0 + 8 * 256) * 64 * 4;  // and the gradients that the loss holds
+    CAPTURE(name_of_type(type), kept, counted, kept / counted);
+    CHECK(std::abs(kept / counted - 1) < 0.1);
+  }
+}
+
+TEST_CASE("every attention type: a cache holds the rows that the formula counts", "[nn]") {
+  constexpr std::int64_t kLength = 100;
+  for (const AttentionKind type : kTypes) {
+    const ModelConfig config = model_of(Arch::llama, type, 32, kLength);
+    const Decoder model(config, {.compute = DType::f32, .seed = 3});
+    Generation generation(model, 1, kLength);
+    generation.append(random_tokens(1, kLength, 53, 4));
+    const KindCost cost = kind_costs(config, kLength, DType::f32)[0];
+    CAPTURE(name_of_type(type));
+    CHECK(generation.cache_rows() == cost.cached_rows * 2 * 2);
+    // Beside rows and states: scores of a selection, buckets, what grows by doubling.
+    CHECK(static_cast<double>(generation.cache_bytes()) >= 2 * cost.cache_bytes);
+    CHECK(static_cast<double>(generation.cache_bytes()) <= 2 * cost.cache_bytes * 2);
+  }
+}
