@@ -77,6 +77,21 @@ Tensor sum_heads(const Tensor& grad, const AttentionSpec& spec) {
   return out;
 }
 
+// How many heads see different keys: query heads, groups of them, or 1.
+std::int64_t lists_of(const Tensor& choice, const AttentionSpec& spec) {
+  return choice.defined() ? choice.size(1) : differs_by_head(spec) ? spec.n_heads : 1;
+}
+
+// A group's choice for each of its query heads: (B, Hc, T, n) -> (B, H, T, n).
+Tensor repeat_choice(const Tensor& choice, std::int64_t heads) {
+  const std::int64_t B = choice.size(0), Hc = choice.size(1), lists = choice.size(2) * choice.size(3);
+  return choice.contiguous()
+      .reshape({B, Hc, 1, lists})
+      .expand({B, Hc, heads / Hc, lists})
+      .contiguous()
+      .reshape({B, heads, choice.size(2), choice.size(3)});
+}
+
 struct PatternAttention {
   static constexpr std::string_view name = "pattern_attention";
   static constexpr std::span<const std::string_view> table = kAttentionOps;
@@ -94,11 +109,13 @@ struct PatternAttention {
     qkv = inputs[0].contiguous();
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
     in.document_starts = checked_starts(in.document_starts, B, T, name);
-    if (differs_by_head(asked) && asked.group() > 1) {
+    // Query heads that see different keys want keys of their own; on a GPU also groups that do.
+    const std::int64_t lists = lists_of(chosen, asked), shared = qkv.device().is_cuda() ? 1 : asked.n_kv_heads;
+    if (lists > shared && asked.group() > 1) {
       qkv = repeat_heads(qkv, asked);
       in.spec.n_kv_heads = in.spec.n_heads;
     }
-    choice = chosen.defined() ? chosen : choose(qkv, in);
+    choice = !chosen.defined() ? choose(qkv, in) : repeats() ? repeat_choice(chosen, asked.n_heads) : chosen;
     out = empty({B, T, in.spec.n_heads * in.spec.head_dim}, qkv.dtype(), qkv.stream());
     if (need[0]) statistics = empty({B, in.spec.n_heads, T}, compute_dtype(qkv.dtype()), qkv.stream());
     if (qkv.device().is_cuda()) {
@@ -147,7 +164,7 @@ struct PatternAttention {
   void run_engine(F run) const {
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
     const PairPattern pattern = pattern_of(in.spec, choice, in.document_starts, T);
-    const TilePlan plan = make_pattern_plan(pattern, B, differs_by_head(in.spec) ? in.spec.n_heads : 1, T);
+    const TilePlan plan = make_pattern_plan(pattern, B, lists_of(choice, in.spec), T);
     const RotaryTable table = rotary();
     SoftmaxForwardArgs args = softmax_args(table);
     args.plan = plan.view(), args.plan.pair_bits = bits_of, args.plan.pair_context = &pattern;
@@ -161,7 +178,7 @@ struct PatternAttention {
       PatternBackwardArgs args;
       args.forward.softmax = softmax_args(table);
       args.forward.pattern = pattern_of(in.spec, choice, in.document_starts, qkv.size(1));
-      args.forward.pattern_heads = differs_by_head(in.spec) ? in.spec.n_heads : 1;
+      args.forward.pattern_heads = lists_of(choice, in.spec);
       const auto run = [&](const auto& pass) {
         const auto bytes = static_cast<std::int64_t>(cuda::workspace_bytes(pass, qkv.stream()));
         const Tensor workspace = empty({bytes}, DType::u8, qkv.stream());

@@ -9,7 +9,7 @@
 namespace sieve {
 
 // As attention(), for the kinds of shows_pairs(). What queries choose by content (hash, top_k, moba) is chosen without
-// gradient by `choose()`; dsa brings its choice.  choice: i32 (B, 1 or H, T, n) or undefined.
+// gradient by `choose()`, unless the caller brings a choice, as dsa and nsa do: i32 (B, 1 or Hkv or H, T, n).
 Variable pattern_attention(const Variable& qkv, const Tensor& choice, const AttentionInputs& in);
 
 // The pattern of a spec; the pointers in it are those of `choice` and `starts`, which must outlive it.

@@ -192,10 +192,8 @@ void PatternCache::list_rows(const Tensor& choice, std::int64_t b, std::int64_t 
 // out (B, n, H D)[t] from token t of qkv, which append() has stored. Where query heads of a group see different keys,
 // each of the group reads its own list in a launch of its own.
 void PatternCache::attend(const Tensor& qkv, const Tensor& choice, std::int64_t t, Tensor& out) {
-  const std::int64_t B = rows_.B, D = rows_.D,
-                     own = choice.defined()         ? choice.size(1)
-                           : differs_by_head(spec_) ? rows_.H
-                                                    : 1,
+  const std::int64_t queries_own = differs_by_head(spec_) ? rows_.H : 1;
+  const std::int64_t B = rows_.B, D = rows_.D, own = choice.defined() ? choice.size(1) : queries_own,
                      G = own > rows_.Hkv ? spec_.group() : 1, lists = own / G;
   const bool by_row = choice.defined();
   std::vector<std::vector<CachedSlot>> seen(static_cast<std::size_t>(G * B * lists));  // (G, B, lists)

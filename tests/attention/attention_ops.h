@@ -12,6 +12,7 @@
 #include "attention_cases.h"
 #include "choice_ops.h"
 #include "linear_ops.h"
+#include "nsa_ops.h"
 #include "support/op_case.h"
 
 namespace sieve::test {
@@ -135,6 +136,7 @@ inline std::vector<OpCase> attention_op_cases() {
                                {.name = "silu_gate", .draw = draw_silu_gate, .low_precision = false},
                                {.name = "add_gated_heads", .draw = draw_add_gated_heads, .low_precision = false}};
   for (OpCase& more : choice_op_cases()) cases.push_back(std::move(more));
+  for (OpCase& more : nsa_op_cases()) cases.push_back(std::move(more));
   return cases;
 }
 

@@ -1,0 +1,243 @@
+// What type nsa has of its own, against its definitions in fp64 (nsa_oracle.h).
+#include "attention/nsa.h"
+
+#include "attention/kernels/nsa.h"
+#include "attention/pattern.h"
+#include "attention/pattern_cache.h"
+#include "dense_oracle.h"
+#include "nsa_ops.h"
+#include "nsa_oracle.h"
+#include "support/catch.h"
+#include "support/compare.h"
+
+using namespace sieve;
+using namespace sieve::test;
+
+namespace {
+
+std::vector<double> draw_bf16(Draw& d, std::int64_t n, double size) {
+  std::vector<double> out = draw_values(d, n);
+  for (double& x : out) x = static_cast<double>(static_cast<float>(bf16(static_cast<float>(size * x))));
+  return out;
+}
+
+std::int64_t room(const CompressedCase& in) {
+  return compressed_count(in.T, in.spec.pattern.compress_block, in.spec.pattern.compress_stride);
+}
+
+CompressedCase draw_compressed(Draw& d, std::int64_t longest) {
+  CompressedCase in;
+  in.spec.kind = AttentionKind::nsa;
+  PatternSpec& p = in.spec.pattern;
+  p.compress_stride = d.integer(1, 8), p.compress_block = p.compress_stride * d.integer(1, 3);
+  p.block = p.compress_stride * d.integer(1, 4), p.blocks = d.integer(1, 8);
+  in.spec.n_kv_heads = d.integer(1, 2), in.spec.n_heads = in.spec.n_kv_heads * d.integer(1, 3);
+  in.spec.head_dim = d.integer(1, 40);
+  in.B = d.integer(1, 2), in.T = d.chance(0.15) ? d.integer(1, 6) : d.integer(1, longest);
+  if (d.chance(0.4)) {
+    ReferenceInput rows;
+    rows.B = in.B, rows.T = in.T;
+    fill_documents(rows, d);
+    in.starts = rows.document_starts;
+  }
+  const std::int64_t keys = in.B * in.spec.n_kv_heads * room(in) * in.spec.head_dim;
+  in.q = draw_bf16(d, in.B * in.T * in.spec.n_heads * in.spec.head_dim, 3);
+  in.k = draw_bf16(d, keys, 2), in.v = draw_bf16(d, keys, 1);
+  return in;
+}
+
+std::string describe(const CompressedCase& in) {
+  const PatternSpec& p = in.spec.pattern;
+  return cat("B", in.B, " T", in.T, " H", in.spec.n_heads, "/", in.spec.n_kv_heads, " D", in.spec.head_dim, " l",
+             p.compress_block, " s", p.compress_stride, " block ", p.block, " x ", p.blocks,
+             in.starts.empty() ? "" : " documents");
+}
+
+struct CompressedRun {
+  Tensor out, dq, dk, dv, choice;
+};
+
+CompressedRun run_compressed(const CompressedCase& in, DType dtype, const std::vector<double>& dout) {
+  const std::int64_t D = in.spec.head_dim;
+  const Shape keys{in.B, in.spec.n_kv_heads, room(in), D}, rows{in.B, in.T, in.spec.n_heads * D};
+  const Variable q = Variable::leaf(tensor_of(in.q, rows, dtype)), k = Variable::leaf(tensor_of(in.k, keys, dtype)),
+                 v = Variable::leaf(tensor_of(in.v, keys, dtype));
+  const Tensor starts = in.starts.empty() ? Tensor() : from_values<std::int32_t>(std::span(in.starts), {in.B, in.T});
+  CompressedRun run;
+  const Variable out = compressed_attention(q, k, v, in.spec, in.T, starts, &run.choice);
+  run.out = out.value();
+  backward(out, tensor_of(dout, rows, dtype));
+  run.dq = q.grad(), run.dk = k.grad(), run.dv = v.grad();
+  return run;
+}
+
+double norm(const std::vector<double>& x) {
+  double sum = 0;
+  for (const double v : x) sum += v * v;
+  return std::sqrt(sum);
+}
+
+// Relative Frobenius errors of `got` and of `naive`, at least as if values were of size 1.
+void check_twice_naive(const Tensor& got, const std::vector<double>& naive, const std::vector<double>& exact) {
+  std::vector<double> ours = values_of(got), theirs = naive;
+  for (std::size_t x = 0; x < exact.size(); ++x) ours[x] -= exact[x], theirs[x] -= exact[x];
+  const double size = std::max(norm(exact), std::sqrt(static_cast<double>(exact.size())));
+  if (!exact.empty()) CHECK(norm(ours) / size <= 2 * norm(theirs) / size + 2e-5);
+}
+
+double difference(const Tensor& got, const std::vector<double>& wanted) {
+  return relative_difference(got, from_values<double>(std::span(wanted), got.shape()));
+}
+
+// How many lists differ from the oracle's, apart from those whose last place is nearly a tie.
+int wrong_choices(const Tensor& choice, const CompressedResult& wanted, double margin) {
+  int wrong = 0;
+  const std::int64_t n = choice.size(3);
+  for (std::size_t x = 0; x < wanted.choice.size(); ++x) {
+    const std::int32_t* list = choice.data<std::int32_t>() + static_cast<std::int64_t>(x) * n;
+    if (wanted.margin[x] != 0 && wanted.margin[x] < margin) continue;
+    std::vector<std::int32_t> blocks(wanted.choice[x].begin(), wanted.choice[x].end());
+    blocks.resize(static_cast<std::size_t>(n), kNoChoice);
+    wrong += !std::equal(blocks.begin(), blocks.end(), list);
+  }
+  return wrong;
+}
+
+}  // namespace
+
+TEST_CASE("attention over compressed keys and its choice of blocks and its gradients follow their definition") {
+  int documents = 0, long_rows = 0, short_rows = 0;
+  for (std::uint64_t c = 0; c < 150; ++c) {
+    Draw d(91, c);
+    const CompressedCase in = draw_compressed(d, c % 4 == 0 ? 230 : 80);
+    CAPTURE(c, describe(in));
+    const std::vector<double> dout = draw_values(d, static_cast<std::int64_t>(in.q.size()));
+    const CompressedResult exact = CompressedOracle(in, room(in)).run(dout);
+    for (const DType dtype : {DType::f64, DType::f32}) {
+      const double bound = dtype == DType::f64 ? 1e-12 : 1e-5;
+      const CompressedRun run = run_compressed(in, dtype, dout);
+      CHECK(difference(run.out, exact.out) <= bound);
+      CHECK(difference(run.dq, exact.dq) <= bound);
+      CHECK(difference(run.dk, exact.dk) <= bound);
+      CHECK(difference(run.dv, exact.dv) <= bound);
+      CHECK(wrong_choices(run.choice, exact, bound) == 0);
+    }
+    const CompressedResult naive = CompressedOracle(in, room(in), true).run(dout);
+    const CompressedRun run = run_compressed(in, DType::bf16, dout);
+    check_twice_naive(run.out, naive.out, exact.out);
+    check_twice_naive(run.dq, naive.dq, exact.dq);
+    check_twice_naive(run.dk, naive.dk, exact.dk);
+    check_twice_naive(run.dv, naive.dv, exact.dv);
+    documents += !in.starts.empty(), long_rows += in.T > 128, short_rows += room(in) == 0;
+  }
+  CHECK(documents > 30);
+  CHECK(long_rows > 10);
+  CHECK(short_rows > 5);
+}
+
+TEST_CASE("of blocks that matter equally the later are chosen") {
+  CompressedCase in;
+  in.spec = make_spec(AttentionKind::nsa, 2, 1, 4);
+  in.spec.pattern.compress_block = in.spec.pattern.compress_stride = in.spec.pattern.block = 4;
+  in.spec.pattern.blocks = 5, in.T = 64;
+  in.q.assign(64 * 8, 0.5), in.k.assign(16 * 4, 0.25), in.v = in.k;
+  const Tensor choice = run_compressed(in, DType::f32, in.q).choice;
+  const std::int32_t* last = choice.data<std::int32_t>() + 63 * 5;
+  CHECK(std::vector<std::int32_t>(last, last + 5) == std::vector<std::int32_t>{0, 12, 13, 14, 15});
+  const std::int32_t* early = choice.data<std::int32_t>() + 5 * 5;
+  CHECK(std::vector<std::int32_t>(early, early + 3) == std::vector<std::int32_t>{0, 1, kNoChoice});
+}
+
+TEST_CASE("the newest queries alone get what all queries together get bit for bit") {
+  for (std::uint64_t c = 0; c < 30; ++c) {
+    Draw d(92, c);
+    CompressedCase in = draw_compressed(d, 200);
+    in.starts.clear();
+    CAPTURE(c, describe(in));
+    const std::int64_t D = in.spec.head_dim, N = d.integer(0, in.T);
+    const Shape keys{in.B, in.spec.n_kv_heads, room(in), D};
+    const Variable q(tensor_of(in.q, {in.B, in.T, in.spec.n_heads * D}, DType::f32)),
+        k(tensor_of(in.k, keys, DType::f32)), v(tensor_of(in.v, keys, DType::f32));
+    Tensor all_blocks, blocks;
+    const Tensor all = compressed_attention(q, k, v, in.spec, in.T, {}, &all_blocks).value();
+    const Variable newest(q.value().slice(1, in.T - N, in.T));
+    CHECK(same_bits(compressed_attention(newest, k, v, in.spec, in.T, {}, &blocks).value(),
+                    all.slice(1, in.T - N, in.T)));
+    CHECK(same_bits(blocks, all_blocks.slice(2, in.T - N, in.T)));
+  }
+}
+
+TEST_CASE("blocks chosen for groups of query heads: forward and backward and a cache") {
+  for (std::uint64_t c = 0; c < 60; ++c) {
+    Draw d(93, c);
+    ReferenceInput in;
+    in.spec = make_spec(AttentionKind::moba, 0, d.integer(1, 3), 2 * d.integer(1, 9));
+    in.spec.n_heads = in.spec.n_kv_heads * d.integer(1, 3);
+    in.spec.pattern.block = d.integer(1, 20), in.spec.pattern.blocks = d.integer(1, 4);
+    in.rope.rotary_dims = d.chance(0.6) ? in.spec.head_dim : 0;
+    in.B = d.integer(1, 2), in.T = d.integer(1, 150);
+    if (c % 2 == 1) fill_documents(in, d);
+    fill_values(in, d, "normal");
+    CAPTURE(c, in.B, in.T, in.spec.n_heads, in.spec.n_kv_heads, in.spec.pattern.block, in.spec.pattern.blocks);
+    const std::int64_t Hkv = in.spec.n_kv_heads, n = in.spec.pattern.blocks, G = in.spec.group();
+    const auto start = [&](std::int64_t b, std::int64_t i) {
+      return in.document_starts.empty() ? 0 : in.document_starts[static_cast<std::size_t>(b * in.T + i)];
+    };
+    Tensor choice = full({in.B, Hkv, in.T, n}, kNoChoice, DType::i32);
+    std::vector<std::set<std::int64_t>> chosen;
+    for (std::int64_t x = 0; x < in.B * Hkv * in.T; ++x) {
+      const std::int64_t i = x % in.T, own = (i - start(x / in.T / Hkv, i)) / in.spec.pattern.block;
+      std::set<std::int64_t> blocks{own};
+      while (static_cast<std::int64_t>(blocks.size()) < std::min(n, own + 1)) blocks.insert(d.integer(0, own));
+      std::copy(blocks.begin(), blocks.end(), choice.data<std::int32_t>() + x * n);
+      chosen.push_back(blocks);
+    }
+    const auto sees = [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
+      return j >= start(b, i) && chosen[static_cast<std::size_t>((b * Hkv + h / G) * in.T + i)].count(
+                                     (j - start(b, i)) / in.spec.pattern.block) > 0;
+    };
+    const std::vector<double> dout = draw_values(d, in.B * in.T * in.spec.n_heads * in.spec.head_dim);
+    const DenseResult exact = DenseOracle(in, sees).run(dout);
+    const DType dtype = c % 3 == 0 ? DType::f32 : DType::f64;
+    const double bound = dtype == DType::f64 ? 1e-12 : 1e-5;
+    const Tensor values = tensor_of(in.qkv, {in.B, in.T, in.spec.qkv_features()}, dtype);
+    const Variable qkv = Variable::leaf(values), out = pattern_attention(qkv, choice, inputs_of(in));
+    backward(out, tensor_of(dout, out.shape(), dtype));
+    CHECK(difference(out.value(), exact.out) <= bound);
+    CHECK(difference(qkv.grad(), exact.dqkv) <= bound);
+    if (!in.document_starts.empty()) continue;
+    PatternCache cache(in.spec, in.rope, in.B, dtype, in.T);
+    const std::int64_t prompt = d.integer(1, in.T);
+    for (std::int64_t t = 0, end = prompt; t < in.T; t = end, end = std::min(in.T, end + d.integer(1, 3))) {
+      const Tensor step = cache.step(values.slice(1, t, end), choice.slice(2, t, end));
+      CHECK(relative_difference(step, out.value().slice(1, t, end)) <= bound);
+    }
+  }
+}
+
+TEST_CASE("nsa's operations round once in fp32 and bf16") {
+  for (const OpCase& op : nsa_op_cases()) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const OpReport r = check_case_precision(op, dtype, 40);
+      CAPTURE(op.name, name_of(dtype), r.worst, r.yardstick, r.where);
+      CHECK(r.worst <= 2 * r.yardstick + (dtype == DType::f32 ? 1e-5 : 1e-6));
+    }
+  }
+}
+
+TEST_CASE("nsa's operations say what is wrong with their numbers") {
+  AttentionSpec spec = make_spec(AttentionKind::nsa, 2, 1, 4);
+  spec.pattern.compress_block = 6, spec.pattern.compress_stride = 4, spec.pattern.block = 8, spec.pattern.blocks = 2;
+  const Variable x(zeros({1, 12, 4}, DType::f32)), positions(zeros({6, 4}, DType::f32));
+  CHECK_THROWS_AS(compress_rows(x, positions, 1, spec.pattern), Error);
+  spec.pattern.compress_stride = 3;
+  const Variable rows = compress_rows(x, positions, 1, spec.pattern);
+  CHECK(rows.shape() == Shape{1, 1, 3, 24});
+  const Variable q(zeros({1, 12, 8}, DType::f32)), k(zeros({1, 1, 3, 4}, DType::f32));
+  Tensor choice;
+  CHECK(compressed_attention(q, k, k, spec, 12).shape() == q.shape());
+  CHECK_THROWS_AS(compressed_attention(q, k, k, spec, 12, {}, &choice), Error);  // 8 is no multiple of 3
+  CHECK_THROWS_AS(compressed_attention(q, k, k, spec, 20), Error);               // keys of fewer positions
+  CHECK_THROWS_AS(gate_branches(q, q, q, k, 2), Error);
+  CHECK_THROWS_AS(join_features(q, k), Error);
+}
