@@ -12,7 +12,7 @@
 namespace sieve {
 
 // softmax: everything but `plan`, `device_plan` and `gate`; rotary.far_distance -1. Pointers of `pattern` are on the
-// device. pattern_heads: 1, or H (= Hkv then) where query heads see different keys.
+// device. pattern_heads: 1, or Hkv where these see different keys.
 struct PatternForwardArgs : KernelArgs {
   SoftmaxForwardArgs softmax;
   PairPattern pattern;

@@ -11,7 +11,8 @@
 namespace sieve::cuda {
 
 struct PatternLists {
-  // Rows and heads that see the same share a plan: plan p is row p / heads, head p % heads of those that differ.
+  // Rows and heads that see the same share a plan: plan p is row p / heads, head p % heads of those that differ (1,
+  // or the key-value heads).
   std::int64_t rows = 1, heads = 1;
   std::int64_t T = 0, sides = 0;        // tiles of a row
   std::int64_t first = 0, units = 0;    // of the slab, in plan * sides + place
@@ -49,10 +50,10 @@ struct PatternItem {
 
   __device__ PatternItem(const Engine& e, const PatternLists& lists, std::int64_t heads) {
     unit = blockIdx.x % lists.units;
-    const std::int64_t sharer = blockIdx.x / lists.units, plan = lists.plan(unit);
+    const std::int64_t sharer = blockIdx.x / lists.units, plan = lists.plan(unit), each = heads / lists.heads;
     side = side_of<kKeys>(lists, unit);
-    h = lists.heads == 1 ? sharer % heads : plan % lists.heads;
-    b = lists.rows == 1 ? (lists.heads == 1 ? sharer / heads : sharer) : plan / lists.heads;
+    h = plan % lists.heads * each + sharer % each;
+    b = lists.rows == 1 ? sharer / each : plan / lists.heads;
     order = lists.order_of(plan);
     entries = lists.entries + unit * lists.sides;
     words = lists.words + unit * lists.sides * kSide;
@@ -62,7 +63,7 @@ struct PatternItem {
   __device__ int own(int r, std::int64_t T) const { return PatternLists::position(order, side * kSide + r, T); }
 };
 inline std::int64_t items_of(const Engine& e, const PatternLists& lists, std::int64_t heads) {
-  return lists.units * (lists.rows == 1 ? e.B : 1) * (lists.heads == 1 ? heads : 1);
+  return lists.units * (lists.rows == 1 ? e.B : 1) * (heads / lists.heads);
 }
 
 // ---- Host side
