@@ -133,20 +133,24 @@ __device__ void write_list(const RowLists& lists, std::int64_t at, const Interva
     steady += run == kSteadyRows, whole += run == kWholeRows, partial += run == kPartialRows;
   }
   steady = warp_sum(steady), whole = warp_sum(whole), partial = warp_sum(partial);
-  int next[kRowRuns] = {0, steady, steady + whole};
   if (lane < kRowRuns)
     lists.ends[at * kRowRuns + lane] = lane == 0 ? steady : steady + whole + (lane == 1 ? 0 : partial);
+  static_assert(kSteadyRows == 0 && kWholeRows == 1 && kPartialRows == 2);
+  int next_steady = 0, next_whole = steady, next_partial = steady + whole;
+  const unsigned before = (1u << lane) - 1;
+#pragma unroll 2
   for (int first = 0; first < n; first += 32) {
-    RowLife life{0, 0, 0, 0};
-    if (first + lane < n) life = stage[first + lane];
-    const int run = life.run_in(queries);
-#pragma unroll
-    for (int r = 0; r < kRowRuns; ++r) {
-      const unsigned lanes = __ballot_sync(0xffffffffu, run == r);
-      const int to = next[r] + __popc(lanes & ((1u << lane) - 1));
-      if (run == r && to < capacity) out[to] = life.key;
-      next[r] += __popc(lanes);
-    }
+    const int x = first + lane;
+    const RowLife life = stage[x < n ? x : first];
+    const int run = x < n ? life.run_in(queries) : -1;
+    const unsigned steadies = __ballot_sync(0xffffffffu, run == kSteadyRows),
+                   wholes = __ballot_sync(0xffffffffu, run == kWholeRows),
+                   partials = __ballot_sync(0xffffffffu, run == kPartialRows),
+                   mine = run == kSteadyRows ? steadies : (run == kWholeRows ? wholes : partials);
+    const int next = run == kSteadyRows ? next_steady : (run == kWholeRows ? next_whole : next_partial),
+              to = next + __popc(mine & before);
+    if (run >= 0 && to < capacity) out[to] = life.key;
+    next_steady += __popc(steadies), next_whole += __popc(wholes), next_partial += __popc(partials);
   }
 }
 
