@@ -115,7 +115,7 @@ class ChunkSweep : public ChunkLives {
     const int k = static_cast<int>(k_);  // below the scores that compete
     Ends ends{piece_end(base_, s.base_above, 0),      piece_end(base_, s.base_saturated, 1),
               piece_end(own_.ranked, s.own_above, 0), piece_end(own_.ranked, s.own_saturated, 1),
-              own_counts(s.own_above, q, s),       own_counts(s.own_saturated, q, s)};
+              own_counts(s.own_above, q, s),          own_counts(s.own_saturated, q, s)};
     bool below = s.t <= floor;
     if (!below && floor - s.centre > kNear) centre_at(floor, q, s);
     while (true) {
