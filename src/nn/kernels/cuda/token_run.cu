@@ -32,9 +32,9 @@ class TokenRun : public RunProducts<T> {
 
  private:
   using Base::attends, Base::barrier, Base::copies, Base::fill, Base::fill_last, Base::fill_rows, Base::ask_ahead,
-      Base::gain, Base::layer, Base::words, Base::space_, Base::lane_, Base::warp_, Base::tag_, Base::position_,
-      Base::x_, Base::between_, Base::in_, Base::normed_, Base::take, Base::multiply, Base::norm, Base::own,
-      Base::load_row, Base::dot;
+      Base::ask_for_head, Base::gain, Base::layer, Base::words, Base::space_, Base::lane_, Base::warp_, Base::tag_,
+      Base::position_, Base::x_, Base::between_, Base::in_, Base::normed_, Base::take, Base::multiply, Base::norm,
+      Base::own, Base::load_row, Base::dot;
   template <class V>
   __device__ V* at(int bytes) const {
     return Base::template at<V>(bytes);
@@ -219,6 +219,7 @@ class TokenRun : public RunProducts<T> {
   __device__ void head() {
     const int begin = space_.head.first(blockIdx.x), end = begin + space_.head.count(blockIdx.x);
     int n = begin + warp_;
+    if (copies()) ask_for_head(kHeadLayers * space_.head_part, space_.head_more);
     Row coming[kComing], row;
 #pragma unroll
     for (int c = 0; c < kComing; ++c) load_head(n + c * kRunWarps, end, coming[c]);

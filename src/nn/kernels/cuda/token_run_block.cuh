@@ -9,9 +9,6 @@
 
 namespace sieve::cuda {
 
-constexpr std::int64_t kHeadAhead = std::int64_t{24} << 20;  // bytes of the head asked for before it is its turn
-constexpr std::int64_t kHeadLayers = 3;                      // in so many last layers
-
 template <class T>
 class RunBlock {
  public:
@@ -110,11 +107,12 @@ class RunBlock {
     for (std::int64_t h = a.G - 1 - blockIdx.x; h < l.scores.Hs; h += a.G)
       prefetch_bytes(l.score_w_HC + h * a.C, static_cast<std::uint32_t>(a.C * sizeof(float)));
     const std::int64_t nth = i - (a.count - kHeadLayers);
-    if (nth < 0) return;
-    const std::int64_t row = a.C * static_cast<std::int64_t>(sizeof(T)), mine = space_.head.count(blockIdx.x) * row,
-                       each = min(mine / kHeadLayers, kHeadAhead / kHeadLayers / a.G) / 128 * 128;
-    const char* from = static_cast<const char*>(a.head_VC) + space_.head.first(blockIdx.x) * row + nth * each;
-    prefetch_bytes(from, static_cast<std::uint32_t>(each));
+    if (nth >= 0) ask_for_head(nth * space_.head_part, space_.head_part);
+  }
+  // Of the block's rows of the head, the bytes from `first` on.
+  __device__ void ask_for_head(std::int64_t first, std::uint32_t bytes) const {
+    const std::int64_t row = a.C * static_cast<std::int64_t>(sizeof(T));
+    prefetch_bytes(static_cast<const char*>(a.head_VC) + space_.head.first(blockIdx.x) * row + first, bytes);
   }
 
   const TokenRunArgs& a;

@@ -9,10 +9,13 @@
 
 namespace sieve::cuda {
 
-constexpr int kSteps = 4;     // packs of a lane in a row
-constexpr int kCopies = 5;    // weights of qkv, out, up, down; rows of the attention
-constexpr int kOfRows = 4;    // the last of them
-constexpr int kMostNorm = 8;  // warps that have features in a norm
+constexpr int kSteps = 4;                                    // packs of a lane in a row
+constexpr int kCopies = 5;                                   // weights of qkv, out, up, down; rows of the attention
+constexpr int kOfRows = 4;                                   // the last of them
+constexpr std::int64_t kHeadAhead = std::int64_t{24} << 20;  // bytes of the head asked for before it is its turn
+constexpr std::int64_t kHeadLayers = 3;                      // in so many last layers
+constexpr std::int64_t kHeadMore = std::int64_t{14} << 20;   // and when it is: memory rests while those are read
+constexpr int kMostNorm = 8;                                 // warps that have features in a norm
 
 // Features [first, first + count) of a product, in units of a word, and of the head, in rows: block b has `each` and
 // one more if b < rest.
@@ -34,6 +37,7 @@ struct RunSpace {
   int raw, query, keys, values, gates, tops, sums, outs, cos, sin;
   int K[4], team[4];  // features in, and the logarithm of the fewest warps that share a row of them
   Shares units[4], head;
+  std::uint32_t head_part, head_more;  // bytes of a block
   float inverse_C;
 
   int take(std::int64_t n) {
@@ -58,6 +62,9 @@ struct RunSpace {
     for (int& gain : gains) gain = take(2 * a.C * e);
     x = take(a.C * e), between = take(a.C * e), in = take(std::max(HD, a.F) * e), normed = take(a.C * e);
     stats = take(kMostNorm * 2 * 4), parts = take(kRunWarps * 2 * 4);
+    const std::int64_t mine = head.each * a.C * e, part = std::min(mine, kHeadAhead / a.G) / kHeadLayers / 128 * 128;
+    head_part = static_cast<std::uint32_t>(part);
+    head_more = static_cast<std::uint32_t>(std::min(mine - kHeadLayers * part, kHeadMore / a.G) / 16 * 16);
     const std::int64_t group = a.H / a.Hkv, rows = a.held + kCarried;
     raw = take((group + 2) * a.D * e), query = take(group * a.D * 4);
     keys = take(rows * a.D * e), values = take(rows * a.D * e), gates = take(rows * 4);
