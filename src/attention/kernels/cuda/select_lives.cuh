@@ -21,9 +21,9 @@ inline constexpr int kLeastRun = 8;       // queries
 
 // f just above t at a query, and the places that follow t (select_sweep.cuh).
 struct Run {
-  double t, sum, centre;  // the sum of the band's scores less the centre
+  double t, sum, rest, centre;  // the sum of the band's scores less the centre, and what roundings added to it
   int saturated, fractional;
-  int widest, passed;              // since the sum was last taken afresh: the widest band, scores that t passed
+  int widest;                      // band that the sum held since it was last taken afresh
   int base_above, base_saturated;  // so many scores of the base lie above t, so many above t + 1
   int own_above, own_saturated;    // of the chunk's candidates, whether in the pool or not
   int pool;                        // scores of the base in the pool

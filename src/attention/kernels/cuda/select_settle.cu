@@ -138,10 +138,15 @@ class ChunkThresholds : public ChunkSweep {
 
   // The lane's part of the band's sum less the centre: scores of the base, and of the chunk.
   __device__ double base_share(const Prefix& p, const Piece& piece) const {
-    double share = 0;
-#pragma unroll 4
-    for (int r = piece.begin + thread() % 32; r < piece.support; r += 32) share += base_[r] - p.centre;
-    return share;
+    double sums[4] = {};  // side by side: an addition takes its time
+    for (int first = piece.begin + thread() % 32; first < piece.support; first += 4 * 32) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const int r = first + v * 32;
+        if (r < piece.support) sums[v] += base_[r] - p.centre;
+      }
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
   __device__ double own_share(const Prefix& p, unsigned bits) const {
     double share = 0;
@@ -242,11 +247,11 @@ class ChunkThresholds : public ChunkSweep {
     if (lane > 0) return;
     run = Run{guess,
               piece.sum,
+              0,
               floor,
               piece.saturated,
               piece.fractional,
               piece.fractional,
-              0,
               piece.support,
               piece.begin,
               piece.own_support,

@@ -45,15 +45,20 @@ class ChunkSweep : public ChunkLives {
 
  private:
   static constexpr double kNear = 4;  // so far from the centre sums hold scores
-  static constexpr int kMostPassed = 64;
 
+  // Compensated: the roundings of thousands of equal scores would add up.
+  __device__ static void add(double z, Run& s) {
+    const double part = z - s.rest, sum = s.sum + part;
+    s.rest = (sum - s.sum) - part;
+    s.sum = sum;
+  }
   // A score of the chunk comes (times = 1) or goes (-1).
   __device__ void count(int rank, int times, Run& s) const {
     if (rank < s.own_saturated) {
       s.saturated += times;
     } else if (rank < s.own_above) {
       s.fractional += times;
-      s.sum += times * (own_.ranked[rank] - s.centre);
+      add(times * (own_.ranked[rank] - s.centre), s);
     }
   }
   // The newcomer of query q, and whom it pushes out of the pool.
@@ -66,12 +71,12 @@ class ChunkSweep : public ChunkLives {
     } else if (s.document == 0 && s.pool > 0 && n_ + q > P_) {
       --s.pool;
       if (s.base_saturated > s.pool) --s.base_saturated, --s.saturated, --s.base_above;
-      else if (s.base_above > s.pool) --s.base_above, --s.fractional, s.sum -= base_[s.pool] - s.centre;
+      else if (s.base_above > s.pool) --s.base_above, --s.fractional, add(s.centre - base_[s.pool], s);
     }
   }
   // A document that began inside the run, at its first query that sees a threshold.
   __device__ void begin_document(int q, int document, double floor, Run& s) const {
-    s = Run{floor, 0, floor, 0, 0, 0, 0, 0, 0, 0, 0, 0, document, q};
+    s = Run{floor, 0, 0, floor, 0, 0, 0, 0, 0, 0, 0, 0, document, q};
     s.own_above = count_above(own_.ranked, 0, candidates_, floor, 0);
     s.own_saturated = count_above(own_.ranked, 0, candidates_, floor, 1);
 #pragma unroll 1
@@ -80,12 +85,12 @@ class ChunkSweep : public ChunkLives {
     }
   }
   __device__ void centre_at(double centre, int q, Run& s) const {
-    s.centre = centre, s.sum = 0, s.widest = s.fractional, s.passed = 0;
+    s.centre = centre, s.sum = 0, s.rest = 0, s.widest = s.fractional;
 #pragma unroll 1
-    for (int r = s.base_saturated; r < s.base_above; ++r) s.sum += base_[r] - centre;
+    for (int r = s.base_saturated; r < s.base_above; ++r) add(base_[r] - centre, s);
 #pragma unroll 1
     for (int r = s.own_saturated; r < s.own_above; ++r) {
-      if (in_pool(own_.at_rank[r], s.document, q)) s.sum += own_.ranked[r] - centre;
+      if (in_pool(own_.at_rank[r], s.document, q)) add(own_.ranked[r] - centre, s);
     }
   }
 
@@ -104,9 +109,8 @@ class ChunkSweep : public ChunkLives {
   // t passes a score: it leaves the band, or it was saturated and enters it.
   __device__ static void pass(double z, bool counts, bool above, Run& s) {
     if (!counts) return;
-    ++s.passed;
     s.fractional += above ? -1 : 1, s.saturated -= above ? 0 : 1;
-    s.sum += above ? s.centre - z : z - s.centre;
+    add(above ? s.centre - z : z - s.centre, s);
   }
 
   // sup{t : f(t) >= k} of query q. Ends up to the floor are passed whatever f says, in exact comparisons: a plateau at
@@ -130,9 +134,9 @@ class ChunkSweep : public ChunkLives {
         if (s.saturated + s.fractional <= k) return floor;
       }
       if (!below) {
-        // What a wide band left of its roundings would count in a narrow one; those of equal scores add up.
+        // What a wide band left of its roundings would count in a narrow one.
         if (s.fractional > s.widest) s.widest = s.fractional;
-        if (4 * s.fractional < s.widest || s.passed > kMostPassed) centre_at(floor, q, s);
+        if (4 * s.fractional < s.widest) centre_at(floor, q, s);
         const double missing = s.sum + (s.saturated - k);
         if (!(missing - s.fractional * (end - s.centre) >= 0)) {
           const double tau = s.fractional > 0 ? s.centre + missing / s.fractional : s.t;
