@@ -55,10 +55,10 @@ struct LinearArgs : KernelArgs {
   void* state_BHDV = nullptr;    // (B, Hkv, D, columns): S before the first position, replaced by that after the last;
                                  // null: 0
 
-  bool gated() const { return gates_BTHD != nullptr; }
-  std::int64_t columns() const { return gated() ? V : V + 1; }
-  std::int64_t chunks() const { return (T + kLinearChunk - 1) / kLinearChunk; }
-  std::int64_t features() const { return (H + Hkv) * D + Hkv * V; }
+  SIEVE_HD bool gated() const { return gates_BTHD != nullptr; }
+  SIEVE_HD std::int64_t columns() const { return gated() ? V : V + 1; }
+  SIEVE_HD std::int64_t chunks() const { return (T + kLinearChunk - 1) / kLinearChunk; }
+  SIEVE_HD std::int64_t features() const { return (H + Hkv) * D + Hkv * V; }
 };
 
 // forward: as it ran, with sums and chunk_states kept; state must be null.

@@ -1,0 +1,141 @@
+// The states before each chunk, of the keys and of the gradients: every chunk's part at once, then the carries.
+#include "attention/kernels/cuda/linear_states.cuh"
+
+namespace sieve::cuda::linear {
+namespace {
+
+// (product of a chunk's decays) - 1, (B, Hkv, chunks, D). -1: a document starts in the chunk.
+__global__ void chunk_decays(const Rows less, const std::int32_t* starts_BT, std::int64_t rows, std::int64_t T,
+                             std::int64_t heads, std::int64_t chunks, int D, float* out) {
+  SIEVE_GRID_STRIDE(x, rows * heads * chunks * D) {
+    const int d = static_cast<int>(x % D);
+    const std::int64_t chunk = x / D % chunks, head = x / D / chunks % heads, b = x / D / chunks / heads;
+    const std::int64_t end = (chunk + 1) * kLinearChunk < T ? (chunk + 1) * kLinearChunk : T;
+    float product = 0;
+    bool restart = false;
+    for (std::int64_t t = chunk * kLinearChunk; t < end; ++t) {
+      restart = restart || (starts_BT != nullptr && starts_BT[b * T + t] == t);
+      if (less.data == nullptr) continue;
+      const float l = element(less, b * T + t, head, d);
+      product = product + l + product * l;
+    }
+    out[x] = restart ? -1.f : product;
+  }
+}
+
+// What the chunks add, in place: becomes what each finds when it begins.
+template <bool kBackward>
+__global__ void carry(float* states, const float* decays, float* carried, std::int64_t rows, std::int64_t heads,
+                      std::int64_t group, std::int64_t chunks, std::int64_t D, std::int64_t columns) {
+  const std::int64_t size = D * columns;
+  SIEVE_GRID_STRIDE(x, rows * heads * size) {
+    const std::int64_t at = x % size, head = x / size % heads, b = x / size / heads;
+    float* const state = states + (b * heads + head) * chunks * size + at;
+    const float* const decay =
+        decays == nullptr ? nullptr : decays + (b * (heads / group) + head / group) * chunks * D + at / columns;
+    float current = carried != nullptr ? carried[x] : 0.f;
+#pragma unroll 4
+    for (std::int64_t n = 0; n < chunks; ++n) {
+      const std::int64_t chunk = kBackward ? chunks - 1 - n : n;
+      const float adds = state[chunk * size], less = decay == nullptr ? 0.f : decay[chunk * D];
+      state[chunk * size] = current;
+      current = fmaf(less, current, current) + adds;
+    }
+    if (carried != nullptr) carried[x] = current;
+  }
+}
+
+}  // namespace
+
+Vectors vectors_of(const LinearArgs& a) {
+  const bool is_bf16 = a.dtype == DType::bf16;
+  const auto group = static_cast<int>(a.H / a.Hkv);
+  const int D = static_cast<int>(a.D), V = static_cast<int>(a.V);
+  const auto part = [&](std::int64_t first, int size, int heads_each, RowKind kind) {
+    return Rows{.data = a.qkv_BTF,
+                .stride = a.features(),
+                .first = first,
+                .head_stride = size,
+                .group = heads_each,
+                .size = size,
+                .kind = kind,
+                .is_bf16 = is_bf16};
+  };
+  Vectors v;
+  v.query = part(0, D, 1, a.gated() ? RowKind::scaled : RowKind::feature);
+  v.query.factor = 1 / std::sqrt(static_cast<float>(a.D));
+  v.key = part(a.H * a.D, D, group, a.gated() ? RowKind::plain : RowKind::feature);
+  v.value = part((a.H + a.Hkv) * a.D, V, group, a.gated() ? RowKind::plain : RowKind::value_and_one);
+  if (a.gated()) {
+    v.less = Rows{.data = a.gates_BTHD,
+                  .stride = a.Hkv * a.D,
+                  .first = 0,
+                  .head_stride = a.D,
+                  .group = group,
+                  .size = D,
+                  .kind = RowKind::decay,
+                  .factor = static_cast<float>(a.power),
+                  .is_bf16 = is_bf16};
+  }
+  return v;
+}
+
+Rows each_head(Rows rows) {
+  rows.group = 1;
+  return rows;
+}
+
+Walk walk_of(const LinearArgs& a, std::int64_t heads) {
+  Walk w;
+  w.starts_BT = a.document_starts_BT;
+  w.B = a.B, w.T = a.T, w.heads = heads, w.chunks = a.chunks();
+  w.state_size = a.D * a.columns();
+  return w;
+}
+
+Walk by_columns(Walk w, const LinearArgs& a) {
+  w.own = static_cast<int>(a.columns()), w.inner = static_cast<int>(a.D);
+  w.own_stride = 1, w.inner_stride = a.columns();
+  return w;
+}
+
+Walk by_rows(Walk w, const LinearArgs& a) {
+  w.own = static_cast<int>(a.D), w.inner = static_cast<int>(a.columns());
+  w.own_stride = a.columns(), w.inner_stride = 1;
+  return w;
+}
+
+bool decays(const LinearArgs& a) { return a.gated() || a.document_starts_BT != nullptr; }
+
+void find_decays(const LinearArgs& a, float* out, const Stream& stream) {
+  const std::int64_t n = a.B * a.Hkv * a.chunks() * a.D;
+  start("linear decays", chunk_decays, blocks_for(n), kThreads, 0, stream, each_head(vectors_of(a).less),
+        a.document_starts_BT, a.B, a.T, a.Hkv, a.chunks(), static_cast<int>(a.D), out);
+}
+
+void find_states(const LinearArgs& a, float* states, const float* chunk_decays, const Stream& stream) {
+  const Vectors v = vectors_of(a);
+  Walk w = by_columns(walk_of(a, a.Hkv), a);
+  w.a = each_head(v.key), w.b = each_head(v.value), w.less = each_head(v.less), w.states = states;
+  walk_columns<false, false>("linear states", w, stream);
+  start("linear carry", carry<false>, blocks_for(a.B * a.Hkv * w.state_size), kThreads, 0, stream, states, chunk_decays,
+        static_cast<float*>(a.state_BHDV), a.B, a.Hkv, std::int64_t{1}, a.chunks(), a.D, a.columns());
+}
+
+void find_state_gradients(const LinearArgs& a, const Rows& dr, float* states, const float* chunk_decays,
+                          const Stream& stream) {
+  const Vectors v = vectors_of(a);
+  Walk w = by_columns(walk_of(a, a.H), a);
+  w.a = v.query, w.b = dr, w.less = v.less, w.states = states;
+  walk_columns<true, false>("linear state gradients", w, stream);
+  start("linear carry back", carry<true>, blocks_for(a.B * a.H * w.state_size), kThreads, 0, stream, states,
+        chunk_decays, static_cast<float*>(nullptr), a.B, a.H, a.H / a.Hkv, a.chunks(), a.D, a.columns());
+}
+
+void check_size(const LinearArgs& a) {
+  if (a.dtype != DType::f64 && a.D <= 128 && a.columns() <= 256 && a.entry_first_BHT == nullptr) return;
+  fail(Exit::config, "attention", "types linear and gla on a GPU take fp32 or bf16 and head_dim up to 128; got ",
+       name_of(a.dtype), ", ", a.D, " features a key and ", a.V, " a value: run them with device.type=cpu");
+}
+
+}  // namespace sieve::cuda::linear

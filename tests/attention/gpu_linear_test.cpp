@@ -1,0 +1,170 @@
+// Attention by recurrences on a GPU against the CPU, which other tests hold against token-by-token oracles.
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "linear_cases.h"
+#include "support/catch.h"
+#include "support/compare.h"
+#include "support/gpu.h"
+
+using namespace sieve;
+using namespace sieve::test;
+
+namespace {
+
+LinearCase sized(bool gated, const LinearShape& shape, std::int64_t B, std::int64_t T, bool documents) {
+  Draw d(91, static_cast<std::uint64_t>(T + 1000 * shape.D + gated));
+  LinearCase in;
+  in.gated = gated, in.shape = shape, in.B = B, in.T = T;
+  if (documents) {
+    ReferenceInput rows;
+    rows.B = B, rows.T = T;
+    fill_documents(rows, d);
+    in.starts = rows.document_starts;
+  }
+  fill_linear(in, d);
+  return in;
+}
+
+// Lengths around the edges of chunks (64) and stages (16), head sizes of every kernel: D up to 64 and 128, columns up
+// to 64, 80, 128, 144 and 256.
+std::vector<LinearCase> gpu_cases() {
+  std::vector<LinearCase> cases;
+  for (const std::int64_t T : {1, 15, 16, 63, 64, 65, 200})
+    cases.push_back(sized(T % 2 == 0, {4, 2, 16, 24}, 2, T, T > 20));
+  for (const bool documents : {false, true}) {
+    cases.push_back(sized(false, {6, 6, 64, 64}, 2, 517, documents));
+    cases.push_back(sized(false, {4, 1, 64, 64}, 1, 300, documents));
+    cases.push_back(sized(false, {2, 2, 128, 128}, 1, 333, documents));
+    cases.push_back(sized(false, {2, 1, 72, 72}, 1, 130, documents));
+    cases.push_back(sized(true, {3, 3, 64, 128}, 2, 517, documents));
+    cases.push_back(sized(true, {2, 1, 64, 64}, 1, 300, documents));
+    cases.push_back(sized(true, {1, 1, 128, 256}, 1, 333, documents));
+    cases.push_back(sized(true, {2, 2, 33, 66}, 1, 130, documents));
+  }
+  cases.push_back(sized(false, {2, 2, 1, 1}, 3, 70, false));
+  cases.push_back(sized(true, {1, 1, 1, 1}, 3, 70, false));
+  cases.push_back(sized(true, {2, 2, 64, 128}, 1, 4096, false));
+  return cases;
+}
+
+double error_of(const Tensor& got, const Tensor& wanted) { return relative_difference(got, wanted); }
+
+double worst_of(const Tensor& got, const std::vector<double>& wanted) {
+  const auto g = values_of(got);
+  double worst = 0;
+  for (std::size_t x = 0; x < wanted.size(); ++x) {
+    const double e = std::abs(g[x] - wanted[x]);
+    worst = e <= worst ? worst : (e == e ? e : 1e300);
+  }
+  return worst;
+}
+
+double worst_of(const std::vector<double>& got, const std::vector<double>& wanted) {
+  double worst = 0;
+  for (std::size_t x = 0; x < wanted.size(); ++x) worst = std::max(worst, std::abs(got[x] - wanted[x]));
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("linear attentions on a GPU equal the CPU's in fp32", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const LinearCase& in : gpu_cases()) {
+    INFO(describe(in));
+    const LinearRun cpu = run_linear(in, DType::f32), gpu = run_linear(in, DType::f32, gpu_stream());
+    CHECK(error_of(gpu.out, cpu.out) <= 1e-5);
+    CHECK(error_of(gpu.dqkv, cpu.dqkv) <= 1e-5);
+    if (in.gated) CHECK(error_of(gpu.dgates, cpu.dgates) <= 1e-5);
+  }
+}
+
+TEST_CASE("linear attentions on a GPU in bf16 are at most twice as far off as naive ones", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const bool gated : {false, true}) {
+    for (const std::int64_t T : {30, 64, 150}) {
+      const LinearCase in = sized(gated, {2, 2, 64, gated ? 128 : 64}, 1, T, false);
+      INFO(describe(in));
+      const LinearOracle exact = linear_oracle(in), naive = linear_oracle(in, true);
+      const LinearRun gpu = run_linear(in, DType::bf16, gpu_stream());
+      CHECK(worst_of(gpu.out, exact.out) <= 2 * worst_of(naive.out, exact.out));
+      CHECK(worst_of(gpu.dqkv, exact.dqkv) <= 2 * worst_of(naive.dqkv, exact.dqkv));
+      if (gated) CHECK(worst_of(gpu.dgates, exact.dgates) <= 2 * worst_of(naive.dgates, exact.dgates));
+    }
+  }
+}
+
+TEST_CASE("linear attentions on a GPU keep gates near 0 and near 1", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const double logit : {-1e30, -2000.0, -60.0, 40.0, 1e30}) {
+    LinearCase in = sized(true, {2, 2, 32, 32}, 1, 333, false);
+    for (std::size_t x = 0; x < in.gates.size(); ++x)
+      in.gates[x] = static_cast<double>(static_cast<float>(x % 7 == 3 ? -logit : logit));
+    INFO(logit);
+    const LinearRun cpu = run_linear(in, DType::f32), gpu = run_linear(in, DType::f32, gpu_stream());
+    CHECK(error_of(gpu.out, cpu.out) <= 1e-5);
+    CHECK(error_of(gpu.dqkv, cpu.dqkv) <= 1e-5);
+    CHECK(error_of(gpu.dgates, cpu.dgates) <= 1e-5);
+  }
+}
+
+TEST_CASE("linear attentions on a GPU give the same bits twice", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const bool gated : {false, true}) {
+    const LinearCase in = sized(gated, {4, 2, 64, 64}, 2, 700, true);
+    const LinearRun one = run_linear(in, DType::bf16, gpu_stream()), two = run_linear(in, DType::bf16, gpu_stream());
+    CHECK(same_bits(one.out, two.out));
+    CHECK(same_bits(one.dqkv, two.dqkv));
+    if (gated) CHECK(same_bits(one.dgates, two.dgates));
+  }
+}
+
+TEST_CASE("linear attentions on a GPU carry a state from token to token", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const bool gated : {false, true}) {
+    const LinearCase in = sized(gated, {4, 2, 64, 64}, 2, 140, false);
+    const Tensor whole = run_linear(in, DType::f32).out;
+    const Tensor qkv = tensor_of(in.qkv, {2, 140, in.shape.features()}, DType::f32).to(gpu_stream());
+    const Tensor gates = gated ? tensor_of(in.gates, {2, 140, 128}, DType::f32).to(gpu_stream()) : Tensor();
+    Tensor state;
+    for (std::int64_t t = 0; t < 140;) {
+      const std::int64_t end = t == 0 ? 71 : t + 1;
+      const Tensor part = qkv.slice(1, t, end);
+      const Tensor out = gated ? gated_linear_attention_extend(part, gates.slice(1, t, end), in.shape, state)
+                               : linear_attention_extend(part, in.shape, {}, state);
+      INFO(t);
+      CHECK(error_of(out.to(Stream{}), whole.slice(1, t, end)) <= 1e-5);
+      t = end;
+    }
+  }
+}
+
+TEST_CASE("the output gate on a GPU equals the CPU's", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  Draw d(97, 0);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Tensor x = d.normal({3, 50, 7}).to(dtype), gate = d.normal({3, 50, 7}, 4).to(dtype),
+                 grad = d.normal({3, 50, 7}).to(dtype);
+    const auto run = [&](const Stream& stream) {
+      const Variable a = Variable::leaf(x.to(stream)), b = Variable::leaf(gate.to(stream));
+      const Variable y = silu_gate(a, b);
+      backward(y, grad.to(stream));
+      return std::vector<Tensor>{y.value().to(Stream{}), a.grad().to(Stream{}), b.grad().to(Stream{})};
+    };
+    const auto cpu = run({}), gpu = run(gpu_stream());
+    for (std::size_t i = 0; i < cpu.size(); ++i) CHECK(error_of(gpu[i], cpu[i]) <= (dtype == DType::f32 ? 1e-6 : 0.01));
+  }
+}
+
+TEST_CASE("what linear attentions cannot do on a GPU says so", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  const LinearCase in = sized(false, {1, 1, 8, 8}, 1, 20, false);
+  CHECK_THROWS_AS(run_linear(in, DType::f64, gpu_stream()), Error);
+  CHECK_THROWS_AS(run_linear(sized(true, {1, 1, 130, 8}, 1, 20, false), DType::f32, gpu_stream()), Error);
+  LinearCase late = in;
+  late.exit.assign(20, 20);
+  CHECK_THROWS_AS(run_linear(late, DType::f32, gpu_stream()), Error);
+}
