@@ -1,7 +1,7 @@
 // Attention patterns as data: for every tile of queries the blocks of keys it visits, contiguous (spans) or gathered
 // (rows), and the intervals that say which pairs count. One engine runs them all (kernels/softmax.h). A new pattern is
-// a new way to fill a TilePlan; if intervals cannot express it, it brings a PairPredicate too. Letters: B batch, T
-// time, Hs score heads, i query, j key.
+// a new way to fill a TilePlan; if intervals cannot express it, it answers for single pairs too (PlanView, pair_bits).
+// Letters: B batch, T time, Hs score heads, i query, j key.
 #pragma once
 
 #include <cstdint>

@@ -14,9 +14,14 @@ struct IdleRule {
 
 void rules_of_kind(const std::string& name, const AttentionKindConfig& kind, Arch arch, std::vector<IdleRule>& rules) {
   const std::string path = "model.attention.kinds." + name + ".";
-  if (kind.type != AttentionKind::sparsek) {
-    const std::string why =
-        cat("only type sparsek has a scoring network, this is ", kAttentionKindNames[static_cast<std::size_t>(kind.type)]);
+  if (kind.type != AttentionKind::strided && kind.type != AttentionKind::fixed)
+    rules.push_back({path + "part", "only types strided and fixed have two sets of keys"});
+  if (kind.type == AttentionKind::random_rows) {
+    for (const char* key : {"gate", "pool", "score.slope", "score.norm", "score.temperature", "score.init_std"})
+      rules.push_back({path + key, "type random_rows selects by random numbers, nothing learns or gates"});
+  } else if (kind.type != AttentionKind::sparsek) {
+    const std::string why = cat("only type sparsek has a scoring network, this is ",
+                                kAttentionKindNames[static_cast<std::size_t>(kind.type)]);
     for (const char* key : {"gate", "score", "candidates", "positions", "clamp_distance", "pool"})
       rules.push_back({path + key, why});
     return;

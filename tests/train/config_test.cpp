@@ -144,12 +144,19 @@ TEST_CASE("options without effect are named") {
   const std::string dense = "model.attention.kinds.full.";
   const std::string full = "model.attention.kinds.full={type: full, gate: hard, pool: exact, score: {temperature: 2}}";
   CHECK(idle({full}) ==
-        "command line: warning: " + dense + "gate: has no effect: only type sparsek has a scoring network, this is full\n" +
+        "command line: warning: " + dense +
+            "gate: has no effect: only type sparsek has a scoring network, this is full\n" + "command line: warning: " +
+            dense + "score.temperature: has no effect: only type sparsek has a scoring network, this is full\n" +
             "command line: warning: " + dense +
-            "score.temperature: has no effect: only type sparsek has a scoring network, this is full\n" +
-            "command line: warning: " + dense + "pool: has no effect: only type sparsek has a scoring network, this is full\n");
+            "pool: has no effect: only type sparsek has a scoring network, this is full\n");
   has(idle({"model.attention.kinds.w={type: sliding_window, window: 8, candidates: at_once}"}),
       "kinds.w.candidates: has no effect: only type sparsek has a scoring network, this is sliding_window");
+  has(idle({"model.attention.kinds.w={type: random_rows, k: 4, window: 8, gate: prob}"}),
+      "kinds.w.gate: has no effect: type random_rows selects by random numbers");
+  CHECK(idle({"model.attention.kinds.w={type: random_rows, k: 4, window: 8, candidates: at_once}"}).empty());
+  has(idle({"model.attention.kinds.w={type: top_k, k: 4, part: local}"}),
+      "kinds.w.part: has no effect: only types strided and fixed");
+  CHECK(idle({"model.attention.kinds.w={type: fixed, stride: 8, summary: 2, part: local}"}).empty());
   has(idle({"model.attention.kinds.sk.clamp_distance=32"}),
       "clamp_distance: has no effect: it belongs to positions: clamp");
   CHECK(idle({"model.attention.kinds.sk={clamp_distance: 32, positions: clamp}"}).empty());
