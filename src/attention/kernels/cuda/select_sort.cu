@@ -36,8 +36,8 @@ __device__ bool say(const Chunks& c, std::int64_t row, std::int64_t j, double& u
 
 // One thread a key. Warps sort 32 candidates each, then runs are merged in pairs: a key's place is its place in its own
 // run and the number of keys of the other run before it. On a tie the later key is the better one.
-__global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
-  __shared__ unsigned long long images[2][kChunk];
+__global__ void __launch_bounds__(kChunk, 4) order_and_sort(const Chunks c) {
+  alignas(16) __shared__ unsigned long long images[2][kChunk];
   __shared__ std::uint16_t places[2][kChunk];
   __shared__ double scores[kChunk];
   __shared__ int counts[kChunk / 32];
@@ -66,9 +66,11 @@ __global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
     const unsigned long long mine = images[0][thread];
     const std::uint16_t place = places[0][thread];
     int rank = 0;
-    for (int q = 0; q < 32; ++q) {
-      const unsigned long long other = __shfl_sync(0xffffffffu, mine, q);
-      rank += other > mine || (other == mine && q > lane);
+    const auto* pairs = reinterpret_cast<const ulonglong2*>(images[0] + thread - lane);
+    for (int q = 0; q < 32; q += 2) {
+      const ulonglong2 two = pairs[q / 2];
+      rank += two.x > mine || (two.x == mine && q > lane);
+      rank += two.y > mine || (two.y == mine && q + 1 > lane);
     }
     __syncwarp();
     images[0][thread - lane + rank] = mine;
