@@ -172,6 +172,31 @@ TEST_CASE("selections whose pool just fits a block's memory and those beyond", "
   }
 }
 
+// Bases grow by groups of eight chunks, larger ones by 512 gathered keys at a time: equal scores keep the order of time
+// across both, and documents that begin inside a group, at its edge and just behind a chunk's leave nothing behind.
+TEST_CASE("bases over several groups of chunks with equal scores and documents", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  constexpr std::int64_t T = 17000;
+  std::vector<std::int32_t> starts(T);
+  for (const std::int32_t begin : {700, 5000, 5001, 8192, 12801}) {
+    for (std::int64_t i = begin; i < T; ++i) starts[static_cast<std::size_t>(i)] = begin;
+  }
+  std::uint64_t c = 0;
+  for (const std::string kind : {"integers", "two_values", "quantised", "increasing"}) {
+    for (const bool documents : {false, true}) {
+      for (const std::int64_t k : {30, 600, 2000}) {
+        CAPTURE(kind);
+        SelectionCase s;
+        s.how.B = s.how.H = 1, s.how.T = T;
+        s.how.k = k, s.how.pool = 2, s.how.delay = 100, s.how.temperature = 1, s.how.thresholds = true;
+        s.scores = tensor_of(make_scores(kind, T, ++c), {1, 1, T}, DType::f32);
+        if (documents) s.starts = from_values<std::int32_t>(starts, {1, T});
+        check_selection(s);
+      }
+    }
+  }
+}
+
 TEST_CASE("selections of long rows on the GPU", "[gpu]") {
   SIEVE_NEEDS_GPU();
   for (const std::string kind : {"normal", "narrow", "quantised", "increasing"}) {
