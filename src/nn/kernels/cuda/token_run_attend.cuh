@@ -211,11 +211,12 @@ class TokenAttend {
       for (int first = 0; first + warps_first < all; first += kTwo * teams) {
 #pragma unroll
         for (int u = 0; u < kTwo; ++u) {
-          const int r = first + u * teams + team, place = r < held_ ? r : carried(r - held_);
+          // Rows that the query does not see are read all the same: no read waits for its gate then.
+          const int r = first + u * teams + team, place = r < held_ ? r : r < all ? carried(r - held_) : 0;
           rows.m[u] = r < all ? space_.gates[place] : -1.f;
-          const bool real = rows.m[u] >= 0 && d < D;
-          rows.key[u] = real ? Raw<T>::at(space_.keys + place * D + d) : Raw<T>::none();
-          rows.value[u] = real ? Raw<T>::at(space_.values + place * D + d) : Raw<T>::none();
+          rows.key[u] = d < D ? Raw<T>::at(space_.keys + place * D + d) : Raw<T>::none();
+          rows.value[u] = d < D ? Raw<T>::at(space_.values + place * D + d) : Raw<T>::none();
+          if (rows.m[u] < 0) rows.value[u] = Raw<T>::none();  // 0 times whatever was there
         }
         carry.add(rows, q, a.gate, L);
       }

@@ -30,8 +30,10 @@ class RunBlock {
     __syncthreads();
     if (!copies()) return;
 #pragma unroll 1
-    for (int place = 0; place < 4; ++place) fill(place, 0);
-    fill_rows(0);
+    for (int place = 0; place < 4; ++place) {
+      fill(place, 0);
+      if (place == 0) fill_rows(0);  // wanted next
+    }
     ask_ahead(0);
   }
 
