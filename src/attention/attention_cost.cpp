@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "attention/kernels/nsa.h"
+
 namespace sieve {
 namespace {
 
@@ -127,8 +129,10 @@ std::int64_t cached_rows(const AttentionSpec& spec, std::int64_t tokens) {
       return summaries(p, tokens) + (p.part == PatternPart::columns ? 0 : std::min(tokens, p.stride - p.summary));
     case AttentionKind::longformer: return std::min(tokens, p.globals + (spec.window - 1) * p.dilation + 1);
     case AttentionKind::hash: return tokens * spec.group();
-    case AttentionKind::nsa:
-      return tokens + (tokens >= p.compress_block ? (tokens - p.compress_block) / p.compress_stride + 1 : 0);
+    case AttentionKind::nsa: {
+      const std::int64_t compressed = compressed_count(tokens, p.compress_block, p.compress_stride);
+      return tokens + std::min(tokens, spec.window) + compressed + tokens - compressed * p.compress_stride;
+    }
     case AttentionKind::linear:
     case AttentionKind::gla: return 0;
     default: return tokens;
@@ -149,6 +153,10 @@ double attention_flops(const AttentionSpec& spec, std::int64_t T) {
   double flops = 12 * HD * visited + 2 * (spec.kind == AttentionKind::dsa ? index : HD) * scored;
   // The loss of the indexer: the heads' probabilities again, and the index scores with their gradient.
   if (spec.kind == AttentionKind::dsa) flops += (2 * HD + 6 * index) * visited;
+  // A compressed key and its value pass two products of their own every compress_stride tokens.
+  if (spec.kind == AttentionKind::nsa)
+    flops += 6 * 2 * static_cast<double>(spec.n_kv_heads * (p.compress_block + 1)) * D * D /
+             static_cast<double>(p.compress_stride);
   // A number of the state is written (and, gated, decayed) once a key-value head and read once a query head; backward
   // twice as much.
   const auto readers = static_cast<double>(spec.n_heads), writers = static_cast<double>(spec.n_kv_heads);

@@ -22,7 +22,8 @@ double mean_scored_pairs(const AttentionSpec& spec, std::int64_t T);
 // Rows of a key and a value that generation must hold after `tokens` tokens, per key-value head (hash: of all query
 // heads of its group, which hold keys of their own). What a pattern will never show again is not counted: fixed keeps
 // its own block and the summaries (or one of them, by `part`), longformer the first `globals` and what its window
-// reaches, strided with part local its window.
+// reaches, strided with part local its window. nsa: all rows of the selected branch, the window's, the compressed ones
+// and those that the next of these will stand for.
 std::int64_t cached_rows(const AttentionSpec& spec, std::int64_t tokens);
 
 // Bytes of one sequence's cache in one layer after `tokens` tokens, rows of `bytes` a number; states of recurrences are
@@ -31,7 +32,7 @@ double cache_bytes(const AttentionSpec& spec, std::int64_t tokens, std::int64_t 
 
 // FLOPs a token, forward and backward, of everything but products with weights: 12 H D a visited key (Kaplan et al.
 // 2020, arXiv 2001.08361, appendix B), scored pairs once, forward (no gradient passes through a choice), dsa's loss on
-// its chosen keys, the states of recurrences.
+// its chosen keys, the states of recurrences, nsa's compression (whose weights not every token meets).
 double attention_flops(const AttentionSpec& spec, std::int64_t T);
 
 }  // namespace sieve

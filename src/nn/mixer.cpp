@@ -5,6 +5,7 @@
 #include "nn/hash_layer.h"
 #include "nn/indexer_layer.h"
 #include "nn/linear_layer.h"
+#include "nn/nsa_layer.h"
 
 namespace sieve {
 
@@ -26,7 +27,7 @@ std::unique_ptr<const Mixer> make_mixer(ParameterFactory& make, const std::strin
     case AttentionKind::dsa: return std::make_unique<IndexerLayer>(make, name, config, layer);
     case AttentionKind::linear: return std::make_unique<LinearLayer>(make, name, config);
     case AttentionKind::gla: return std::make_unique<GlaLayer>(make, name, config);
-    default: break;
+    case AttentionKind::nsa: return std::make_unique<NsaLayer>(make, name, config, layer);
   }
   fail(Exit::config, cat("model.attention.kinds.", config.kind_name_of_layer(layer), ".type"), "no layer of type ",
        kAttentionKindNames[static_cast<std::size_t>(kind.type)], " can be made");

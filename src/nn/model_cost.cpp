@@ -28,6 +28,11 @@ std::int64_t mixer_elements(const AttentionSpec& spec, const LayerShape& s) {
     case AttentionKind::gla: return 2 * s.HD + kGlaGateRank + s.HD / 2 + s.HD + 3 * s.HD;  // gates, norm, output gate
     case AttentionKind::hash: return s.HD + s.kvD + 3 * s.HD + s.HD;  // what was projected, and every head's own key
     case AttentionKind::dsa: return qkv + s.HD + index;
+    case AttentionKind::nsa: {
+      // Queries, two branches, three outputs and their sum, gates; compressed: rows, hidden twice, what became of them.
+      const std::int64_t compressed = 2 * s.kvD * (spec.pattern.compress_block + 3) / spec.pattern.compress_stride;
+      return s.HD + 2 * qkv + 4 * s.HD + 3 * spec.n_heads + compressed;
+    }
     default: return (differs_by_head(spec) ? 3 * s.HD : qkv) + s.HD;  // heads that choose have keys of their own
   }
 }
@@ -41,6 +46,7 @@ double own_bytes(const AttentionSpec& spec) {
     case AttentionKind::top_k: return 4.0 * static_cast<double>(spec.n_heads * p.k);
     case AttentionKind::dsa: return 4.0 * static_cast<double>(p.k);
     case AttentionKind::moba: return 4.0 * static_cast<double>(spec.n_heads * p.blocks);
+    case AttentionKind::nsa: return 4.0 * static_cast<double>(spec.n_kv_heads * p.blocks + spec.n_heads);
     default: return cache_bytes(spec, 0, 0) / static_cast<double>(kLinearChunk);
   }
 }
@@ -73,7 +79,8 @@ void count_parameters(const ModelConfig& config, ModelCost& cost) {
   for (const ParameterPtr& p : shapes.parameters()) {
     cost.parameters += p->numel();
     if (p->scorer) cost.sparsek_parameters += p->numel();
-    if (p->name.starts_with("layers.") && p->master.rank() >= 2) cost.matmul_parameters += p->numel();
+    const bool compresses = p->name.find(".compress.") != std::string::npos;  // counted by attention_flops()
+    if (p->name.starts_with("layers.") && p->master.rank() >= 2 && !compresses) cost.matmul_parameters += p->numel();
   }
   cost.matmul_parameters += *config.vocab_size * config.d_model;  // the head's, whose weights may be the embedding's
 }

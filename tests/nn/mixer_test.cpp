@@ -33,18 +33,19 @@ AttentionKindConfig kind_of(AttentionKind type) {
     case AttentionKind::top_k: kind.k = 6; break;
     case AttentionKind::moba: p.block = 8, p.blocks = 3; break;
     case AttentionKind::dsa: kind.k = 6, p.index_heads = 2, p.index_dim = 4; break;
+    case AttentionKind::nsa:
+      kind.window = 9, p.block = 8, p.blocks = 5, p.compress_block = 8, p.compress_stride = 4;
+      break;
     default: break;
   }
   return kind;
 }
 
-constexpr AttentionKind kTypes[] = {AttentionKind::full,       AttentionKind::sliding_window,
-                                    AttentionKind::sparsek,    AttentionKind::random_rows,
-                                    AttentionKind::strided,    AttentionKind::fixed,
-                                    AttentionKind::longformer, AttentionKind::bigbird,
-                                    AttentionKind::hash,       AttentionKind::top_k,
-                                    AttentionKind::moba,       AttentionKind::dsa,
-                                    AttentionKind::linear,     AttentionKind::gla};
+constexpr AttentionKind kTypes[] = {AttentionKind::full,        AttentionKind::sliding_window, AttentionKind::sparsek,
+                                    AttentionKind::random_rows, AttentionKind::strided,        AttentionKind::fixed,
+                                    AttentionKind::longformer,  AttentionKind::bigbird,        AttentionKind::hash,
+                                    AttentionKind::top_k,       AttentionKind::moba,           AttentionKind::dsa,
+                                    AttentionKind::nsa,         AttentionKind::linear,         AttentionKind::gla};
 
 std::string_view name_of_type(AttentionKind type) { return kAttentionKindNames[static_cast<std::size_t>(type)]; }
 
