@@ -12,15 +12,20 @@ void check_head_dim(const SoftmaxForwardArgs& a) {
   fail(Exit::config, "attention", "head_dim ", a.D, " exceeds the ", 4 * kSide, " that the GPU's kernels hold");
 }
 
-// pass(lists) for every slab.
+// pass(lists) for every slab of every phase.
 template <class Pass>
-void each_slab(const PatternForwardArgs& a, const PatternSpace& space, PatternLists lists, bool keys,
+void each_slab(const PatternForwardArgs& a, const PatternSpace& space, bool keys, bool tensor_cores,
                const Stream& stream, const Pass& pass) {
-  const std::int64_t all = lists.rows * lists.heads * lists.sides;
-  for (lists.first = 0; lists.first < all; lists.first += space.slab) {
-    lists.units = std::min(space.slab, all - lists.first);
-    fill_lists(a, lists, keys, stream);
-    pass(lists);
+  for (const PatternPhase& phase : phases_of(a, tensor_cores)) {
+    PatternLists lists = lists_of(a, space);
+    if (!phase.sorted) lists.order = nullptr;
+    lists.begins = phase.begins, lists.ends = phase.ends;
+    const std::int64_t all = lists.rows * lists.heads * lists.sides;
+    for (lists.first = 0; lists.first < all; lists.first += space.slab) {
+      lists.units = std::min(space.slab, all - lists.first);
+      fill_lists(phase, lists, keys, stream);
+      pass(lists);
+    }
   }
 }
 
@@ -33,11 +38,11 @@ void run(const PatternForwardArgs& a, Stream stream) {
   check_head_dim(a.softmax);
   if (a.softmax.B * a.softmax.T == 0) return;
   const PatternSpace space = space_of(a, false);
-  const Engine e = prepare(a.softmax, space.engine, stream);
-  const PatternLists lists = lists_of(a, space);
-  sort_slots(a, lists, stream);
+  Engine e = prepare(a.softmax, space.engine, stream);
+  if (space.statistics > 0) e.statistics = static_cast<unsigned char*>(a.softmax.workspace) + space.statistics;
+  sort_slots(a, lists_of(a, space), stream);
   const bool fast = pattern_fits_tensor_cores(e, false);
-  each_slab(a, space, lists, false, stream, [&](const PatternLists& slab) {
+  each_slab(a, space, false, fast, stream, [&](const PatternLists& slab) {
     if (fast) pattern_forward(e, slab, stream);
     else pattern_rows_forward(e, slab, stream);
   });
@@ -52,14 +57,13 @@ void run(const PatternBackwardArgs& a, Stream stream) {
   e.dout = {a.dout_BTHD, f.H * f.D, 0, f.dtype};
   e.dqkv = a.dqkv_BTF;
   e.delta = static_cast<unsigned char*>(f.workspace) + space.engine.delta;
-  const PatternLists lists = lists_of(a.forward, space);
-  sort_slots(a.forward, lists, stream);
+  sort_slots(a.forward, lists_of(a.forward, space), stream);
   const bool fast = pattern_fits_tensor_cores(e, true);
-  each_slab(a.forward, space, lists, false, stream, [&](const PatternLists& slab) {
+  each_slab(a.forward, space, false, fast, stream, [&](const PatternLists& slab) {
     if (fast) pattern_backward_queries(e, slab, stream);
     else pattern_rows_backward_queries(e, slab, stream);
   });
-  each_slab(a.forward, space, lists, true, stream, [&](const PatternLists& slab) {
+  each_slab(a.forward, space, true, fast, stream, [&](const PatternLists& slab) {
     if (fast) pattern_backward_keys(e, slab, stream);
     else pattern_rows_backward_keys(e, slab, stream);
   });

@@ -80,6 +80,16 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2)
     for (int x = 0; x < kHeld; ++x) dk[p][x] = dv[p][x] = 0;
   }
 
+  const auto between = [&](int part) {
+    const std::int64_t head = e.H + part * e.Hkv + t.h;
+    return Between<D>{lists.between + t.b * e.T * e.features() + head * D, e.features()};
+  };
+  if (!lists.begins) {
+    const int mine[2] = {t.own(warp_row(), e.T), t.own(warp_row() + 8, e.T)};
+    between(0).read(dk, mine);
+    between(1).read(dv, mine);
+  }
+
   for (int n = 0; n < total; ++n) {
     await_copies();
     __syncthreads();  // the queries have arrived, and those before have no readers left
@@ -104,8 +114,13 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2)
     words = coming, entry = next, next = after;
   }
 
-  auto* stage = reinterpret_cast<float*>(dynamic_shared());
   end_copies(), await_copies();  // own rows, where no query came
+  if (!lists.ends) {
+    const int mine[2] = {t.own(warp_row(), e.T), t.own(warp_row() + 8, e.T)};
+    between(0).write(dk, {1.f, 1.f}, mine);
+    return between(1).write(dv, {1.f, 1.f}, mine);
+  }
+  auto* stage = reinterpret_cast<float*>(dynamic_shared());
 #pragma unroll
   for (int part = 0; part < 2; ++part) {  // dK, dV
     __syncthreads();

@@ -65,6 +65,9 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2)
     for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
   }
 
+  const auto between = [&] { return Between<D>{lists.between + t.b * e.T * e.features() + t.h * D, e.features()}; };
+  if (!lists.begins) between().read(sums, mine);
+
   for (int n = 0; n < t.count; ++n) {
     await_copies();
     __syncthreads();  // the block has arrived, and the one before has no readers left
@@ -87,6 +90,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2)
     words = coming, entry = next, next = after;
   }
 
+  if (!lists.ends) return between().write(sums, {1.f, 1.f}, mine);
   __syncthreads();
   auto* stage = reinterpret_cast<float*>(dynamic_shared());
   to_stage<float, D / kSide>(stage, sums, {1.f, 1.f});

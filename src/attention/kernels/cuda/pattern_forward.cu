@@ -68,6 +68,19 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
     for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
   }
 
+  const auto between = [&] { return Between<D>{lists.between + (t.b * e.T * e.H + t.h) * D, e.H * D}; };
+  const auto row_of_head = [&](int i) { return (t.b * e.H + t.h) * e.T + i; };
+  auto* statistics = static_cast<float*>(e.statistics);
+  if (!lists.begins) {  // as if all before were one pair, of weight 1
+    between().read(sums, mine);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (mine[r] < 0) continue;
+      const float before = statistics[row_of_head(mine[r])];
+      if (before < static_cast<float>(-kNothing)) top[r] = before, denominator[r] = thread % 4 == 0 ? 1.f : 0.f;
+    }
+  }
+
   for (int n = 0; n < t.count; ++n) {
     await_copies();
     __syncthreads();  // the block has arrived, and the one before has no readers left
@@ -90,10 +103,11 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
   for (int r = 0; r < 2; ++r) {
     denominator[r] = row_sum(denominator[r]);
     inverse[r] = denominator[r] == 0 ? 0.f : 1 / denominator[r];
-    if (e.statistics == nullptr || mine[r] < 0 || thread % 4 != 0) continue;
-    static_cast<float*>(e.statistics)[(t.b * e.H + t.h) * e.T + mine[r]] =
+    if (statistics == nullptr || mine[r] < 0 || thread % 4 != 0) continue;
+    statistics[row_of_head(mine[r])] =
         denominator[r] == 0 ? static_cast<float>(-kNothing) : top[r] + logarithm_2(denominator[r]);
   }
+  if (!lists.ends) return between().write(sums, inverse, mine);
   __syncthreads();
   auto* stage = reinterpret_cast<float*>(dynamic_shared());
   to_stage<float, D / kSide>(stage, sums, inverse);

@@ -8,11 +8,20 @@ namespace sieve::cuda {
 namespace {
 
 constexpr std::size_t kSlabBytes = std::size_t{256} << 20;
-constexpr int kBins = 256;  // buckets beyond share the last one: order is a matter of speed alone
+constexpr int kBins = 256;  // neighbouring buckets share one where there are more: order is a matter of speed alone
 constexpr int kSortThreads = 1024, kSortWarps = kSortThreads / 32;
 enum State : std::int32_t { kUnseen = 0, kWhole = 1, kPartial = 2 };
 
-__device__ int bin_of(std::int32_t bucket) { return bucket < 0 ? 0 : bucket < kBins ? bucket : kBins - 1; }
+// The bucket of a position: of hash, or its column.
+__device__ std::int32_t bucket_of(const PairPattern& p, std::int64_t b, std::int64_t h, std::int64_t i) {
+  if (p.kind == AttentionKind::hash) return *p.choice(b, h, i);
+  return static_cast<std::int32_t>((i - p.start_of(b, i)) % p.spec.stride);
+}
+__device__ int bin_of(const PairPattern& p, std::int32_t bucket) {
+  const std::int64_t buckets = p.kind == AttentionKind::hash ? p.spec.buckets : p.spec.stride;
+  const std::int64_t bin = buckets > kBins ? bucket * std::int64_t{kBins} / buckets : bucket;
+  return bin < 0 ? 0 : bin < kBins ? static_cast<int>(bin) : kBins - 1;
+}
 
 // One block a plan: a stable counting sort of its positions by bucket. Every warp owns a run of them.
 __global__ void __launch_bounds__(kSortThreads)
@@ -25,7 +34,7 @@ __global__ void __launch_bounds__(kSortThreads)
                      end = begin + each < p.T ? begin + each : p.T;
   for (int x = thread; x < kSortWarps * kBins; x += kSortThreads) next[x / kBins][x % kBins] = 0;
   __syncthreads();
-  for (std::int64_t i = begin + lane; i < end; i += 32) atomicAdd(&next[warp][bin_of(*p.choice(b, h, i))], 1);
+  for (std::int64_t i = begin + lane; i < end; i += 32) atomicAdd(&next[warp][bin_of(p, bucket_of(p, b, h, i))], 1);
   __syncthreads();
   if (thread < kBins) {  // where each warp's positions of the bin begin, but for the bins before
     std::int32_t sum = 0;
@@ -45,7 +54,7 @@ __global__ void __launch_bounds__(kSortThreads)
   __syncthreads();
   for (std::int64_t at = begin; at < end; at += 32) {
     const bool real = at + lane < end;
-    const int bin = real ? bin_of(*p.choice(b, h, at + lane)) : -1;
+    const int bin = real ? bin_of(p, bucket_of(p, b, h, at + lane)) : -1;
     const unsigned same = __match_any_sync(0xffffffffu, bin), before = same & ((1u << lane) - 1);
     const std::int32_t first = real ? next[warp][bin] : 0;
     __syncwarp();
@@ -74,7 +83,8 @@ __device__ PairOfTiles see_neighbours(const PairPattern& p, std::int64_t b, std:
   return pair;
 }
 
-// Hash: rows and keys sorted by bucket.
+// Rows and keys sorted by bucket: those before the query in its bucket, and the query itself in a column that stands
+// alone.
 __device__ PairOfTiles see_buckets(const PairPattern& p, const std::int32_t* order, std::int64_t b, std::int64_t h,
                                    std::int64_t tile, std::int64_t block) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -86,15 +96,16 @@ __device__ PairOfTiles see_buckets(const PairPattern& p, const std::int32_t* ord
     pair.i[x] = PatternLists::position(order, tile * kSide + x * 32 + lane, p.T);
     key[x] = PatternLists::position(order, block * kSide + x * 32 + lane, p.T);
     pair.word[x] = 0;
-    mine[x] = pair.i[x] >= 0 ? *p.choice(b, h, pair.i[x]) : 0;
-    bucket[x] = key[x] >= 0 ? *p.choice(b, h, key[x]) : 0;
+    mine[x] = pair.i[x] >= 0 ? bucket_of(p, b, h, pair.i[x]) : 0;
+    bucket[x] = key[x] >= 0 ? bucket_of(p, b, h, key[x]) : 0;
     start[x] = pair.i[x] >= 0 ? static_cast<int>(p.start_of(b, pair.i[x])) : 0;
-    if (pair.i[x] >= 0) bins[0] = min(bins[0], bin_of(mine[x])), bins[1] = max(bins[1], bin_of(mine[x]));
-    if (key[x] >= 0) bins[2] = min(bins[2], bin_of(bucket[x])), bins[3] = max(bins[3], bin_of(bucket[x]));
+    if (const int bin = bin_of(p, mine[x]); pair.i[x] >= 0) bins[0] = min(bins[0], bin), bins[1] = max(bins[1], bin);
+    if (const int bin = bin_of(p, bucket[x]); key[x] >= 0) bins[2] = min(bins[2], bin), bins[3] = max(bins[3], bin);
   }
   bins[0] = __reduce_min_sync(0xffffffffu, bins[0]), bins[1] = __reduce_max_sync(0xffffffffu, bins[1]);
   bins[2] = __reduce_min_sync(0xffffffffu, bins[2]), bins[3] = __reduce_max_sync(0xffffffffu, bins[3]);
   if (bins[0] > bins[3] || bins[2] > bins[1]) return pair;
+  const int self = p.kind == AttentionKind::strided && p.spec.part == PatternPart::columns ? 1 : 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     for (int from = 0; from < 32; ++from) {
@@ -102,7 +113,7 @@ __device__ PairOfTiles see_buckets(const PairPattern& p, const std::int32_t* ord
       const std::int32_t other = __shfl_sync(0xffffffffu, bucket[half], from);
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
-        const bool seen = j >= start[x] && j < pair.i[x] && j >= 0 && other == mine[x];
+        const bool seen = j >= start[x] && j < pair.i[x] + self && j >= 0 && other == mine[x];
         pair.word[x] |= static_cast<Word>(seen) << (half * 32 + from);
       }
     }
@@ -174,6 +185,17 @@ __global__ void __launch_bounds__(kThreads) fill(const PairPattern p, const Patt
   if (warp == 0) close_ranks(entries, lists.sides, lists.counts + unit);
 }
 
+bool fits_tensor_cores(const PatternForwardArgs& a) {  // as far as the memory goes
+  return a.softmax.dtype == DType::bf16 && (a.softmax.D == kSide || a.softmax.D == 2 * kSide);
+}
+bool sorts(const PatternForwardArgs& a) {
+  if (a.pattern.kind == AttentionKind::hash) return true;
+  return a.pattern.kind == AttentionKind::strided && a.pattern.spec.part != PatternPart::local && fits_tensor_cores(a);
+}
+bool has_phases(const PatternForwardArgs& a) {
+  return sorts(a) && a.pattern.kind == AttentionKind::strided && a.pattern.spec.part == PatternPart::merged;
+}
+
 std::int64_t plan_rows(const PatternForwardArgs& a) {
   return a.pattern.document_starts_BT != nullptr || a.pattern.choice_BHTN != nullptr ? a.softmax.B : 1;
 }
@@ -193,10 +215,14 @@ PatternSpace space_of(const PatternForwardArgs& a, bool backward) {
   if (sides == 0) return s;
   const std::size_t unit = static_cast<std::size_t>(sides) * (kSide * sizeof(Word) + sizeof(std::int32_t));
   s.slab = std::min(plans * sides, std::max<std::int64_t>(1, static_cast<std::int64_t>(kSlabBytes / unit)));
-  if (a.pattern.kind == AttentionKind::hash) s.order = take(plans * a.softmax.T, sizeof(std::int32_t));
+  if (sorts(a)) s.order = take(plans * a.softmax.T, sizeof(std::int32_t));
   s.counts = take(s.slab, sizeof(std::int32_t));
   s.entries = take(s.slab * sides, sizeof(std::int32_t));
   s.words = take(s.slab * sides * kSide, sizeof(Word));
+  if (!has_phases(a)) return s;
+  const std::int64_t rows = a.softmax.B * a.softmax.T, H = a.softmax.H;
+  s.between = take(rows * (backward ? H + 2 * a.softmax.Hkv : H) * a.softmax.D, sizeof(float));
+  if (!backward && a.softmax.statistics_BHT == nullptr) s.statistics = take(rows * H, sizeof(float));
   return s;
 }
 
@@ -205,11 +231,22 @@ PatternLists lists_of(const PatternForwardArgs& a, const PatternSpace& space) {
   PatternLists lists;
   lists.rows = plan_rows(a), lists.heads = a.pattern_heads;
   lists.T = a.softmax.T, lists.sides = (a.softmax.T + kSide - 1) / kSide;
-  if (a.pattern.kind == AttentionKind::hash) lists.order = reinterpret_cast<std::int32_t*>(memory + space.order);
+  if (sorts(a)) lists.order = reinterpret_cast<std::int32_t*>(memory + space.order);
+  if (has_phases(a)) lists.between = reinterpret_cast<float*>(memory + space.between);
   lists.counts = reinterpret_cast<std::int32_t*>(memory + space.counts);
   lists.entries = reinterpret_cast<std::int32_t*>(memory + space.entries);
   lists.words = reinterpret_cast<Word*>(memory + space.words);
   return lists;
+}
+
+std::vector<PatternPhase> phases_of(const PatternForwardArgs& a, bool tensor_cores) {
+  PatternPhase phase{a.pattern};
+  phase.sorted = sorts(a) && (tensor_cores || a.pattern.kind == AttentionKind::hash);
+  if (!phase.sorted || !has_phases(a)) return {phase};
+  PatternPhase local{a.pattern};
+  local.pattern.spec.part = PatternPart::local;
+  local.ends = phase.begins = false;
+  return {local, phase};
 }
 
 void sort_slots(const PatternForwardArgs& a, const PatternLists& lists, Stream stream) {
@@ -218,8 +255,8 @@ void sort_slots(const PatternForwardArgs& a, const PatternLists& lists, Stream s
         const_cast<std::int32_t*>(lists.order));
 }
 
-void fill_lists(const PatternForwardArgs& a, const PatternLists& lists, bool keys, Stream stream) {
-  start("pattern lists", keys ? fill<true> : fill<false>, lists.units, kThreads, 0, stream, a.pattern, lists);
+void fill_lists(const PatternPhase& phase, const PatternLists& lists, bool keys, Stream stream) {
+  start("pattern lists", keys ? fill<true> : fill<false>, lists.units, kThreads, 0, stream, phase.pattern, lists);
 }
 
 }  // namespace sieve::cuda

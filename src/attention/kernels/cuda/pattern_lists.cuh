@@ -1,8 +1,11 @@
 // What the tiles of a pattern visit, for a slab of them at a time, so that memory is bounded at every length. A unit is
 // a tile of 64 queries with the blocks of 64 keys that some query of it sees, or a block of keys with the tiles that
-// see some key of it. Positions stand in slots: in their own order, or where queries see the keys of their bucket
-// sorted by bucket, so that a tile's keys are neighbours. Letters: B batch, T time, H query heads, Hkv key-value heads.
+// see some key of it. Positions stand in slots: in their own order, or where queries see the keys of their bucket (of
+// hash, or a column of strided) sorted by bucket, so that a tile's keys are neighbours. Strided by tensor cores takes
+// two phases, its local keys and its columns. Letters: B batch, T time, H query heads, Hkv key-value heads.
 #pragma once
+
+#include <vector>
 
 #include "attention/kernels/cuda/engine.cuh"
 #include "attention/kernels/cuda/pattern_words.cuh"
@@ -20,6 +23,8 @@ struct PatternLists {
   std::int32_t* counts = nullptr;       // (units)
   std::int32_t* entries = nullptr;      // (units, sides): 2 * tile + (1: some pair does not count), ascending
   Word* words = nullptr;                // (units, sides, 64): a row's pairs; by tile, not by entry
+  bool begins = true, ends = true;      // whether this phase is the first of a result, and the last
+  float* between = nullptr;             // sums that one phase leaves to the next: as out, or as dqkv
 
   __device__ std::int64_t plan(std::int64_t unit) const { return (first + unit) / sides; }
   __device__ const std::int32_t* order_of(std::int64_t plan) const {
@@ -70,15 +75,21 @@ inline std::int64_t items_of(const Engine& e, const PatternLists& lists, std::in
 // Where a pass keeps them; offsets in bytes.
 struct PatternSpace {
   Workspace engine;
-  std::size_t order = 0, counts = 0, entries = 0, words = 0, bytes = 0;
+  std::size_t order = 0, counts = 0, entries = 0, words = 0, between = 0, statistics = 0, bytes = 0;
   std::int64_t slab = 0;  // units that fit
 };
 PatternSpace space_of(const PatternForwardArgs& a, bool backward);
 PatternLists lists_of(const PatternForwardArgs& a, const PatternSpace& space);  // without a slab
-// Sorts the slots where the pattern wants it. Once a pass.
+
+struct PatternPhase {
+  PairPattern pattern;
+  bool sorted = false, begins = true, ends = true;
+};
+std::vector<PatternPhase> phases_of(const PatternForwardArgs& a, bool tensor_cores);
+// Sorts the slots by bucket. Once a pass.
 void sort_slots(const PatternForwardArgs& a, const PatternLists& lists, Stream stream);
 // Fills the lists of units first .. first + units - 1: of tiles of queries, or of blocks of keys.
-void fill_lists(const PatternForwardArgs& a, const PatternLists& lists, bool keys, Stream stream);
+void fill_lists(const PatternPhase& phase, const PatternLists& lists, bool keys, Stream stream);
 
 // The passes over a slab: by tensor cores (bf16, head sizes 64 and 128), and a warp a row for the rest.
 bool pattern_fits_tensor_cores(const Engine& e, bool backward);

@@ -144,6 +144,40 @@ struct RowWords {
   }
 };
 
+// Sums of the thread's two rows as one phase leaves them to the next. base: of the (row, head); at: positions.
+template <int D>
+struct Between {
+  float* base;
+  std::int64_t stride;
+
+  __device__ float* place(int row, int p, int n) const {
+    return base + row * stride + p * kSide + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2;
+  }
+  __device__ void read(float (*sums)[kHeld], const int (&at)[2]) const {
+#pragma unroll
+    for (int p = 0; p < D / kSide; ++p) {
+#pragma unroll
+      for (int x = 0; x < kHeld; x += 2) {
+        const int row = at[x / 2 % 2];
+        const float2 pair = row < 0 ? make_float2(0, 0) : *reinterpret_cast<const float2*>(place(row, p, x / 4));
+        sums[p][x] = pair.x, sums[p][x + 1] = pair.y;
+      }
+    }
+  }
+  __device__ void write(const float (*sums)[kHeld], const float (&factor)[2], const int (&at)[2]) const {
+#pragma unroll
+    for (int p = 0; p < D / kSide; ++p) {
+#pragma unroll
+      for (int x = 0; x < kHeld; x += 2) {
+        const int r = x / 2 % 2;
+        if (at[r] < 0) continue;
+        *reinterpret_cast<float2*>(place(at[r], p, x / 4)) =
+            make_float2(sums[p][x] * factor[r], sums[p][x + 1] * factor[r]);
+      }
+    }
+  }
+};
+
 // Rows of the stage, times scale, to the positions `at` (-1: nowhere) of a head of `out`; turned back to position 0
 // where `turns`. Two features a thread.
 template <int D>
