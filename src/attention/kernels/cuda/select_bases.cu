@@ -10,8 +10,8 @@ namespace {
 // A row's block: wide where rows are fewer than multiprocessors, else such that several fit one.
 constexpr int kWideGrow = 1024, kNarrowGrow = 512;
 constexpr std::int64_t kFewRows = 128;
-constexpr std::int64_t kStagedBase = 4096;                     // scores
-constexpr std::int64_t kWideShared = std::int64_t{112} << 10;  // where all that a group gathered lies beside the bases
+constexpr std::int64_t kStagedBase = 4096;                    // scores
+constexpr std::int64_t kWideShared = std::int64_t{96} << 10;  // where all that a group gathered lies beside the bases
 
 // A group of a step: its row, its first chunk, how many, and the first slot of its bases.
 struct Group {
@@ -68,7 +68,7 @@ struct Tails {
 };
 
 // One block a chunk of a group that is not a row's last: what the next chunk's document can want of the group.
-__global__ void __launch_bounds__(kChunk, 3) gather_groups(const Chunks c) {
+__global__ void __launch_bounds__(kChunk, 4) gather_groups(const Chunks c) {
   const Group g(c, blockIdx.x / kGroup);
   const int source = static_cast<int>(blockIdx.x % kGroup), thread = static_cast<int>(threadIdx.x);
   const std::int64_t next = (g.chunk + g.chunks) * kChunk, size = c.gathered_size();
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kGrowThreads, kWideGrow / kGrowThreads) grow(c
 
 // One block a chunk of a group, and one for every kChunk scores of its base: where they lie in the bases of the group's
 // chunks behind it, as long as their document goes on.
-__global__ void __launch_bounds__(kChunk, 3) fill_bases(const Chunks c, unsigned sources, bool staged) {
+__global__ void __launch_bounds__(kChunk, 4) fill_bases(const Chunks c, unsigned sources, bool staged) {
   const Group g(c, blockIdx.x / sources);
   const int source = static_cast<int>(blockIdx.x % sources), thread = static_cast<int>(threadIdx.x),
             own = source < kGroup ? source : -1;
