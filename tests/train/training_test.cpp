@@ -462,4 +462,7 @@ TEST_CASE("plan and dry run write nothing") {
   // norm
   CHECK(p["parameters"] == 257 * 32 + 2 * (96 * 32 + 32 * 32 + 3 * 128 * 32 + 2 * 32 + 2 * 32) + 32);
   CHECK(p["sparsek_parameters"] == 2 * 2 * 32);
+  REQUIRE(p["attention"].size() == 1);
+  CHECK(p["attention"][0]["type"] == "sparsek");
+  CHECK(p["attention"][0]["cached_rows"] == 16);
 }
