@@ -71,7 +71,7 @@ struct PatternSpec {
 struct AttentionSpec {
   AttentionKind kind = AttentionKind::full;
   std::int64_t window = 0;  // keys of the local window, self included (sliding_window, sparsek, longformer, nsa)
-  std::int64_t sinks = 0;  // first keys of the document that every query sees (sliding_window)
+  std::int64_t sinks = 0;   // first keys of the document that every query sees (sliding_window)
   SparsekSpec sparsek;
   PatternSpec pattern;
   std::int64_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
