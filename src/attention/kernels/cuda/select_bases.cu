@@ -103,14 +103,15 @@ struct Base {
   double* u;
   std::int32_t* keys;
 };
-// Does a key of the base come before a score of the group?
-__device__ inline bool comes_first(const Base& base, int r, double u, std::int64_t start) {
-  return base.u[r] > u || (base.u[r] == u && base.keys[r] >= start);
+// Does a key of the base come before a score of the group? `mixed`: the base holds keys of the group already.
+template <bool mixed>
+__device__ bool comes_first(const Base& base, int r, double u, std::int64_t start) {
+  return base.u[r] > u || (mixed && base.u[r] == u && base.keys[r] >= start);
 }
 // The best P of the base and the m candidates of the group that starts at `start`; later keys win ties, those of the
 // group stand in order. Four searches go side by side: of two scores of the base among the candidates, and of two
 // candidates in the base. Ends with a barrier.
-template <int kGrowThreads>
+template <int kGrowThreads, bool mixed>
 __device__ int merge(const Base& old, int n, const Base& fresh, int m, const Base& out, int P, std::int64_t start) {
   const auto thread = static_cast<int>(threadIdx.x);
   for (int base = 0; base < n || base < m; base += 2 * kGrowThreads) {
@@ -119,13 +120,13 @@ __device__ int merge(const Base& old, int n, const Base& fresh, int m, const Bas
                  w2 = y < m ? fresh.u[y] : 0;
     const int searched = x < m ? n : 0, searched2 = y < m ? n : 0, most = searched > m ? searched : m;
     int before_u = 0, before_v = 0, before_w = 0, before_w2 = 0;
-    const bool old_u = x < n && old.keys[x] < start, old_v = y < n && old.keys[y] < start;
+    const bool old_u = !mixed || (x < n && old.keys[x] < start), old_v = !mixed || (y < n && old.keys[y] < start);
     for (int step = most > 0 ? 1 << (31 - __clz(most)) : 0; step > 0; step /= 2) {
       const int a = before_u + step, b = before_v + step, d = before_w + step, e = before_w2 + step;
-      if (a <= m && (fresh.u[a - 1] > u || (old_u && fresh.u[a - 1] == u))) before_u = a;
-      if (b <= m && (fresh.u[b - 1] > v || (old_v && fresh.u[b - 1] == v))) before_v = b;
-      if (d <= searched && comes_first(old, d - 1, w, start)) before_w = d;
-      if (e <= searched2 && comes_first(old, e - 1, w2, start)) before_w2 = e;
+      if (a <= m && (old_u ? fresh.u[a - 1] >= u : fresh.u[a - 1] > u)) before_u = a;
+      if (b <= m && (old_v ? fresh.u[b - 1] >= v : fresh.u[b - 1] > v)) before_v = b;
+      if (d <= searched && comes_first<mixed>(old, d - 1, w, start)) before_w = d;
+      if (e <= searched2 && comes_first<mixed>(old, e - 1, w2, start)) before_w2 = e;
     }
     if (x < n && x + before_u < P) out.u[x + before_u] = u, out.keys[x + before_u] = old.keys[x];
     if (y < n && y + before_v < P) out.u[y + before_v] = v, out.keys[y + before_v] = old.keys[y];
@@ -177,7 +178,8 @@ __global__ void __launch_bounds__(kGrowThreads, kWideGrow / kGrowThreads) grow(c
       }
       __syncthreads();
       if (n == P && fresh.u[0] < now.u[P - 1]) break;
-      n = merge<kGrowThreads>(now, n, fresh, m, other, P, start);
+      n = first == 0 ? merge<kGrowThreads, false>(now, n, fresh, m, other, P, start)
+                     : merge<kGrowThreads, true>(now, n, fresh, m, other, P, start);
       const Base merged = other;
       other = now, now = merged;
     }
