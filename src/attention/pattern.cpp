@@ -109,9 +109,8 @@ struct PatternAttention {
     qkv = inputs[0].contiguous();
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
     in.document_starts = checked_starts(in.document_starts, B, T, name);
-    // Query heads that see different keys want keys of their own; on a GPU also groups that do.
-    const std::int64_t lists = lists_of(chosen, asked), shared = qkv.device().is_cuda() ? 1 : asked.n_kv_heads;
-    if (lists > shared && asked.group() > 1) {
+    // Query heads that see different keys want keys of their own.
+    if (lists_of(chosen, asked) > asked.n_kv_heads) {
       qkv = repeat_heads(qkv, asked);
       in.spec.n_kv_heads = in.spec.n_heads;
     }

@@ -38,8 +38,9 @@ struct PatternInput {
 // What queries might choose: buckets, or an ascending list that ends with kNoChoice, at times an empty one.
 void fill_choice(PatternInput& x, Draw& d) {
   const AttentionSpec& spec = x.in.spec;
-  const std::int64_t heads = spec.kind == AttentionKind::dsa ? 1 : spec.n_heads;
   const bool hash = spec.kind == AttentionKind::hash, moba = spec.kind == AttentionKind::moba;
+  const bool groups = moba && d.chance(0.4);  // query heads of a group choose together
+  const std::int64_t heads = spec.kind == AttentionKind::dsa ? 1 : groups ? spec.n_kv_heads : spec.n_heads;
   const std::int64_t most = hash ? 1 : d.integer(1, d.chance(0.5) ? 4 : 60);
   x.choice = empty({x.in.B, heads, x.in.T, most}, DType::i32);
   std::int32_t* list = x.choice.data<std::int32_t>();
@@ -164,7 +165,7 @@ TEST_CASE("patterns on the GPU: many tiles, documents, query heads that share ke
     ReferenceInput& in = x.in;
     in.B = 1, in.T = 1500, in.spec.n_heads = 4, in.spec.n_kv_heads = 2, in.spec.head_dim = 64, in.rope.rotary_dims = 32;
     in.spec.pattern.stride = 128, in.spec.pattern.summary = 8, in.spec.pattern.block = 64;
-    in.spec.pattern.buckets = 8, in.spec.window = 200;
+    in.spec.pattern.buckets = 8, in.spec.window = 200, in.spec.pattern.part = PatternPart::merged;
     in.document_starts.clear();
     for (std::int64_t t = 0; c >= std::size(kKinds) && t < in.T; ++t)
       in.document_starts.push_back(t < 555 ? 0 : (t < 600 ? 555 : 600));
