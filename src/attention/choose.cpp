@@ -1,6 +1,8 @@
 #include "attention/choose.h"
 
 #include <cmath>
+#include <mutex>
+#include <vector>
 
 #include "attention/document_starts.h"
 #include "attention/kernels/choose.h"
@@ -14,11 +16,34 @@ constexpr std::uint64_t kHashStream = 0x68617368;  // "hash"
 
 std::string_view type_of(const AttentionSpec& spec) { return kAttentionKindNames[static_cast<std::size_t>(spec.kind)]; }
 
-// In the compute dtype, one head's rows one behind the other; heads may lie apart.
-Tensor readable(const Tensor& heads) {
+// One head's rows one behind the other; heads may lie apart.
+Tensor readable(const Tensor& heads, DType dtype) {
   const bool dense = heads.stride(3) == 1 && heads.stride(2) == heads.size(3) &&
                      (heads.size(0) <= 1 || heads.stride(0) == heads.size(1) * heads.stride(1));
-  return (dense ? heads : heads.contiguous()).to(compute_dtype(heads.dtype()));
+  return (dense ? heads : heads.contiguous()).to(dtype);
+}
+
+// The last few layers' directions on their device, as rotary_table() keeps its tables.
+Tensor kept_directions(const AttentionSpec& spec, const Stream& stream) {
+  struct Kept {
+    std::uint64_t seed;
+    Shape shape;
+    Device device;
+    Tensor directions;
+  };
+  struct Cache {
+    std::mutex mutex;
+    std::vector<Kept> kept;  // newest last
+  };
+  static Cache& cache = *new Cache;  // never destroyed: its tensors must not outlive the allocator
+  constexpr std::size_t kMost = 64;
+  const Shape shape{spec.n_heads, spec.pattern.buckets / 2, spec.head_dim};
+  const std::lock_guard lock(cache.mutex);
+  for (const Kept& k : cache.kept)
+    if (k.seed == spec.pattern.seed && k.shape == shape && k.device == stream.device) return k.directions;
+  if (cache.kept.size() == kMost) cache.kept.erase(cache.kept.begin());
+  cache.kept.push_back({spec.pattern.seed, shape, stream.device, hash_directions(spec).to(stream)});
+  return cache.kept.back().directions;
 }
 
 }  // namespace
@@ -27,6 +52,8 @@ void demand_cpu(const Tensor& x, std::string_view what) {
   if (x.device().is_cuda())
     fail(Exit::config, "attention", what, " has no GPU kernel yet: run it with device.type=cpu");
 }
+
+DType choice_dtype(const Tensor& q) { return q.device().is_cuda() ? q.dtype() : compute_dtype(q.dtype()); }
 
 Tensor hash_directions(const AttentionSpec& spec) {
   const std::int64_t H = spec.n_heads, R = spec.pattern.buckets / 2, D = spec.head_dim;
@@ -47,23 +74,21 @@ Tensor hash_directions(const AttentionSpec& spec) {
 }
 
 Tensor hash_buckets(const Tensor& q, const AttentionSpec& spec) {
-  demand_cpu(q, "type hash");
   if (spec.pattern.buckets < 2 || spec.pattern.buckets % 2 != 0)
     fail(Exit::config, "attention", "buckets ", spec.pattern.buckets, " must be even and at least 2");
   const std::int64_t B = q.size(0), N = q.size(1), H = spec.n_heads, D = spec.head_dim;
   require(q.rank() == 3 && q.size(2) == H * D, "hash", "wants queries (B, N, ", H * D, "), got ", q.shape());
-  const Tensor x = q.contiguous(), directions = hash_directions(spec);
+  const Tensor x = q.contiguous(), directions = kept_directions(spec, q.stream());
   Tensor out = empty({B, H, N, 1}, DType::i32, q.stream());
   HashArgs args;
   args.x_BTF = x.raw(), args.directions_HRD = directions.data<double>();
   args.B = B, args.T = N, args.F = H * D, args.H = H, args.R = spec.pattern.buckets / 2, args.D = D;
   args.dtype = x.dtype(), args.bucket_BHT = out.data<std::int32_t>();
-  cpu::run(args);
+  launch(q.stream(), args);
   return out;
 }
 
 Tensor choose_best(const Tensor& q, const Tensor& keys, const AttentionSpec& spec, const Tensor& document_starts) {
-  demand_cpu(q, cat("type ", type_of(spec)));
   const bool blocks = spec.kind == AttentionKind::moba;
   const PatternSpec& p = spec.pattern;
   if (blocks ? p.block < 1 || p.blocks < 1 : p.k < 1)
@@ -72,7 +97,8 @@ Tensor choose_best(const Tensor& q, const Tensor& keys, const AttentionSpec& spe
               keys.size(1) >= 1 && q.size(1) % keys.size(1) == 0 && q.size(2) <= keys.size(2),
           "choose", "wants q (B, H, N, D) and keys (B, Hk, T, D), got ", q.shape(), " and ", keys.shape());
   const Tensor starts = checked_starts(document_starts, q.size(0), keys.size(2), "choose");
-  const Tensor x = q.contiguous().to(compute_dtype(q.dtype())), k = readable(keys);
+  const DType dtype = choice_dtype(q);
+  const Tensor x = q.contiguous().to(dtype), k = readable(keys, dtype);
   ChooseArgs args;
   args.q_BHND = x.raw(), args.k_BHTD = k.raw(), args.k_stride = k.stride(1);
   if (starts.defined()) args.document_starts_BT = starts.data<std::int32_t>();
@@ -80,7 +106,12 @@ Tensor choose_best(const Tensor& q, const Tensor& keys, const AttentionSpec& spe
   args.D = q.size(3), args.block = blocks ? p.block : 0, args.size = blocks ? p.blocks : p.k, args.dtype = x.dtype();
   Tensor out = empty({args.B, args.H, args.N, args.size}, DType::i32, q.stream());
   args.choice_BHNM = out.data<std::int32_t>();
-  cpu::run(args);
+  Tensor means;
+  if (blocks && q.device().is_cuda()) {
+    means = empty({args.B, args.Hk, (args.T + p.block - 1) / p.block, args.D}, DType::f32, q.stream());
+    args.means_BHSD = means.data<float>();
+  }
+  launch(q.stream(), args);
   return out;
 }
 

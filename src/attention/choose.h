@@ -26,6 +26,9 @@ ChooseNext next_choice(const AttentionSpec& spec);
 // (H, buckets / 2, D) fp64: random directions of length 1, a function of (seed, head) alone.
 Tensor hash_directions(const AttentionSpec& spec);
 
+// What the kernels of the choice take for such queries: on a GPU as they come, on the CPU in the compute dtype.
+DType choice_dtype(const Tensor& q);
+
 // Error(Exit::config) for what only the CPU computes.
 void demand_cpu(const Tensor& x, std::string_view what);
 

@@ -22,6 +22,7 @@ struct KlOfIndex {
   std::array<Tensor, 3> grads;
 
   Tensor forward(const std::array<Tensor, 3>& in, const Tensor& choice, const Tensor& q, const Tensor& k) {
+    demand_cpu(q, "the loss of type dsa's indexer");
     const DType exact = compute_dtype(q.dtype());
     const auto dense = [&](const Tensor& t) { return t.to(exact).contiguous(); };
     const Tensor iq = dense(in[0]), ik = dense(in[1]), w = dense(in[2]), qs = dense(q), ks = dense(k),
@@ -79,7 +80,6 @@ struct WithLoss {
 
 Tensor index_choice(const IndexInputs& in, std::int64_t k, const Tensor& document_starts) {
   const Tensor &q = in.q.value(), &keys = in.k.value();
-  demand_cpu(q, "type dsa");
   if (k < 1) fail(Exit::config, "attention", "k ", k, " must be at least 1 for type dsa");
   const std::int64_t B = q.size(0), N = q.size(2), T = keys.size(2);
   const DType exact = compute_dtype(q.dtype());
@@ -88,14 +88,15 @@ Tensor index_choice(const IndexInputs& in, std::int64_t k, const Tensor& documen
               weights.dtype() == exact && N <= T,
           "dsa", "wants q (B, Hi, N, Di), k (B, 1, T, Di), weights ", name_of(exact), " (B, Hi, N); got ", q.shape(),
           ", ", keys.shape(), ", ", name_of(weights.dtype()), " ", weights.shape());
-  const Tensor x = q.contiguous().to(exact), y = keys.to(exact).contiguous();
+  const DType dtype = choice_dtype(q);
+  const Tensor x = q.contiguous().to(dtype), y = keys.contiguous().to(dtype);
   Tensor out = empty({B, 1, N, k}, DType::i32, q.stream());
   ChooseArgs args;
   args.q_BHND = x.raw(), args.k_BHTD = y.raw(), args.k_stride = T * q.size(3), args.weights_BHN = weights.raw();
   if (starts.defined()) args.document_starts_BT = starts.data<std::int32_t>();
   args.B = B, args.H = q.size(1), args.Hk = 1, args.N = N, args.T = T, args.D = q.size(3);
-  args.size = k, args.dtype = exact, args.choice_BHNM = out.data<std::int32_t>();
-  cpu::run(args);
+  args.size = k, args.dtype = dtype, args.choice_BHNM = out.data<std::int32_t>();
+  launch(q.stream(), args);
   return out;
 }
 

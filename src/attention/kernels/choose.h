@@ -20,9 +20,11 @@ struct ChooseArgs : KernelArgs {
   const void* weights_BHN = nullptr;
   const std::int32_t* document_starts_BT = nullptr;  // null: one document a row
   std::int64_t B = 0, H = 0, Hk = 0, N = 0, T = 0, D = 0;
-  std::int64_t block = 0;    // 0: keys. Else: blocks of so many keys of the document; the query's own is always chosen
-  std::int64_t size = 0;     // M
-  DType dtype = DType::f32;  // of q, k and weights: f32 or f64
+  std::int64_t block = 0;  // 0: keys. Else: blocks of so many keys of the document; the query's own is always chosen
+  std::int64_t size = 0;   // M
+  // Of q and k; weights have its compute dtype. The CPU takes f32 and f64, a GPU f32 and bf16.
+  DType dtype = DType::f32;
+  float* means_BHSD = nullptr;          // scratch of a GPU where block > 0: (B, Hk, ceil(T / block), D)
   std::int32_t* choice_BHNM = nullptr;  // ascending, filled up with kNoChoice; (B, 1, N, M) with weights
 };
 
@@ -39,5 +41,9 @@ namespace cpu {
 void run(const ChooseArgs& a);
 void run(const HashArgs& a);
 }  // namespace cpu
+namespace cuda {
+void run(const ChooseArgs& a, Stream stream);
+void run(const HashArgs& a, Stream stream);
+}  // namespace cuda
 
 }  // namespace sieve

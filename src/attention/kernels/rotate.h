@@ -27,5 +27,8 @@ struct RotateArgs : KernelArgs {
 namespace cpu {
 void run(const RotateArgs& a);
 }  // namespace cpu
+namespace cuda {
+void run(const RotateArgs& a, Stream stream);
+}  // namespace cuda
 
 }  // namespace sieve

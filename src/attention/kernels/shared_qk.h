@@ -26,5 +26,9 @@ namespace cpu {
 void run(const SharedQkArgs& a);
 void run(const SharedQkBackwardArgs& a);
 }  // namespace cpu
+namespace cuda {
+void run(const SharedQkArgs& a, Stream stream);
+void run(const SharedQkBackwardArgs& a, Stream stream);
+}  // namespace cuda
 
 }  // namespace sieve

@@ -1,0 +1,172 @@
+// Choices by content on a GPU against the CPU's, which other tests hold against full sorts.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "attention/choose.h"
+#include "attention/indexer.h"
+#include "attention/kernels/pattern.h"
+#include "attention/rotate.h"
+#include "attention/shared_qk.h"
+#include "choice_ops.h"
+#include "gpu_attention.h"
+#include "support/catch.h"
+#include "support/compare.h"
+
+using namespace sieve;
+using namespace sieve::test;
+
+namespace {
+
+// Lists of n entries that differ between two choices.
+long different_lists(const Tensor& a, const Tensor& b) {
+  REQUIRE(a.shape() == b.shape());
+  const std::int64_t n = a.size(3);
+  const std::int32_t *x = a.data<std::int32_t>(), *y = b.data<std::int32_t>();
+  long different = 0;
+  for (std::int64_t row = 0; row < a.numel() / std::max<std::int64_t>(1, n); ++row)
+    different += !std::equal(x + row * n, x + (row + 1) * n, y + row * n);
+  return different;
+}
+
+// Whole numbers make sums exact and many logits equal.
+Tensor draw_rows(Draw& d, const Shape& shape, bool whole, DType dtype) {
+  Tensor t = d.normal(shape);
+  for (double& x : t.span<double>())
+    if (whole) x = static_cast<double>(d.integer(-2, 2));
+  return t.to(dtype);
+}
+
+Tensor draw_starts(Draw& d, std::int64_t B, std::int64_t T) {
+  if (d.chance(0.5)) return {};
+  ReferenceInput in;
+  in.B = B, in.T = T;
+  fill_documents(in, d);
+  return from_values<std::int32_t>(in.document_starts, {B, T});
+}
+
+Tensor there(const Tensor& t) { return t.defined() ? t.to(gpu_stream()) : t; }
+Tensor here(const Tensor& t) { return t.to(Stream{}); }
+
+// In fp32 a logit near the cut may differ in its last bit; whole numbers decide exactly.
+long allowed(bool whole, const Tensor& choice) { return whole ? 0 : 1 + choice.numel() / choice.size(3) / 500; }
+
+}  // namespace
+
+TEST_CASE("GPU: the best keys and blocks are those of the CPU and later ones win ties", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (std::uint64_t c = 0; c < 160; ++c) {
+    Draw d(171, c);
+    const bool whole = c % 2 == 0, moba = c % 4 >= 2;
+    const DType dtype = d.chance(0.5) ? DType::bf16 : DType::f32;
+    const std::int64_t Hk = d.integer(1, 2), H = Hk * d.integer(1, 3), B = d.integer(1, 2),
+                       T = d.integer(1, c < 150 ? 700 : 4000), N = d.chance(0.3) ? d.integer(1, T) : T,
+                       D = d.chance(0.6) ? 64 : d.integer(1, 70);
+    AttentionSpec spec = make_spec(moba ? AttentionKind::moba : AttentionKind::top_k, H, Hk, D);
+    spec.pattern.k = d.chance(0.2) ? d.integer(1, 2500) : d.integer(1, 90);
+    spec.pattern.block = whole ? std::int64_t{1} << d.integer(0, 6) : d.integer(1, 70);
+    spec.pattern.blocks = d.integer(1, 9);
+    const Tensor q = draw_rows(d, {B, H, N, D}, whole, dtype), k = draw_rows(d, {B, Hk, T, D}, whole, dtype);
+    const Tensor starts = draw_starts(d, B, T);
+    INFO("case " << c << " B " << B << " H " << H << "/" << Hk << " N " << N << " T " << T << " D " << D << " k "
+                 << spec.pattern.k << " block " << spec.pattern.block << " blocks " << spec.pattern.blocks
+                 << (moba ? " moba " : " top_k ") << name_of(dtype) << (starts.defined() ? " documents" : ""));
+    const Tensor wanted = choose_best(q, k, spec, starts);
+    Tensor room = zeros({B, Hk, T + 8, D}, dtype, gpu_stream());  // as a cache holds them
+    room.slice(2, 0, T).copy_from(there(k));
+    const Tensor got = choose_best(there(q), d.chance(0.5) ? there(k) : room.slice(2, 0, T), spec, there(starts));
+    CHECK(different_lists(here(got), wanted) <= allowed(whole, wanted));
+  }
+}
+
+TEST_CASE("GPU: the indexer chooses as on the CPU", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (std::uint64_t c = 0; c < 60; ++c) {
+    Draw d(172, c);
+    const bool whole = c % 2 == 0;
+    const DType dtype = d.chance(0.5) ? DType::bf16 : DType::f32;
+    const std::int64_t B = d.integer(1, 2), Hi = d.integer(1, 5), T = d.integer(1, 900), N = d.chance(0.3) ? 1 : T,
+                       D = d.chance(0.5) ? 32 : d.integer(1, 40), k = d.integer(1, d.chance(0.2) ? 2500 : 90);
+    const Tensor q = draw_rows(d, {B, Hi, N, D}, whole, dtype), keys = draw_rows(d, {B, 1, T, D}, whole, dtype),
+                 w = draw_rows(d, {B, Hi, N}, whole, DType::f32), starts = draw_starts(d, B, T);
+    INFO("case " << c << " B " << B << " Hi " << Hi << " N " << N << " T " << T << " D " << D << " k " << k << " "
+                 << name_of(dtype));
+    const Tensor wanted = index_choice({Variable(q), Variable(keys), Variable(w)}, k, starts);
+    const IndexInputs inputs{Variable(there(q)), Variable(there(keys)), Variable(there(w))};
+    CHECK(different_lists(here(index_choice(inputs, k, there(starts))), wanted) <= allowed(whole, wanted));
+  }
+}
+
+TEST_CASE("GPU: NaN is chosen and two runs choose alike", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  Draw d(173, 0);
+  const AttentionSpec spec = [] {
+    AttentionSpec s = make_spec(AttentionKind::top_k, 2, 2, 64);
+    s.pattern.k = 40;
+    return s;
+  }();
+  const Tensor q = draw_rows(d, {1, 2, 1500, 64}, false, DType::bf16);
+  Tensor k = draw_rows(d, {1, 2, 1500, 64}, false, DType::bf16);
+  k.slice(2, 700, 701).fill(std::nan(""));
+  const Tensor a = here(choose_best(there(q), there(k), spec)), b = here(choose_best(there(q), there(k), spec));
+  CHECK(same_bits(a, b));
+  long without = 0;
+  for (std::int64_t row = 0; row < 2 * 1500; ++row) {
+    const std::int32_t* list = a.data<std::int32_t>() + row * 40;
+    without += row % 1500 >= 700 && std::find(list, list + 40, 700) == list + 40;
+  }
+  CHECK(without == 0);
+}
+
+TEST_CASE("GPU: rotation and shared queries and keys are those of the CPU in fp32", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const OpCase& op : choice_op_cases()) {
+    if (op.name == "index_loss") continue;  // the CPU's alone
+    const OpReport report = check_case_on_device(op, gpu_stream(), 60);
+    INFO(op.name << " " << report.where);
+    CHECK(report.worst <= 1e-5);
+  }
+}
+
+TEST_CASE("GPU: hash buckets are those of the CPU", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (std::uint64_t c = 0; c < 20; ++c) {
+    Draw d(174, c);
+    AttentionSpec spec = make_spec(AttentionKind::hash, d.integer(1, 6), 1, d.chance(0.5) ? 64 : d.integer(1, 70));
+    spec.pattern.buckets = 2 * d.integer(1, 40), spec.pattern.seed = c;
+    const Tensor q = draw_rows(d, {2, d.integer(1, 600), spec.n_heads * spec.head_dim}, false,
+                               c % 2 == 0 ? DType::bf16 : DType::f32);
+    const Tensor wanted = hash_buckets(q, spec);
+    INFO("case " << c << " " << spec.pattern.buckets << " buckets");
+    CHECK(different_lists(here(hash_buckets(there(q), spec)), wanted) <= 1);
+  }
+}
+
+TEST_CASE("GPU: attention over choices by content is that of the CPU in nearly every row", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const AttentionKind kind : {AttentionKind::top_k, AttentionKind::moba, AttentionKind::hash}) {
+    for (std::uint64_t c = 0; c < 8; ++c) {
+      Draw d(175, c);
+      ReferenceInput in;
+      in.spec = make_spec(kind, 4, c % 2 == 0 ? 4 : 2, 64);
+      in.spec.pattern.k = 20, in.spec.pattern.block = 16, in.spec.pattern.blocks = 3, in.spec.pattern.buckets = 8;
+      in.T = d.integer(100, 400), in.rope.rotary_dims = 64;
+      if (c % 3 == 0) fill_documents(in, d);
+      fill_values(in, d, "normal");
+      const Tensor qkv = tensor_of(in.qkv, {1, in.T, in.spec.qkv_features()}, DType::f32);
+      AttentionInputs how = inputs_of(in);
+      const Tensor wanted = attention(Variable(qkv), {}, how).value();
+      how.document_starts = there(how.document_starts);
+      const Tensor got = here(attention(Variable(there(qkv)), {}, how).value());
+      long off = 0;
+      for (std::int64_t row = 0; row < in.T * 4; ++row) {
+        double worst = 0;
+        for (std::int64_t x = row * 64; x < (row + 1) * 64; ++x)
+          worst = std::max(worst, static_cast<double>(std::abs(got.data<float>()[x] - wanted.data<float>()[x])));
+        off += !(worst <= 1e-4);
+      }
+      INFO(describe(in) << " " << off << " rows differ");
+      CHECK(off <= in.T * 4 / 100);
+    }
+  }
+}
