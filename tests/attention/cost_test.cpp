@@ -122,3 +122,25 @@ TEST_CASE("cached rows are exactly those that some later query will see") {
     CHECK(cached_rows(spec, tokens) <= wanted + slack);
   }
 }
+
+TEST_CASE("operations and bytes of ten tokens by hand: keys and scored pairs and states and index keys") {
+  AttentionSpec spec{.kind = AttentionKind::full, .n_heads = 2, .n_kv_heads = 1, .head_dim = 4};
+  PatternSpec& p = spec.pattern;
+  p.k = 3, p.index_heads = 2, p.index_dim = 4, p.buckets = 2;
+  const double visited = (1 + 2 + 8 * 3) / 10.0, all = 5.5;
+  CHECK(attention_flops(spec, 10) == Approx(12 * 8 * all));
+  CHECK(cache_bytes(spec, 10, 2) == 10 * 2 * 4 * 2);
+  spec.kind = AttentionKind::top_k;
+  CHECK(attention_flops(spec, 10) == Approx(12 * 8 * visited + 2 * 8 * all));
+  spec.kind = AttentionKind::dsa;
+  CHECK(attention_flops(spec, 10) == Approx(12 * 8 * visited + 2 * 8 * all + (2 * 8 + 6 * 8) * visited));
+  CHECK(cache_bytes(spec, 10, 2) == (10 * 2 * 4 + 10 * 4) * 2);
+  spec.kind = AttentionKind::hash;
+  CHECK(cache_bytes(spec, 10, 2) == 2 * 10 * 2 * 4 * 2);  // every query head has its own key
+  spec.kind = AttentionKind::linear;  // S (4, 5) of one head: written once, read by two, backward twice as much
+  CHECK(attention_flops(spec, 10) == Approx(3 * (2 + 2 * 2) * 4 * 5));
+  CHECK(cache_bytes(spec, 10, 2) == 4 * 4 * 5);
+  spec.kind = AttentionKind::gla;  // one head of (4, 8): decayed, written, read
+  CHECK(attention_flops(spec, 10) == Approx(3 * 5 * 4 * 8));
+  CHECK(cache_bytes(spec, 10, 2) == 4 * 4 * 8);
+}
