@@ -65,23 +65,69 @@ __global__ void decay_terms(const LinearArgs a, const HeadGradients g, float* te
   }
 }
 
-// Sums of the terms from each position to the end of its document. A thread takes a feature of a head.
-template <class T>
-__global__ void gate_gradient(const LinearArgs a, const float* terms, T* dgates) {
-  const std::int64_t each = a.Hkv * a.D;
-  const auto* const gates = static_cast<const T*>(a.gates_BTHD);
-  SIEVE_GRID_STRIDE(x, a.B * each) {
-    const std::int64_t b = x / each, f = x % each;
-    float sum = 0;
-#pragma unroll 8
-    for (std::int64_t t = a.T - 1; t >= 0; --t) {
-      const std::int64_t at = (b * a.T + t) * each + f;
-      const bool restart = t == 0 || (a.document_starts_BT != nullptr && a.document_starts_BT[b * a.T + t] == t);
-      sum += terms[at];
-      if (restart) sum = 0;  // nothing lies before it that could decay
-      store(dgates, at, sum * decay_slope(static_cast<float>(load(gates, at)), static_cast<float>(a.power)));
-    }
+// A chunk of one feature of a head, walked from its end: visit(position in terms, sum of the terms from there to the
+// end of the document, if `carry` is what the next chunk has at its beginning). Returns what the chunk hands to the one
+// before.
+template <class F>
+__device__ float walk_back(const LinearArgs& a, const float* terms, std::int64_t chunk, std::int64_t b, std::int64_t f,
+                           float carry, F visit) {
+  const std::int64_t end = (chunk + 1) * kLinearChunk < a.T ? (chunk + 1) * kLinearChunk : a.T;
+  float sum = carry;
+#pragma unroll 4
+  for (std::int64_t t = end - 1; t >= chunk * kLinearChunk; --t) {
+    const std::int64_t at = (b * a.T + t) * a.Hkv * a.D + f;
+    const bool restart = t == 0 || (a.document_starts_BT != nullptr && a.document_starts_BT[b * a.T + t] == t);
+    sum = restart ? 0.f : sum + terms[at];  // nothing lies before a start that could decay
+    visit(at, sum);
   }
+  return sum;
+}
+
+// (B, chunks, Hkv D): what each chunk hands on by itself, and whether it lets pass what it is handed.
+__global__ void gate_sums(const LinearArgs a, const float* terms, float* sums, float* passes) {
+  const std::int64_t each = a.Hkv * a.D, chunks = (a.T + kLinearChunk - 1) / kLinearChunk;
+  SIEVE_GRID_STRIDE(x, a.B * chunks * each) {
+    const std::int64_t f = x % each, chunk = x / each % chunks, b = x / each / chunks;
+    sums[x] = walk_back(a, terms, chunk, b, f, 0.f, [](std::int64_t, float) {});
+    bool restart = false;
+    for (std::int64_t t = chunk * kLinearChunk; a.document_starts_BT != nullptr && t < a.T && !restart; ++t) {
+      if (t == (chunk + 1) * kLinearChunk) break;
+      restart = a.document_starts_BT[b * a.T + t] == t;
+    }
+    passes[x] = restart ? 0.f : 1.f;
+  }
+}
+
+template <class T>
+__global__ void gate_gradient(const LinearArgs a, const float* terms, const float* sums, const float* passes,
+                              T* dgates) {
+  const std::int64_t each = a.Hkv * a.D, chunks = (a.T + kLinearChunk - 1) / kLinearChunk;
+  const auto* const gates = static_cast<const T*>(a.gates_BTHD);
+  const float power = static_cast<float>(a.power);
+  SIEVE_GRID_STRIDE(x, a.B * chunks * each) {
+    const std::int64_t f = x % each, chunk = x / each % chunks, b = x / each / chunks;
+    float carry = 0;
+#pragma unroll 4
+    for (std::int64_t later = chunks - 1; later > chunk; --later) {
+      const std::int64_t at = (b * chunks + later) * each + f;
+      carry = fmaf(passes[at], carry, sums[at]);
+    }
+    walk_back(a, terms, chunk, b, f, carry, [&](std::int64_t at, float sum) {
+      store(dgates, at, sum * decay_slope(static_cast<float>(load(gates, at)), power));
+    });
+  }
+}
+
+template <class T>
+void find_gate_gradients(const LinearBackwardArgs& back, const HeadGradients& g, const Stream& stream) {
+  const LinearArgs& a = back.forward;
+  const std::int64_t gates = a.B * a.T * a.Hkv * a.D, chunks = a.B * a.chunks() * a.Hkv * a.D;
+  const Scratch terms(floats(gates), stream), sums(floats(chunks), stream), passes(floats(chunks), stream);
+  start("linear decay terms", decay_terms<T>, blocks_for(gates), kThreads, 0, stream, a, g, terms.as<float>());
+  start("linear gate sums", gate_sums, blocks_for(chunks), kThreads, 0, stream, a, terms.as<float>(), sums.as<float>(),
+        passes.as<float>());
+  start("linear gates", gate_gradient<T>, blocks_for(chunks), kThreads, 0, stream, a, terms.as<float>(),
+        sums.as<float>(), passes.as<float>(), static_cast<T*>(back.dgates_BTHD));
 }
 
 template <class T>
@@ -106,12 +152,7 @@ void backward(const LinearBackwardArgs& back, const Stream& stream) {
   find_gradients(a, dr, g, stream);
   start("linear finish", finish<T>, blocks_for(a.B * a.T * a.features()), kThreads, 0, stream, a, g,
         static_cast<T*>(back.dqkv_BTF));
-  if (!a.gated()) return;
-  const std::int64_t gates = a.B * a.T * a.Hkv * a.D;
-  const Scratch terms(floats(gates), stream);
-  start("linear decay terms", decay_terms<T>, blocks_for(gates), kThreads, 0, stream, a, g, terms.as<float>());
-  start("linear gates", gate_gradient<T>, blocks_for(a.B * a.Hkv * a.D), kThreads, 0, stream, a, terms.as<float>(),
-        static_cast<T*>(back.dgates_BTHD));
+  if (a.gated()) find_gate_gradients<T>(back, g, stream);
 }
 
 }  // namespace
