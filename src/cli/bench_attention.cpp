@@ -19,7 +19,9 @@ void add_bench_attention(CommandLine& line, CLI::App& bench) {
       "before every pass.\n"
       "Says from which length on a pattern is as fast as full attention. scripts/plot_attention.py draws the CSV.\n"
       "  sieve bench attention --lengths 1k,2k,4k,8k,16k --head-dim 128 --scores sigma4 --csv attention.csv");
-  command->add_option("--patterns", o.patterns, "of full, sliding_window, sparsek")
+  command
+      ->add_option("--patterns", o.patterns,
+                   "of full, sliding_window, sparsek, strided, fixed, longformer, bigbird, hash, moba")
       ->delimiter(',')
       ->capture_default_str();
   command->add_option("--lengths", o.lengths, "4k is 4,096 (default: 1k .. 128k on a GPU, 1k .. 8k on a CPU)")

@@ -6,7 +6,10 @@
 #include <iterator>
 
 #include "attention/attention.h"
+#include "attention/attention_cost.h"
 #include "attention/dense.h"
+#include "attention/pattern.h"
+#include "core/rng.h"
 #include "dist/communicator.h"
 #include "io/safetensors.h"
 #include "tensor/profile.h"
@@ -66,6 +69,26 @@ Bench resolve(const BenchAttentionOptions& o) {
   return bench;
 }
 
+// The numbers of the types that show pairs, as the comparison has them (configs/compare/novels.yaml): 1,024 rows at
+// T = 4,096, but for strided, which visits least at its own length.
+void set_pattern_numbers(AttentionSpec& spec) {
+  PatternSpec& p = spec.pattern;
+  switch (spec.kind) {
+    case AttentionKind::strided: p.stride = 64; break;
+    case AttentionKind::fixed: p.stride = 128, p.summary = 60; break;
+    case AttentionKind::longformer: spec.window = 1008, p.globals = 16; break;
+    case AttentionKind::bigbird: p.block = 64, p.global_blocks = 2, p.window_blocks = p.random_blocks = 7; break;
+    case AttentionKind::hash: p.buckets = 4; break;
+    case AttentionKind::moba: p.block = 256, p.blocks = 4; break;
+    case AttentionKind::full:
+    case AttentionKind::sliding_window:
+    case AttentionKind::sparsek: break;
+    default:
+      fail(Exit::config, kWhere, "--patterns: ", kAttentionKindNames[static_cast<std::size_t>(spec.kind)],
+           " is not timed alone: take a model that has it (sieve bench step CONFIG)");
+  }
+}
+
 AttentionInputs inputs_of(const Bench& bench, const std::string& pattern) {
   const BenchAttentionOptions& o = bench.options;
   AttentionInputs in;
@@ -80,6 +103,7 @@ AttentionInputs inputs_of(const Bench& bench, const std::string& pattern) {
   spec.sparsek.slope = o.slope;
   spec.sparsek.gate = static_cast<GateMode>(index_of(kGateModeNames, o.gate, "--gate"));
   in.rope.rotary_dims = o.rotary ? bench.D : 0;
+  set_pattern_numbers(spec);
   check_attention(spec, in.rope);
   return in;
 }
@@ -126,6 +150,34 @@ Tensor scores_of(const Bench& bench, std::int64_t T) {
   return scores;
 }
 
+// What queries of hash and moba might have chosen (attention/kernels/pattern.h): random buckets; the own block and
+// random earlier ones. Undefined for all others. How long choosing takes is not part of the times.
+Tensor choice_of(const Bench& bench, const AttentionSpec& spec, std::int64_t T) {
+  const bool hash = spec.kind == AttentionKind::hash;
+  if (!hash && spec.kind != AttentionKind::moba) return {};
+  const std::int64_t most = hash ? 1 : spec.pattern.blocks;
+  const Philox random{1, 4};
+  Tensor choice = empty({bench.B, bench.H, T, most}, DType::i32);
+  std::int32_t* list = choice.data<std::int32_t>();
+  for (std::int64_t row = 0; row < bench.B * bench.H * T; ++row, list += most) {
+    const auto at = static_cast<std::uint64_t>(row);
+    if (hash) {
+      *list = static_cast<std::int32_t>(random.bits64(at) % static_cast<std::uint64_t>(spec.pattern.buckets));
+      continue;
+    }
+    // One block out of each of most - 1 equal shares of the earlier ones: they differ and ascend.
+    const std::int64_t own = row % T / spec.pattern.block, shares = std::min(own, most - 1);
+    std::fill(list, list + most, kNoChoice);
+    for (std::int64_t s = 0; s < shares; ++s) {
+      const std::int64_t begin = own * s / shares, size = own * (s + 1) / shares - begin;
+      const auto drawn = random.bits64(at * 64 + static_cast<std::uint64_t>(s)) % static_cast<std::uint64_t>(size);
+      list[s] = static_cast<std::int32_t>(begin + static_cast<std::int64_t>(drawn));
+    }
+    list[shares] = static_cast<std::int32_t>(own);
+  }
+  return choice.to(bench.stream);
+}
+
 // One attention layer with what goes in from both sides. Backward runs as a node of the graph, without the engine that
 // would add the gradient up in fp32: in a model that is the business of the op before.
 class Layer {
@@ -136,9 +188,10 @@ class Layer {
         dout_(random_rows(bench, T, bench.H * bench.D, 3)),
         cold_(empty({bench.gpu() ? 1 << 30 : 64 << 20}, DType::u8, bench.stream)) {
     if (in_.spec.kind == AttentionKind::sparsek) scores_ = Variable::leaf(scores_of(bench, T).to(bench.stream));
+    choice_ = choice_of(bench, in_.spec, T);
   }
   const AttentionSpec& spec() const { return in_.spec; }
-  void forward() { out_ = attention(qkv_, scores_, in_); }
+  void forward() { out_ = choice_.defined() ? pattern_attention(qkv_, choice_, in_) : attention(qkv_, scores_, in_); }
   void backward() {
     out_.node()->backward(dout_);
     out_ = Variable();
@@ -150,7 +203,7 @@ class Layer {
  private:
   AttentionInputs in_;
   Variable qkv_, scores_, out_;
-  Tensor dout_, cold_;
+  Tensor dout_, cold_, choice_;
 };
 
 double median(std::vector<double> values) {
@@ -272,6 +325,7 @@ double visible_pairs(const AttentionSpec& spec, std::int64_t T) {
   };
   const auto t = static_cast<double>(T), w = static_cast<double>(spec.window);
   if (spec.kind == AttentionKind::full) return pairs(t, t);
+  if (shows_pairs(spec.kind)) return mean_keys(spec, T) * t;
   double sum = pairs(t, w);
   if (spec.kind == AttentionKind::sparsek && t > w) sum += pairs(t - w, static_cast<double>(spec.sparsek.k));
   return sum;

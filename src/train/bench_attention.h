@@ -16,7 +16,7 @@ namespace sieve {
 class Communicator;
 
 struct BenchAttentionOptions {
-  std::vector<std::string> patterns = {"full", "sliding_window", "sparsek"};
+  std::vector<std::string> patterns = {"full", "sliding_window", "sparsek"};  // also strided .. moba, by fixed numbers
   std::vector<std::string> lengths;    // "4k" is 4,096; empty: 1k .. 128k on a GPU, 1k .. 8k on a CPU
   std::int64_t rows = 0;               // B * H at every length; 0: 64 on a GPU, 4 on a CPU
   std::int64_t heads = 0;              // H; 0: the smaller of 16 and rows
@@ -57,7 +57,8 @@ Exit bench_attention(const BenchAttentionOptions& options, Communicator& comm);
 
 // The pieces, for tests.
 std::int64_t parse_length(const std::string& text);  // "512", "4k", "1M": powers of 1,024; Exit::config
-// (query, key) pairs of one head that count, without documents, when candidates compete on leaving the window.
+// (query, key) pairs of one head that count, without documents, when candidates compete on leaving the window; in the
+// mean where buckets decide.
 double visible_pairs(const AttentionSpec& spec, std::int64_t T);
 // The length at which `pattern` becomes as fast as full attention by total time: the first of the common lengths where
 // it is, or between it and the one before on the straight line of the log-log plot. Empty: at none of them.

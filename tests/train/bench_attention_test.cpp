@@ -201,6 +201,17 @@ TEST_CASE("lengths are read in powers of 1024") {
   }
 }
 
+TEST_CASE("types that show pairs are timed too, but for those that need a model") {
+  BenchAttentionOptions o = small("cpu");
+  o.patterns = {"strided", "fixed", "longformer", "bigbird", "hash", "moba"};
+  const std::string table = printed([&] { run(o); });
+  INFO(table);
+  for (const char* part : {"| strided | 64 |", "| fixed | 192 |", "| hash | 192 |", "| moba | 192 |"})
+    CHECK(table.find(part) != std::string::npos);
+  for (const char* type : {"top_k", "dsa", "nsa", "linear", "gla", "random_rows"})
+    CHECK(refusal([&](auto& x) { x.patterns = {type}; }, Exit::config).find(type) != std::string::npos);
+}
+
 TEST_CASE("visible pairs are counted") {
   AttentionSpec spec;
   for (const std::int64_t T : {1, 5, 8, 9, 40}) {
