@@ -49,7 +49,7 @@ Variable AttentionLayer::operator()(const Variable& x, const Variable& residual,
   const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = document_starts};
   const Variable qkv = qkv_(x);
   SelectionLives lives;
-  const Variable seen = attention(qkv, scores(x, document_starts, nullptr), inputs, has_scorer() ? stats : nullptr,
+  const Variable seen = attention(qkv, scores(x, document_starts, nullptr), inputs, score_heads_ > 0 ? stats : nullptr,
                                   linear_gate_ ? &lives : nullptr);
   if (!linear_gate_) return out_(seen, residual);
   const KeyExits exits = key_exits(lives.from, lives.to, spec_.window, document_starts);

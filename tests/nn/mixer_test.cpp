@@ -138,3 +138,16 @@ TEST_CASE("every attention type: a cache holds the rows that the formula counts"
     CHECK(static_cast<double>(generation.cache_bytes()) <= 2 * cost.cache_bytes * 2);
   }
 }
+
+TEST_CASE("random rows report the statistics of their selection beside which a learned one is read", "[nn]") {
+  const Decoder model(model_of(Arch::llama, AttentionKind::random_rows, 32, 256), {.seed = 3});
+  std::vector<SelectionStats> stats;
+  const TokenBatch batch{random_tokens(2, 256, 53, 1), random_tokens(2, 256, 53, 2), {}};
+  model.loss_sum(batch, nullptr, &stats);
+  REQUIRE(stats.size() == 2);
+  for (const SelectionStats& s : stats) {
+    CHECK(std::abs(s.score_std - 0.2887) < 0.03);              // of a uniform number
+    CHECK((s.ever_selected > 0.05 && s.ever_selected < 0.3));  // about 7 (1 + ln(251 / 7)) of 251
+    CHECK(s.mean_lifetime > 7);
+  }
+}
