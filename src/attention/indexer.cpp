@@ -1,5 +1,6 @@
 #include "attention/indexer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/choose.h"
@@ -13,6 +14,8 @@
 namespace sieve {
 namespace {
 
+constexpr std::int64_t kPieces = 128;  // of a batch's rows on a GPU: about a block a multiprocessor
+
 // Gradients are computed in forward, where the logits are, and scaled in backward.
 struct KlOfIndex {
   static constexpr std::string_view name = "index_loss";
@@ -22,9 +25,11 @@ struct KlOfIndex {
   std::array<Tensor, 3> grads;
 
   Tensor forward(const std::array<Tensor, 3>& in, const Tensor& choice, const Tensor& q, const Tensor& k) {
-    demand_cpu(q, "the loss of type dsa's indexer");
     const DType exact = compute_dtype(q.dtype());
-    const auto dense = [&](const Tensor& t) { return t.to(exact).contiguous(); };
+    const auto dense = [&](const Tensor& t) {
+      const Tensor rows = t.to(exact).contiguous();
+      return reinterpret_cast<std::uintptr_t>(rows.raw()) % 16 == 0 ? rows : rows.clone();  // for wide loads
+    };
     const Tensor iq = dense(in[0]), ik = dense(in[1]), w = dense(in[2]), qs = dense(q), ks = dense(k),
                  chosen = choice.contiguous();
     const std::int64_t B = iq.size(0), T = iq.size(2);
@@ -32,7 +37,7 @@ struct KlOfIndex {
                 choice.rank() == 4 && choice.size(0) == B && choice.size(1) == 1 && choice.size(2) == T,
             name, "wants q (B, Hi, T, Di), k (B, 1, T, Di), weights (B, Hi, T), choice (B, 1, T, n); got ", iq.shape(),
             ", ", ik.shape(), ", ", w.shape(), ", ", choice.shape());
-    const Tensor losses = empty({B, T}, DType::f64);
+    const Tensor losses = empty({B, T}, DType::f64, q.stream());
     IndexLossArgs args;
     args.index_q_BHTD = iq.raw(), args.index_k_BTD = ik.raw(), args.weights_BHT = w.raw();
     args.q_BHTD = qs.raw(), args.k_BHTD = ks.raw(), args.choice_BTM = chosen.data<std::int32_t>();
@@ -44,18 +49,20 @@ struct KlOfIndex {
       grads = {empty_like(iq), empty_like(ik), empty_like(w)};
       args.dq_BHTD = grads[0].raw(), args.dk_BTD = grads[1].raw(), args.dweights_BHT = grads[2].raw();
     }
-    cpu::run(args);
-    double sum = 0;
-    for (const double loss : losses.span<double>()) sum += loss;
-    return full({}, sum, exact);
+    Tensor sums;
+    if (q.device().is_cuda()) {
+      args.pieces = std::clamp<std::int64_t>(kPieces / std::max<std::int64_t>(1, B), 1, std::max<std::int64_t>(1, T));
+      const bool learns = args.dq_BHTD != nullptr;
+      sums = zeros({learns ? B * args.pieces * T * args.Di : 0}, DType::f32, q.stream());
+      args.piece_sums = sums.data<float>();
+    }
+    launch(q.stream(), args);
+    return sum(Variable(losses)).value().to(exact);
   }
   std::array<Tensor, 3> backward(const Tensor& grad, Needs<3>) {
-    const double factor = grad.item();
     std::array<Tensor, 3> out;
-    for (std::size_t i = 0; i < 3; ++i) {
-      if (!need[i]) continue;
-      out[i] = factor == 1 ? grads[i] : scale(Variable(grads[i]), factor).value();
-    }
+    for (std::size_t i = 0; i < 3; ++i)
+      if (need[i]) out[i] = mul(Variable(grads[i]), Variable(grad)).value();
     return out;
   }
 };

@@ -121,10 +121,39 @@ TEST_CASE("GPU: NaN is chosen and two runs choose alike", "[gpu]") {
 TEST_CASE("GPU: rotation and shared queries and keys are those of the CPU in fp32", "[gpu]") {
   SIEVE_NEEDS_GPU();
   for (const OpCase& op : choice_op_cases()) {
-    if (op.name == "index_loss") continue;  // the CPU's alone
+    if (op.name == "index_loss") continue;  // a test of its own, with choices there
     const OpReport report = check_case_on_device(op, gpu_stream(), 60);
     INFO(op.name << " " << report.where);
     CHECK(report.worst <= 1e-5);
+  }
+}
+
+TEST_CASE("GPU: the indexer's loss and gradients are those of the CPU", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (std::uint64_t c = 0; c < 40; ++c) {
+    Draw d(176, c);
+    const std::int64_t B = d.integer(1, 3), Hi = d.integer(1, 5), T = d.integer(1, 300),
+                       Di = d.chance(0.5) ? 32 : d.integer(1, 70), k = d.integer(1, 300);
+    AttentionInputs how;
+    how.spec = make_spec(AttentionKind::dsa, 4, d.chance(0.5) ? 4 : 2, d.chance(0.5) ? 64 : d.integer(1, 20));
+    const Tensor q = d.normal({B, Hi, T, Di}).to(DType::f32), keys = d.normal({B, 1, T, Di}).to(DType::f32),
+                 w = d.normal({B, Hi, T}, 0.2).to(DType::f32), starts = draw_starts(d, B, T),
+                 qkv = d.normal({B, T, how.spec.qkv_features()}).to(DType::f32);
+    const Tensor choice = index_choice({Variable(q), Variable(keys), Variable(w)}, k, starts);
+    const auto run = [&](auto&& place) {
+      const IndexInputs in{Variable::leaf(place(q)), Variable::leaf(place(keys)), Variable::leaf(place(w))};
+      const Variable loss = index_loss(in, place(choice), place(qkv), how);
+      backward(loss);
+      return std::vector<Tensor>{here(loss.value()), here(in.q.grad()), here(in.k.grad()), here(in.weights.grad())};
+    };
+    const auto wanted = run([](const Tensor&t) { return t; }), got = run(there), again = run(there);
+    for (std::size_t x = 0; x < 4; ++x) {
+      INFO("case " << c << " part " << x << " B " << B << " Hi " << Hi << " T " << T << " Di " << Di << " k " << k
+                   << " D " << how.spec.head_dim << ": " << worst_of(got[x], wanted[x]));
+      const double size = std::max(1.0, max_abs(wanted[x]));
+      CHECK(max_difference(got[x], wanted[x]) <= 2e-5 * size);
+      CHECK(same_bits(got[x], again[x]));
+    }
   }
 }
 

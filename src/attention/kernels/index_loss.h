@@ -26,10 +26,17 @@ struct IndexLossArgs : KernelArgs {
   void* dq_BHTD = nullptr;    // like index_q; null: no gradient is wanted, of none of the three
   void* dk_BTD = nullptr;     // like index_k
   void* dweights_BHT = nullptr;
+  // Of a GPU, which takes f32 alone: zeros (B, pieces, T, Di), unused without gradients. How many pieces a row is cut
+  // into must not depend on the machine: it is part of the last bits.
+  float* piece_sums = nullptr;
+  std::int64_t pieces = 1;
 };
 
 namespace cpu {
 void run(const IndexLossArgs& a);
 }  // namespace cpu
+namespace cuda {
+void run(const IndexLossArgs& a, Stream stream);
+}  // namespace cuda
 
 }  // namespace sieve
