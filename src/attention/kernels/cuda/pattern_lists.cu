@@ -88,9 +88,10 @@ __device__ PairOfTiles see_neighbours(const PairPattern& p, std::int64_t b, std:
 __device__ PairOfTiles see_buckets(const PairPattern& p, const std::int32_t* order, std::int64_t b, std::int64_t h,
                                    std::int64_t tile, std::int64_t block) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int self = p.kind == AttentionKind::strided && p.spec.part == PatternPart::columns ? 1 : 0;
   PairOfTiles pair;
   std::int32_t mine[2], bucket[2];
-  int key[2], start[2], bins[4] = {kBins, -1, kBins, -1};  // least and greatest of the queries, of the keys
+  int key[2], start[2];
 #pragma unroll
   for (int x = 0; x < 2; ++x) {
     pair.i[x] = PatternLists::position(order, tile * kSide + x * 32 + lane, p.T);
@@ -99,13 +100,7 @@ __device__ PairOfTiles see_buckets(const PairPattern& p, const std::int32_t* ord
     mine[x] = pair.i[x] >= 0 ? bucket_of(p, b, h, pair.i[x]) : 0;
     bucket[x] = key[x] >= 0 ? bucket_of(p, b, h, key[x]) : 0;
     start[x] = pair.i[x] >= 0 ? static_cast<int>(p.start_of(b, pair.i[x])) : 0;
-    if (const int bin = bin_of(p, mine[x]); pair.i[x] >= 0) bins[0] = min(bins[0], bin), bins[1] = max(bins[1], bin);
-    if (const int bin = bin_of(p, bucket[x]); key[x] >= 0) bins[2] = min(bins[2], bin), bins[3] = max(bins[3], bin);
   }
-  bins[0] = __reduce_min_sync(0xffffffffu, bins[0]), bins[1] = __reduce_max_sync(0xffffffffu, bins[1]);
-  bins[2] = __reduce_min_sync(0xffffffffu, bins[2]), bins[3] = __reduce_max_sync(0xffffffffu, bins[3]);
-  if (bins[0] > bins[3] || bins[2] > bins[1]) return pair;
-  const int self = p.kind == AttentionKind::strided && p.spec.part == PatternPart::columns ? 1 : 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     for (int from = 0; from < 32; ++from) {
@@ -139,17 +134,39 @@ __device__ void transpose(Word (&word)[2]) {
   word[0] = turned[0], word[1] = turned[1];
 }
 
-// One warp: drops what is not seen and closes the ranks.
-__device__ void close_ranks(std::int32_t* entries, std::int64_t n, std::int32_t* count) {
+// The tiles that can have pairs with the unit's. No query sees a later key; in slots sorted by bucket that holds too:
+// within a bin positions ascend.
+template <bool kKeys>
+__device__ Interval others_of(const PairPattern& p, const PatternLists& lists, const std::int32_t* order,
+                              std::int64_t b, std::int64_t h, std::int64_t side) {
+  const auto own = static_cast<std::int32_t>(side), all = static_cast<std::int32_t>(lists.sides);
+  if (order == nullptr)
+    return kKeys ? Interval{own, all}
+                 : Interval{static_cast<std::int32_t>(p.start_of(b, side * kSide) / kSide), own + 1};
+  const auto bin_at = [&](std::int64_t slot) {
+    return bin_of(p, bucket_of(p, b, h, order[slot < p.T ? slot : p.T - 1]));
+  };
+  // Queries: the first tile that ends in their first bin or later. Keys: the first that begins beyond their last bin.
+  const int mine = kKeys ? bin_at(side * kSide + kSide - 1) : bin_at(side * kSide);
+  std::int32_t low = kKeys ? own + 1 : 0, high = kKeys ? all : own;
+  while (low < high) {
+    const std::int32_t middle = (low + high) / 2;
+    const std::int64_t first = static_cast<std::int64_t>(middle) * kSide;
+    if (kKeys ? bin_at(first) > mine : bin_at(first + kSide - 1) >= mine) high = middle;
+    else low = middle + 1;
+  }
+  return kKeys ? Interval{own, low} : Interval{low, own + 1};
+}
+
+// One warp: drops what is not seen and moves the rest to the front.
+__device__ void close_ranks(std::int32_t* entries, const Interval& others, std::int32_t* count) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   std::int32_t filled = 0;
-  for (std::int64_t at = 0; at < n; at += 32) {
-    const std::int32_t state = at + lane < n ? entries[at + lane] : kUnseen;
+  for (std::int32_t at = others.begin; at < others.end; at += 32) {
+    const std::int32_t state = at + lane < others.end ? entries[at + lane] : kUnseen;
     const unsigned seen = __ballot_sync(0xffffffffu, state != kUnseen);  // all have read, and none writes ahead
-    if (state != kUnseen) {
-      entries[filled + __popc(seen & ((1u << lane) - 1))] =
-          static_cast<std::int32_t>(2 * (at + lane) + (state == kPartial ? 1 : 0));
-    }
+    if (state != kUnseen)
+      entries[filled + __popc(seen & ((1u << lane) - 1))] = 2 * (at + lane) + (state == kPartial ? 1 : 0);
     filled += __popc(seen);
     __syncwarp();
   }
@@ -163,11 +180,11 @@ __global__ void __launch_bounds__(kThreads) fill(const PairPattern p, const Patt
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const std::int32_t* order = lists.order_of(plan);
   std::int32_t* entries = lists.entries + unit * lists.sides;
-  for (std::int64_t other = warp; other < lists.sides; other += kThreads / 32) {
+  const Interval others = others_of<kKeys>(p, lists, order, b, h, side);
+  for (std::int64_t other = others.begin + warp; other < others.end; other += kThreads / 32) {
     const std::int64_t tile = kKeys ? other : side, block = kKeys ? side : other;
     State state = kUnseen;
-    // In the order of positions: no later key, and none before the document of the tile's first query.
-    if (order != nullptr || (block <= tile && (block + 1) * kSide > p.start_of(b, tile * kSide))) {
+    if (order != nullptr || (block + 1) * kSide > p.start_of(b, tile * kSide)) {  // else of an earlier document
       PairOfTiles pair =
           order != nullptr ? see_buckets(p, order, b, h, tile, block) : see_neighbours(p, b, h, tile, block);
       const bool some = (pair.word[0] | pair.word[1]) != 0;
@@ -182,7 +199,7 @@ __global__ void __launch_bounds__(kThreads) fill(const PairPattern p, const Patt
     if (lane == 0) entries[other] = state;
   }
   __syncthreads();
-  if (warp == 0) close_ranks(entries, lists.sides, lists.counts + unit);
+  if (warp == 0) close_ranks(entries, others, lists.counts + unit);
 }
 
 bool fits_tensor_cores(const PatternForwardArgs& a) {  // as far as the memory goes
