@@ -43,6 +43,7 @@ void add_pretrain(CommandLine& line);
 void add_finetune(CommandLine& line);
 void add_eval(CommandLine& line);
 void add_generate(CommandLine& line);
+void add_probe(CommandLine& line);
 void add_plan(CommandLine& line);
 void add_data(CommandLine& line);
 void add_tokenizer(CommandLine& line);

@@ -9,6 +9,7 @@
 #include "train/commands.h"
 #include "train/eval_config.h"
 #include "train/load_config.h"
+#include "train/probe_config.h"
 
 namespace sieve {
 namespace {
@@ -33,13 +34,16 @@ void explain_field(const FieldInfo& field) {
   std::cout << "  default  " << field.default_text << '\n';
 }
 
-// Keys of `sieve eval`, which has a configuration of its own.
-std::vector<FieldInfo> eval_fields() {
-  std::vector<FieldInfo> fields = list_fields(EvalFile{});
-  fields.erase(std::remove_if(fields.begin(), fields.end(), [](const FieldInfo& f) { return f.path == "schema"; }),
-               fields.end());
+// Keys at or below `group` of a command that has a configuration of its own.
+template <class File>
+std::vector<FieldInfo> fields_of(const std::string& group) {
+  std::vector<FieldInfo> fields = list_fields(File{});
+  const auto elsewhere = [&](const FieldInfo& f) { return f.path != group && f.path.rfind(group + ".", 0) != 0; };
+  fields.erase(std::remove_if(fields.begin(), fields.end(), elsewhere), fields.end());
   return fields;
 }
+std::vector<FieldInfo> eval_fields() { return fields_of<EvalFile>("eval"); }
+std::vector<FieldInfo> probe_fields() { return fields_of<ProbeConfig>("probe"); }
 
 void print_table(const std::vector<FieldInfo>& fields) {
   std::cout << "| key | type | default | values | meaning |\n|---|---|---|---|---|\n";
@@ -71,6 +75,11 @@ void print_markdown() {
                "`sieve eval`\nis given instead of one. They are no keys of a training run, whose own `eval` group is "
                "above.\n[evaluation.md](evaluation.md) says what is measured and how it is reported.\n\n";
   print_table(eval_fields());
+  std::cout
+      << "\n## `sieve probe`\n\n"
+         "A probe's file has this group beside `schema`, `device` and `model`, whose keys are those of a training "
+         "run.\n[probes.md](probes.md) describes the tasks and what is measured.\n\n";
+  print_table(probe_fields());
 }
 
 Exit explain(const std::string& key, bool markdown) {
@@ -83,6 +92,7 @@ Exit explain(const std::string& key, bool markdown) {
     field.doc = "sieve eval: " + field.doc;
     fields.push_back(std::move(field));
   }
+  for (FieldInfo& field : probe_fields()) fields.push_back(std::move(field));
   bool found = false;
   std::vector<std::string_view> names;
   for (const FieldInfo& field : fields) {

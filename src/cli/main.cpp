@@ -33,6 +33,7 @@ void add_subcommands(CommandLine& line) {
   add_finetune(line);
   add_eval(line);
   add_generate(line);
+  add_probe(line);
   add_plan(line);
   add_data(line);
   add_tokenizer(line);

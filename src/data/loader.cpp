@@ -49,7 +49,7 @@ std::int64_t TrainingSet::tokens() const {
   return sum;
 }
 
-Loader::Loader(std::shared_ptr<const TrainingSet> set, std::int64_t rows, const MicroBatchRange& range,
+Loader::Loader(std::shared_ptr<const BatchSet> set, std::int64_t rows, const MicroBatchRange& range,
                std::int64_t first_step, int prefetch)
     : set_(std::move(set)),
       rows_(rows),

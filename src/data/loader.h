@@ -19,9 +19,16 @@
 
 namespace sieve {
 
+// Numbered micro-batches without end: what a Loader reads ahead.
+class BatchSet {
+ public:
+  virtual ~BatchSet() = default;
+  virtual Batch micro_batch(std::int64_t index, std::int64_t rows) const = 0;  // thread-safe
+};
+
 // The training corpus as numbered micro-batches. Rows of micro-batch m are samples mB .. mB + B - 1: a pure function of
 // (seed, m).
-class TrainingSet {
+class TrainingSet final : public BatchSet {
  public:
   struct Source {
     std::shared_ptr<const TokenSource> tokens;
@@ -30,7 +37,7 @@ class TrainingSet {
   // Exit::data, naming the source, when a text is shorter than one sequence (seq_len + 1 tokens).
   TrainingSet(std::vector<Source> sources, std::int64_t seq_len, std::uint64_t seed, bool document_mask);
 
-  Batch micro_batch(std::int64_t index, std::int64_t rows) const;  // thread-safe
+  Batch micro_batch(std::int64_t index, std::int64_t rows) const override;
   const Sampler& sampler() const { return sampler_; }
   std::int64_t seq_len() const { return seq_len_; }
   std::int64_t tokens() const;  // of all sources
@@ -64,8 +71,8 @@ class Loader {
     double build_seconds = 0;  // spent by the thread making batches
   };
   // prefetch: batches kept ready, 0 = made inside next() with no thread.
-  Loader(std::shared_ptr<const TrainingSet> set, std::int64_t rows, const MicroBatchRange& range,
-         std::int64_t first_step, int prefetch);
+  Loader(std::shared_ptr<const BatchSet> set, std::int64_t rows, const MicroBatchRange& range, std::int64_t first_step,
+         int prefetch);
   ~Loader();  // joins the thread, at most one batch later
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
@@ -77,7 +84,7 @@ class Loader {
   void run();
   std::int64_t index_of(std::int64_t n) const;
 
-  std::shared_ptr<const TrainingSet> set_;
+  std::shared_ptr<const BatchSet> set_;
   std::int64_t rows_, first_step_;
   MicroBatchRange range_;
   std::size_t prefetch_;

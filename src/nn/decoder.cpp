@@ -117,6 +117,14 @@ Tensor Decoder::logits(const Tensor& tokens, const Tensor& document_starts) cons
   return head_logits(hidden(tokens, document_starts, nullptr).value());
 }
 
+Tensor Decoder::logits_at(const Tensor& tokens, const Tensor& rows) const {
+  const NoGrad no_grad;
+  const Variable x = hidden(tokens, {}, nullptr);
+  const std::int64_t C = x.size(2);
+  const Variable some = embedding(reshape(x, {x.size(0) * x.size(1), C}), rows.to(stream()));
+  return head_logits(some.value().reshape({1, rows.numel(), C})).reshape({rows.numel(), head_->value.size(0)});
+}
+
 void Decoder::visit_logits(const Tensor& tokens, std::int64_t begin, std::int64_t rows,
                            const std::function<void(std::int64_t, const Tensor&)>& visit) const {
   require(tokens.rank() == 2 && tokens.size(0) == 1 && begin >= 0 && rows >= 1, "decoder", "wants tokens (1, T), got ",

@@ -66,7 +66,11 @@ class Decoder {
   // (B, T, V) in the compute dtype's accumulator (fp32 for bf16 models: not rounded again). Records nothing.
   Tensor logits(const Tensor& tokens, const Tensor& document_starts = {}) const;
 
-  // The same a chunk of at most `rows` positions at a time, from position `begin` of one sequence tokens (1, T) on:
+  // The logits of some rows alone: rows i32 (n), places in the flattened (B, T) -> (n, V). For models asked at few
+  // places.
+  Tensor logits_at(const Tensor& tokens, const Tensor& rows) const;
+
+  // All logits, a chunk of at most `rows` positions at a time, from position `begin` of one sequence tokens (1, T) on:
   // visit(first position, logits (1, n, V)). For sequences whose logits would fill the memory.
   void visit_logits(const Tensor& tokens, std::int64_t begin, std::int64_t rows,
                     const std::function<void(std::int64_t, const Tensor&)>& visit) const;

@@ -63,7 +63,7 @@ struct PlanOptions {
 };
 Exit plan(const PlanOptions& options);
 
-// `config check`: loads and cross-checks a run configuration (pretrain's, or eval's when the file has no model). Throws
+// `config check`: loads and cross-checks a configuration of pretrain, or of eval or probe where the file is one. Throws
 // on the first error.
 void check_config(const std::string& config, const std::vector<std::string>& overrides, int world_size);
 

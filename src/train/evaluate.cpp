@@ -21,6 +21,7 @@
 #include "train/idle_keys.h"
 #include "train/load_config.h"
 #include "train/on_root.h"
+#include "train/probe_config.h"
 
 namespace sieve {
 
@@ -221,9 +222,14 @@ Exit evaluate(const EvalOptions& options, Communicator& comm) {
 }
 
 void check_config(const std::string& config, const std::vector<std::string>& overrides, int world_size) {
-  // A file with eval.checkpoints is one for `sieve eval`; both schemas have an eval group.
+  // A file with a probe group is one for `sieve probe`, one with eval.checkpoints for `sieve eval`; the training's
+  // schema has an eval group too.
   ConfigTree tree;
   if (!config.empty()) tree.load(config);
+  if (tree.given("probe")) {
+    load_probe(config, overrides, world_size);
+    return;
+  }
   if (!tree.given("eval.checkpoints") && !tree.given("eval.data")) {
     const LoadedConfig loaded = load_run_config(config, overrides, world_size);
     warn_of_idle_keys(loaded.config, loaded.tree);

@@ -11,6 +11,7 @@
 #include "train/commands.h"
 #include "train/compute.h"
 #include "train/demo.h"
+#include "train/freeze.h"
 #include "train/idle_keys.h"
 #include "train/manifest.h"
 #include "train/on_root.h"
@@ -107,21 +108,7 @@ std::unique_ptr<Decoder> build_model(const Start& start, const RunConfig& config
     for (const auto& name : report.fresh) log_info("  new     ", name);
     for (const auto& name : report.unexpected) log_info("  unused  ", name);
   });
-  std::vector<bool> used(config.train.freeze.size(), false);
-  bool any_left = false;
-  for (const auto& p : model->parameters()) {
-    for (std::size_t i = 0; i < used.size(); ++i) {
-      if (!matches_pattern(config.train.freeze[i], p->name)) continue;
-      used[i] = true;
-      if (p->trainable) freeze(*p);
-    }
-    any_left = any_left || p->trainable;
-  }
-  for (std::size_t i = 0; i < used.size(); ++i) {
-    if (!used[i])
-      start.loaded.tree.fail_at("train.freeze", cat("\"", config.train.freeze[i], "\" matches no parameter"));
-  }
-  if (!any_left) start.loaded.tree.fail_at("train.freeze", "freezes every parameter: nothing is left to train");
+  freeze_matching(*model, config.train.freeze, start.loaded.tree, "train.freeze");
   const Stream stream = compute_stream(config.device.type, comm.local_rank());
   connect_gpus(comm, stream.device, config.parallel.timeout);
   set_gpu_determinism(*config.run.deterministic);
