@@ -12,8 +12,9 @@
 namespace sieve {
 namespace {
 
-constexpr std::int64_t kNoise = 16;      // tokens that only fill
-constexpr double kGapPower = 0.01;       // of the power law of mqar's gaps
+constexpr std::int64_t kNoise = 16;  // tokens that only fill
+constexpr double kGapPower = 0.01;   // of the power law of mqar's gaps
+constexpr std::int64_t kMostQuestions = 16;
 constexpr std::int64_t kEvaluation = 1;  // keeps its random streams apart
 
 // A row in the making. Random number i of purpose p is counter p T + i: purposes never share one.
@@ -91,7 +92,7 @@ std::vector<std::int64_t> gaps(const Draft& d, std::int64_t room) {
 
 // [key value] n times, then every key once more at an even distance from the pairs, noise between. Ids: keys, values,
 // noise.
-void mqar(Draft& d) {
+void mqar(Draft& d, bool hints) {
   const std::int64_t n = d.n, K = d.spec.keys, S = d.spec.symbols;
   if (d.spec.marked) d.fill(2 * n, d.T, K + S, kNoise);
   else d.fill(2 * n, d.T, 0, K + S);
@@ -106,11 +107,13 @@ void mqar(Draft& d) {
     d.put(2 * i + 1, value);
     d.put(at, key);
     d.ask(at, value, 2 * i + 1);
+    if (hints) d.ask(2 * i + 1, key, 2 * i);
   }
 }
 
-std::int64_t at_depth(const Draft& d, std::int64_t places) {
-  if (!d.setting.depth) return d.pick(3, 0, places);
+// Which of `places` question `q` is about.
+std::int64_t at_depth(const Draft& d, std::int64_t q, std::int64_t places) {
+  if (!d.setting.depth) return d.pick(3, q, places);
   return std::llround(*d.setting.depth * static_cast<double>(places - 1));
 }
 
@@ -123,7 +126,7 @@ struct PasskeyIds {
 // [noise] [say digits] [noise] [ask, then the digits in turn]
 void marked_passkey(Draft& d) {
   const PasskeyIds ids(d.spec);
-  const std::int64_t n = d.n, body = d.T - n, begin = at_depth(d, body - n);
+  const std::int64_t n = d.n, body = d.T - n, begin = at_depth(d, 0, body - n);
   d.fill(0, body, ids.noise, kNoise);
   d.put(begin, ids.say);
   for (std::int64_t i = 0; i < n; ++i) d.put(begin + 1 + i, d.pick(1, i, d.spec.symbols));
@@ -131,28 +134,34 @@ void marked_passkey(Draft& d) {
   d.ask_in_turn(body, begin + 1);
 }
 
-std::int64_t sentences(const ProbeSpec& spec, const ProbeSetting& setting) {
-  return std::min(spec.keys, (setting.length - setting.items - 1) / (setting.items + 2));
+// Questions of an unmarked passkey's training row with hints: a row that asks once teaches little.
+std::int64_t questions(const Draft& d, bool hints) {
+  return hints ? std::clamp<std::int64_t>(d.T / 4 / (d.n + 1), 1, kMostQuestions) : 1;
 }
 
-// [say name digits] as often as there is room and are names, evenly spread, then [ask name, then its digits in turn]
-void unmarked_passkey(Draft& d) {
+// [say name digits] as often as there is room and are names, evenly spread, then [ask name, then its digits in turn],
+// once or with hints several times.
+void unmarked_passkey(Draft& d, bool hints) {
   const PasskeyIds ids(d.spec);
-  const std::int64_t n = d.n, body = d.T - n - 1, K = d.spec.keys, count = sentences(d.spec, d.setting);
+  const std::int64_t n = d.n, K = d.spec.keys, asks = questions(d, hints), body = d.T - asks * (n + 1);
+  const std::int64_t count = std::min(K, body / (n + 2));
   d.fill(0, body, ids.noise, kNoise);
-  std::vector<std::int64_t> names(static_cast<std::size_t>(K));
+  std::vector<std::int64_t> names(static_cast<std::size_t>(K)), begins;
   std::iota(names.begin(), names.end(), 0);
-  const std::int64_t wanted = at_depth(d, count);
   for (std::int64_t i = 0; i < count; ++i) {
     std::swap(names[static_cast<std::size_t>(i)], names[static_cast<std::size_t>(i + d.pick(1, i, K - i))]);
-    const std::int64_t begin = i * (body - n - 2) / std::max<std::int64_t>(1, count - 1);
-    d.put(begin, ids.say);
-    d.put(begin + 1, ids.names + names[static_cast<std::size_t>(i)]);
-    for (std::int64_t j = 0; j < n; ++j) d.put(begin + 2 + j, d.pick(2, i * n + j, d.spec.symbols));
-    if (i != wanted) continue;
-    d.put(body, ids.ask);
-    d.put(body + 1, d.token(begin + 1));
-    d.ask_in_turn(body + 1, begin + 2);
+    begins.push_back(i * (body - n - 2) / std::max<std::int64_t>(1, count - 1));
+    d.put(begins.back(), ids.say);
+    d.put(begins.back() + 1, ids.names + names[static_cast<std::size_t>(i)]);
+    for (std::int64_t j = 0; j < n; ++j) d.put(begins.back() + 2 + j, d.pick(2, i * n + j, d.spec.symbols));
+    for (std::int64_t j = 0; hints && j < n; ++j)
+      d.ask(begins.back() + 2 + j, d.token(begins.back() + 1), begins.back() + 1);
+  }
+  for (std::int64_t q = 0; q < asks; ++q) {
+    const std::int64_t begin = begins[static_cast<std::size_t>(at_depth(d, q, count))], at = body + q * (n + 1);
+    d.put(at, ids.ask);
+    d.put(at + 1, d.token(begin + 1));
+    d.ask_in_turn(at + 1, begin + 2);
   }
 }
 
@@ -188,6 +197,18 @@ std::int64_t shortest_probe(const ProbeSpec& s, std::int64_t n) {
   fail(Exit::internal, "probe", "unknown task");
 }
 
+namespace {
+
+// As often from 1 to 2 as from 2 to 4, and so on.
+ProbeSetting varied(ProbeSetting setting, const Philox& random) {
+  constexpr std::uint64_t kOwn = ~std::uint64_t{0};  // a counter that no row reaches
+  const double drawn = std::exp(random.uniform(kOwn) * std::log(static_cast<double>(setting.items + 1)));
+  setting.items = std::clamp<std::int64_t>(static_cast<std::int64_t>(drawn), 1, setting.items);
+  return setting;
+}
+
+}  // namespace
+
 ProbeRow probe_row(const ProbeSpec& spec, const ProbeSetting& setting, ProbeUse use, std::uint64_t seed,
                    std::int64_t row) {
   require(setting.items >= 1 && setting.length >= shortest_probe(spec, setting.items), "probe", setting.items,
@@ -196,11 +217,14 @@ ProbeRow probe_row(const ProbeSpec& spec, const ProbeSetting& setting, ProbeUse 
                                    ? stream_of(row)
                                    : stream_of(row, kEvaluation, setting.length, setting.items,
                                                setting.depth ? std::llround(*setting.depth * 1e6) : -1);
-  Draft draft(spec, setting, Philox{seed, stream});
+  const Philox random{seed, stream};
+  const ProbeSetting own = spec.vary && use == ProbeUse::training ? varied(setting, random) : setting;
+  Draft draft(spec, own, random);
+  const bool hints = spec.hints && use == ProbeUse::training;
   switch (spec.task) {
-    case ProbeTask::selective_copy: selective_copy(draft, spec.hints && use == ProbeUse::training); break;
-    case ProbeTask::mqar: mqar(draft); break;
-    case ProbeTask::passkey: spec.marked ? marked_passkey(draft) : unmarked_passkey(draft); break;
+    case ProbeTask::selective_copy: selective_copy(draft, hints); break;
+    case ProbeTask::mqar: mqar(draft, hints); break;
+    case ProbeTask::passkey: spec.marked ? marked_passkey(draft) : unmarked_passkey(draft, hints); break;
     case ProbeTask::long_copy: long_copy(draft); break;
   }
   return std::move(draft.row);

@@ -22,7 +22,10 @@ struct ProbeSpec {
   std::int64_t symbols = 16;  // different answers
   std::int64_t keys = 0;      // different keys of mqar, names of an unmarked passkey
   bool marked = true;         // what will be asked for can be told from the rest where it stands
-  bool hints = false;         // selective_copy, training: a marked token is asked for its own symbol too
+  // Training rows ask for more than is measured. selective_copy: a marked token for its own symbol; mqar: a value for
+  // its key; an unmarked passkey: a digit for its sentence's name, and several questions at the end.
+  bool hints = false;
+  bool vary = false;  // a training row holds from one item to all, small numbers as often as large ones
 };
 
 // What a row is made for. depth: of the passkey's sentence, 0 the row's beginning, 1 its end; absent: random.

@@ -53,8 +53,16 @@ void ProbeGroup::fields(FieldVisitor& v) {
              "of its own); false: mqar and long_copy take noise from the tokens of the items, passkey fills the row "
              "with sentences of which the question names one; auto = false for mqar, else true"},
             marked);
-  v.boolean({"hints", "selective_copy: in training a marked token is asked for its own symbol where it stands, too"},
-            hints);
+  v.boolean(
+      {"hints",
+       "training rows ask for more than is measured, so that there is more to learn from: selective_copy a marked "
+       "token for its own symbol, mqar a value for its key, an unmarked passkey a digit for its sentence's name "
+       "and up to 16 questions at the end"},
+      hints);
+  v.boolean({"vary",
+             "a training row holds from one item to probe.items, small numbers as often as large ones; auto = true for "
+             "mqar, which is hardly learned otherwise, else false"},
+            vary);
   v.integer({.name = "steps", .doc = "updates", .min = 1}, steps);
   v.integer({.name = "batch", .doc = "rows of an update, over all ranks", .min = 1}, batch);
   v.integer(
@@ -77,7 +85,13 @@ void ProbeConfig::fields(FieldVisitor& v) {
 }
 
 ProbeSpec ProbeGroup::spec() const {
-  return {.task = task, .items = items, .symbols = *symbols, .keys = *keys, .marked = *marked, .hints = hints};
+  return {.task = task,
+          .items = items,
+          .symbols = *symbols,
+          .keys = *keys,
+          .marked = *marked,
+          .hints = hints,
+          .vary = *vary};
 }
 
 std::vector<ProbeSetting> ProbeGroup::settings() const {
@@ -100,6 +114,7 @@ void resolve(ProbeGroup& p, int world_size) {
   if (!p.symbols) p.symbols = mqar ? 4096 : 16;
   if (!p.keys) p.keys = mqar ? 4096 : 256;
   if (!p.marked) p.marked = !mqar;
+  if (!p.vary) p.vary = mqar;
   if (!p.micro_batch) p.micro_batch = std::max<std::int64_t>(1, p.batch / world_size);
   if (p.eval.lengths.empty()) p.eval.lengths = {p.length};
   if (p.eval.items.empty()) p.eval.items = {p.items};
@@ -119,7 +134,7 @@ void check_idle(const ProbeGroup& p, const ConfigTree& tree, Problems& problems)
   };
   idle("probe.keys", p.task == ProbeTask::mqar || (p.task == ProbeTask::passkey && !*p.marked));
   idle("probe.marked", p.task != ProbeTask::selective_copy);
-  idle("probe.hints", p.task == ProbeTask::selective_copy);
+  idle("probe.hints", p.task != ProbeTask::long_copy && (p.task != ProbeTask::passkey || !*p.marked));
   idle("probe.eval.depths", p.task == ProbeTask::passkey);
 }
 

@@ -27,6 +27,7 @@ struct ProbeGroup {
   std::optional<std::int64_t> symbols, keys;
   std::optional<bool> marked;
   bool hints = true;
+  std::optional<bool> vary;
   std::int64_t steps = 1000, batch = 16;
   std::optional<std::int64_t> micro_batch;
   double lr = 1e-3, weight_decay = 0.01, grad_clip = 1.0;

@@ -28,10 +28,16 @@ std::vector<Case> cases() {
       {"selective copy of fewer", {.task = selective_copy, .items = 6, .symbols = 5}, {31, 4, {}}},
       {"selective copy, shortest", {.task = selective_copy, .items = 6, .symbols = 5}, {12, 6, {}}},
       {"mqar", {.task = mqar, .items = 8, .symbols = 20, .keys = 30, .marked = false}, {101, 8, {}}},
+      {"mqar with hints",
+       {.task = mqar, .items = 8, .symbols = 20, .keys = 30, .marked = true, .hints = true},
+       {101, 8, {}}},
       {"mqar, noise apart", {.task = mqar, .items = 8, .symbols = 20, .keys = 8, .marked = true}, {32, 8, {}}},
       {"passkey", {.task = passkey, .items = 4, .symbols = 10}, {77, 4, {}}},
       {"passkey, shortest", {.task = passkey, .items = 4, .symbols = 10}, {9, 4, {}}},
       {"passkey at a depth", {.task = passkey, .items = 4, .symbols = 10}, {77, 4, 1.0}},
+      {"passkey asked often",
+       {.task = passkey, .items = 3, .symbols = 10, .keys = 12, .marked = false, .hints = true},
+       {90, 3, {}}},
       {"passkey of many", {.task = passkey, .items = 3, .symbols = 10, .keys = 12, .marked = false}, {90, 3, {}}},
       {"passkey of two", {.task = passkey, .items = 3, .symbols = 10, .keys = 12, .marked = false}, {14, 3, 0.0}},
       {"long copy", {.task = long_copy, .items = 9, .symbols = 7}, {64, 9, {}}},
@@ -60,6 +66,7 @@ Answers solve_mqar(const ProbeSpec& s, std::int64_t n, const std::vector<std::in
   for (std::int64_t i = 0; i < n; ++i)
     value[x[static_cast<std::size_t>(2 * i)]] = x[static_cast<std::size_t>(2 * i + 1)];
   Answers out;
+  for (std::int64_t i = 0; i < n && s.hints; ++i) out[2 * i + 1] = x[static_cast<std::size_t>(2 * i)];
   // Noise may look like a key anywhere; a question stands at an even place. Which of several is meant, only the targets
   // say.
   for (std::size_t t = static_cast<std::size_t>(2 * n); t < x.size(); t += 2) {
@@ -76,14 +83,19 @@ Answers turns(const std::vector<std::int32_t>& x, std::int64_t at, std::int64_t 
 
 Answers solve_passkey(const ProbeSpec& s, std::int64_t n, const std::vector<std::int32_t>& x) {
   const auto say = static_cast<std::int32_t>(s.symbols + 16), ask = say + 1;
-  const auto at = std::find(x.begin(), x.end(), ask) - x.begin();
-  CHECK(std::count(x.begin(), x.end(), ask) == 1);
-  for (std::int64_t t = 0; t < at; ++t) {
-    if (x[static_cast<std::size_t>(t)] != say) continue;
-    if (s.marked) return turns(x, at, t + 1, n);
-    if (x[static_cast<std::size_t>(t + 1)] == x[static_cast<std::size_t>(at + 1)]) return turns(x, at + 1, t + 2, n);
+  const auto T = static_cast<std::int64_t>(x.size());
+  const auto token = [&](std::int64_t t) { return x[static_cast<std::size_t>(t)]; };
+  Answers out;
+  for (std::int64_t at = 0; at < T; ++at) {
+    if (token(at) != ask) continue;
+    for (std::int64_t t = 0; t < at; ++t) {
+      for (std::int64_t j = 0; j < n && s.hints && token(t) == say; ++j) out[t + 2 + j] = token(t + 1);
+      if (token(t) == say && s.marked) out.merge(turns(x, at, t + 1, n));
+      if (token(t) == say && !s.marked && token(t + 1) == token(at + 1)) out.merge(turns(x, at + 1, t + 2, n));
+    }
   }
-  return {};
+  CHECK(std::count(x.begin(), x.end(), ask) == (s.hints ? T / 4 / (n + 1) : 1));
+  return out;
 }
 
 Answers solve(const Case& c, const std::vector<std::int32_t>& x) {
@@ -164,6 +176,18 @@ TEST_CASE("probes: a row is a function of its number and the seed") {
     const std::int32_t* targets = whole.targets.data<std::int32_t>();
     CHECK(whole.target_count == std::count_if(targets, targets + 4 * T, [](std::int32_t t) { return t >= 0; }));
   }
+}
+
+TEST_CASE("probes: rows of varied numbers hold from one item to all in training and all in evaluation") {
+  const ProbeSpec spec{.task = ProbeTask::mqar, .items = 8, .symbols = 20, .keys = 30, .vary = true};
+  std::map<std::size_t, int> seen;
+  for (std::int64_t r = 0; r < 200; ++r) {
+    ++seen[asked(probe_row(spec, {64, 8, {}}, ProbeUse::training, 1, r)).size()];
+    CHECK(asked(probe_row(spec, {64, 8, {}}, ProbeUse::evaluation, 1, r)).size() == 8);
+  }
+  CHECK(seen.size() == 8);
+  CHECK((seen.begin()->first == 1 && seen.rbegin()->first == 8));
+  CHECK(seen[1] > seen[8]);
 }
 
 TEST_CASE("probes: the passkey stands at the depth that is asked for") {
