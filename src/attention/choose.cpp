@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <mutex>
+#include <string_view>
 #include <vector>
 
 #include "attention/document_starts.h"
@@ -47,11 +48,6 @@ Tensor kept_directions(const AttentionSpec& spec, const Stream& stream) {
 }
 
 }  // namespace
-
-void demand_cpu(const Tensor& x, std::string_view what) {
-  if (x.device().is_cuda())
-    fail(Exit::config, "attention", what, " has no GPU kernel yet: run it with device.type=cpu");
-}
 
 DType choice_dtype(const Tensor& q) { return q.device().is_cuda() ? q.dtype() : compute_dtype(q.dtype()); }
 

@@ -2,8 +2,6 @@
 // through a choice. Letters: B batch, T time, H query heads, Hk key heads, N new positions, D head size.
 #pragma once
 
-#include <string_view>
-
 #include "attention/attention.h"
 #include "attention/pattern_cache.h"
 
@@ -28,8 +26,5 @@ Tensor hash_directions(const AttentionSpec& spec);
 
 // What the kernels of the choice take for such queries: on a GPU as they come, on the CPU in the compute dtype.
 DType choice_dtype(const Tensor& q);
-
-// Error(Exit::config) for what only the CPU computes.
-void demand_cpu(const Tensor& x, std::string_view what);
 
 }  // namespace sieve

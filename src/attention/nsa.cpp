@@ -1,8 +1,8 @@
 #include "attention/nsa.h"
 
 #include <cmath>
+#include <utility>
 
-#include "attention/choose.h"
 #include "attention/document_starts.h"
 #include "attention/kernels/nsa.h"
 #include "attention/registry.h"
@@ -10,8 +10,6 @@
 
 namespace sieve {
 namespace {
-
-constexpr std::string_view kType = "type nsa";
 
 CompressedGrid grid_of(const PatternSpec& p, std::int64_t B, std::int64_t T, const Tensor& starts) {
   if (p.compress_stride < 1 || p.compress_block < 1 || p.compress_block % p.compress_stride != 0)
@@ -60,7 +58,6 @@ struct CompressRows {
 
   Tensor forward(const std::array<Tensor, 2>& in, std::int64_t heads, const PatternSpec& spec,
                  const Tensor& documents) {
-    demand_cpu(in[0], kType);
     require(in[0].rank() == 3 && heads >= 1 && in[0].size(2) % heads == 0, name, "wants x (B, T, ", heads,
             " heads), got ", in[0].shape());
     const std::int64_t B = in[0].size(0), T = in[0].size(1), D = in[0].size(2) / heads;
@@ -73,7 +70,7 @@ struct CompressRows {
     Tensor out = empty({B, heads, args.grid.M(), args.grid.l * D}, x.dtype(), x.stream());
     args.x_BTF = x.raw(), args.positions_LD = positions.raw(), args.out_BHML = out.raw();
     args.H = heads, args.D = D, args.dtype = x.dtype();
-    cpu::run(args);
+    launch(x.stream(), args);
     return out;
   }
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2> need) {
@@ -85,7 +82,7 @@ struct CompressRows {
       dpositions = empty({args.grid.l, args.D}, compute_dtype(grad.dtype()), grad.stream());
       back.dpositions_LD = dpositions.raw();
     }
-    cpu::run(back);
+    launch(grad.stream(), back);
     return {dx, dpositions};
   }
 };
@@ -94,12 +91,11 @@ struct CompressedAttention {
   static constexpr std::string_view name = "compressed_attention";
   static constexpr std::span<const std::string_view> table = kAttentionOps;
   static constexpr std::size_t arity = 3;
-  Tensor q, k, v, starts;
+  Tensor q, k, v, starts, out, statistics;
   CompressedAttentionArgs args;
 
   Tensor forward(const std::array<Tensor, 3>& in, const AttentionSpec& spec, std::int64_t T, const Tensor& documents,
                  Tensor* choice) {
-    demand_cpu(in[0], kType);
     check_attention(spec, {});
     const std::int64_t B = in[0].size(0), N = in[0].size(1), D = spec.head_dim;
     starts = checked_starts(documents, B, T, name);
@@ -111,15 +107,20 @@ struct CompressedAttention {
             name, "wants q (B, N, ", spec.n_heads * D, ") and k, v ", keys, " of one dtype; got ", in[0].shape(), ", ",
             in[1].shape(), " and ", in[2].shape());
     const DType exact = compute_dtype(in[0].dtype());
-    q = in[0].contiguous(), k = in[1].contiguous().to(exact), v = in[2].contiguous().to(exact);
-    Tensor out = empty({B, N, spec.n_heads * D}, q.dtype(), q.stream());
+    const bool gpu = in[0].device().is_cuda();
+    const auto dense = [&](const Tensor& t) { return gpu ? t.contiguous() : t.contiguous().to(exact); };
+    q = in[0].contiguous(), k = dense(in[1]), v = dense(in[2]);
+    out = empty({B, N, spec.n_heads * D}, q.dtype(), q.stream());
+    if (gpu) statistics = empty({B, spec.n_heads, N}, exact, q.stream());
     args.q_BNF = q.raw(), args.k_BHMD = k.raw(), args.v_BHMD = v.raw(), args.out_BNF = out.raw();
+    if (gpu) args.statistics_BHN = statistics.raw();
     args.N = N, args.H = spec.n_heads, args.Hkv = spec.n_kv_heads, args.D = D;
     args.scale = 1 / std::sqrt(static_cast<double>(D)), args.dtype = q.dtype();
     if (choice != nullptr) choose(spec, *choice);
-    cpu::run(args);
+    launch(q.stream(), args);
     args.choice_BHNC = nullptr;
-    return out;
+    if (gpu) return out;
+    return std::exchange(out, {});  // which the CPU's backward does not need
   }
 
   void choose(const AttentionSpec& spec, Tensor& choice) {
@@ -132,11 +133,12 @@ struct CompressedAttention {
   }
 
   std::array<Tensor, 3> backward(const Tensor& grad, Needs<3>) {
-    Tensor dq = empty_like(q), dk = empty_like(k), dv = empty_like(v);
+    const DType exact = compute_dtype(q.dtype());
+    Tensor dq = empty_like(q), dk = empty(k.shape(), exact, q.stream()), dv = empty(v.shape(), exact, q.stream());
     CompressedAttentionBackwardArgs back;
     back.forward = args, back.dout_BNF = grad.raw();
     back.dq_BNF = dq.raw(), back.dk_BHMD = dk.raw(), back.dv_BHMD = dv.raw();
-    cpu::run(back);
+    launch(q.stream(), back);
     return {dq, dk, dv};
   }
 };
@@ -149,7 +151,6 @@ struct GateBranches {
   GateBranchesArgs args;
 
   Tensor forward(const std::array<Tensor, 4>& in, std::int64_t heads) {
-    demand_cpu(in[0], kType);
     const Tensor& x = in[0];
     require(x.rank() == 3 && heads >= 1 && x.size(2) % heads == 0 && in[1].shape() == x.shape() &&
                 in[2].shape() == x.shape() && in[3].shape() == Shape{x.size(0), x.size(1), 3 * heads},
@@ -163,7 +164,7 @@ struct GateBranches {
     for (std::size_t c = 0; c < 3; ++c) args.x_RF[c] = saved[c].raw();
     args.gates_RCH = saved[3].raw(), args.out_RF = out.raw();
     args.R = x.size(0) * x.size(1), args.H = heads, args.D = x.size(2) / heads, args.dtype = x.dtype();
-    cpu::run(args);
+    launch(x.stream(), args);
     return out;
   }
   std::array<Tensor, 4> backward(const Tensor& grad, Needs<4>) {
@@ -173,7 +174,7 @@ struct GateBranches {
     for (std::size_t c = 0; c < 4; ++c) grads[c] = empty_like(saved[c]);
     for (std::size_t c = 0; c < 3; ++c) back.dx_RF[c] = grads[c].raw();
     back.dgates_RCH = grads[3].raw();
-    cpu::run(back);
+    launch(grad.stream(), back);
     return grads;
   }
 };

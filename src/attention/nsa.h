@@ -1,6 +1,6 @@
 // The operations of type nsa that no other type has (docs/attention.md): keys compressed by blocks, attention over
-// them, the blocks that its probabilities choose, and the gated sum of the three branches. CPU only. Letters: B batch,
-// T positions, N queries (the last N of T), H query heads, Hkv key-value heads, D head size, l = compress_block, s =
+// them, the blocks that its probabilities choose, and the gated sum of the three branches. Letters: B batch, T
+// positions, N queries (the last N of T), H query heads, Hkv key-value heads, D head size, l = compress_block, s =
 // compress_stride, M = compressed_count(T, l, s) of kernels/nsa.h.
 #pragma once
 

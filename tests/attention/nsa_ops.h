@@ -25,6 +25,11 @@ inline Tensor draw_starts(Draw& d, std::int64_t B, std::int64_t T) {
   return starts_view(rows);
 }
 
+// Where the inputs are.
+inline Tensor starts_beside(const Tensor& starts, const Variable& x) {
+  return starts.defined() ? starts.to(x.value().stream()) : starts;
+}
+
 inline OpSample draw_join_features(Draw& d) {
   const std::int64_t B = d.extent(3), T = d.extent(6), left = d.extent(9), right = d.extent(9);
   return {cat(B, " ", T, " ", left, " ", right),
@@ -39,7 +44,7 @@ inline OpSample draw_compress_rows(Draw& d) {
   const Tensor starts = d.chance(0.4) ? draw_starts(d, B, T) : Tensor();
   return {cat(B, " ", T, " ", H, " ", D, " l ", p.compress_block, " s ", p.compress_stride),
           {d.normal({B, T, H * D}), d.normal({p.compress_block, D})},
-          [=](const std::vector<Variable>& x) { return compress_rows(x[0], x[1], H, p, starts); },
+          [=](const std::vector<Variable>& x) { return compress_rows(x[0], x[1], H, p, starts_beside(starts, x[0])); },
           {}};
 }
 
@@ -56,7 +61,9 @@ inline OpSample draw_compressed_attention(Draw& d) {
   const Shape keys{B, spec.n_kv_heads, M, D};
   return {cat(B, " ", N, " of ", T, " ", spec.n_heads, "/", spec.n_kv_heads, " ", D, " M ", M),
           {d.normal({B, N, spec.n_heads * D}), d.normal(keys), d.normal(keys)},
-          [=](const std::vector<Variable>& x) { return compressed_attention(x[0], x[1], x[2], spec, T, starts); },
+          [=](const std::vector<Variable>& x) {
+            return compressed_attention(x[0], x[1], x[2], spec, T, starts_beside(starts, x[0]));
+          },
           {}};
 }
 

@@ -5,8 +5,8 @@
 #include "attention/pattern.h"
 #include "attention/pattern_cache.h"
 #include "dense_oracle.h"
+#include "nsa_cases.h"
 #include "nsa_ops.h"
-#include "nsa_oracle.h"
 #include "support/catch.h"
 #include "support/compare.h"
 
@@ -15,92 +15,8 @@ using namespace sieve::test;
 
 namespace {
 
-std::vector<double> draw_bf16(Draw& d, std::int64_t n, double size) {
-  std::vector<double> out = draw_values(d, n);
-  for (double& x : out) x = static_cast<double>(static_cast<float>(bf16(static_cast<float>(size * x))));
-  return out;
-}
-
-std::int64_t room(const CompressedCase& in) {
-  return compressed_count(in.T, in.spec.pattern.compress_block, in.spec.pattern.compress_stride);
-}
-
-CompressedCase draw_compressed(Draw& d, std::int64_t longest) {
-  CompressedCase in;
-  in.spec.kind = AttentionKind::nsa;
-  PatternSpec& p = in.spec.pattern;
-  p.compress_stride = d.integer(1, 8), p.compress_block = p.compress_stride * d.integer(1, 3);
-  p.block = p.compress_stride * d.integer(1, 4), p.blocks = d.integer(1, 8);
-  in.spec.n_kv_heads = d.integer(1, 2), in.spec.n_heads = in.spec.n_kv_heads * d.integer(1, 3);
-  in.spec.head_dim = d.integer(1, 40);
-  in.B = d.integer(1, 2), in.T = d.chance(0.15) ? d.integer(1, 6) : d.integer(1, longest);
-  if (d.chance(0.4)) {
-    ReferenceInput rows;
-    rows.B = in.B, rows.T = in.T;
-    fill_documents(rows, d);
-    in.starts = rows.document_starts;
-  }
-  const std::int64_t keys = in.B * in.spec.n_kv_heads * room(in) * in.spec.head_dim;
-  in.q = draw_bf16(d, in.B * in.T * in.spec.n_heads * in.spec.head_dim, 3);
-  in.k = draw_bf16(d, keys, 2), in.v = draw_bf16(d, keys, 1);
-  return in;
-}
-
-std::string describe(const CompressedCase& in) {
-  const PatternSpec& p = in.spec.pattern;
-  return cat("B", in.B, " T", in.T, " H", in.spec.n_heads, "/", in.spec.n_kv_heads, " D", in.spec.head_dim, " l",
-             p.compress_block, " s", p.compress_stride, " block ", p.block, " x ", p.blocks,
-             in.starts.empty() ? "" : " documents");
-}
-
-struct CompressedRun {
-  Tensor out, dq, dk, dv, choice;
-};
-
-CompressedRun run_compressed(const CompressedCase& in, DType dtype, const std::vector<double>& dout) {
-  const std::int64_t D = in.spec.head_dim;
-  const Shape keys{in.B, in.spec.n_kv_heads, room(in), D}, rows{in.B, in.T, in.spec.n_heads * D};
-  const Variable q = Variable::leaf(tensor_of(in.q, rows, dtype)), k = Variable::leaf(tensor_of(in.k, keys, dtype)),
-                 v = Variable::leaf(tensor_of(in.v, keys, dtype));
-  const Tensor starts = in.starts.empty() ? Tensor() : from_values<std::int32_t>(std::span(in.starts), {in.B, in.T});
-  CompressedRun run;
-  const Variable out = compressed_attention(q, k, v, in.spec, in.T, starts, &run.choice);
-  run.out = out.value();
-  backward(out, tensor_of(dout, rows, dtype));
-  run.dq = q.grad(), run.dk = k.grad(), run.dv = v.grad();
-  return run;
-}
-
-double norm(const std::vector<double>& x) {
-  double sum = 0;
-  for (const double v : x) sum += v * v;
-  return std::sqrt(sum);
-}
-
-// Relative Frobenius errors of `got` and of `naive`, at least as if values were of size 1.
-void check_twice_naive(const Tensor& got, const std::vector<double>& naive, const std::vector<double>& exact) {
-  std::vector<double> ours = values_of(got), theirs = naive;
-  for (std::size_t x = 0; x < exact.size(); ++x) ours[x] -= exact[x], theirs[x] -= exact[x];
-  const double size = std::max(norm(exact), std::sqrt(static_cast<double>(exact.size())));
-  if (!exact.empty()) CHECK(norm(ours) / size <= 2 * norm(theirs) / size + 2e-5);
-}
-
 double difference(const Tensor& got, const std::vector<double>& wanted) {
   return relative_difference(got, from_values<double>(std::span(wanted), got.shape()));
-}
-
-// How many lists differ from the oracle's, apart from those whose last place is nearly a tie.
-int wrong_choices(const Tensor& choice, const CompressedResult& wanted, double margin) {
-  int wrong = 0;
-  const std::int64_t n = choice.size(3);
-  for (std::size_t x = 0; x < wanted.choice.size(); ++x) {
-    const std::int32_t* list = choice.data<std::int32_t>() + static_cast<std::int64_t>(x) * n;
-    if (wanted.margin[x] != 0 && wanted.margin[x] < margin) continue;
-    std::vector<std::int32_t> blocks(wanted.choice[x].begin(), wanted.choice[x].end());
-    blocks.resize(static_cast<std::size_t>(n), kNoChoice);
-    wrong += !std::equal(blocks.begin(), blocks.end(), list);
-  }
-  return wrong;
 }
 
 }  // namespace

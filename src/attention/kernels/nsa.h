@@ -51,10 +51,11 @@ struct CompressRowsBackwardArgs : KernelArgs {
 // with p the attention probabilities; of equal ones the later. NaN counts as the largest.
 struct CompressedAttentionArgs : KernelArgs {
   const void* q_BNF = nullptr;   // F = H D
-  const void* k_BHMD = nullptr;  // compute dtype, as v
+  const void* k_BHMD = nullptr;  // on the CPU the compute dtype, on a GPU that of q; as v
   const void* v_BHMD = nullptr;
   void* out_BNF = nullptr;
-  CompressedGrid grid;  // documents only with N = T
+  void* statistics_BHN = nullptr;  // GPU only, compute dtype: log2 of the softmax's denominator, for backward
+  CompressedGrid grid;             // documents only with N = T
   std::int64_t N = 0, H = 0, Hkv = 0, D = 0;
   double scale = 1;
   DType dtype = DType::f32;  // of q and out
@@ -62,7 +63,7 @@ struct CompressedAttentionArgs : KernelArgs {
   std::int32_t* choice_BHNC = nullptr;
 };
 struct CompressedAttentionBackwardArgs : KernelArgs {
-  CompressedAttentionArgs forward;  // its results are not read
+  CompressedAttentionArgs forward;  // of its results a GPU reads out and statistics, the CPU none
   const void* dout_BNF = nullptr;
   void* dq_BNF = nullptr;
   void* dk_BHMD = nullptr;  // compute dtype, as dv; all of them
@@ -92,5 +93,15 @@ void run(const CompressedAttentionBackwardArgs& a);
 void run(const GateBranchesArgs& a);
 void run(const GateBranchesBackwardArgs& a);
 }  // namespace cpu
+
+namespace cuda {
+void run(const CompressRowsArgs& a, Stream stream);
+void run(const CompressRowsBackwardArgs& a, Stream stream);
+// Keys and values of any head size to 256.
+void run(const CompressedAttentionArgs& a, Stream stream);
+void run(const CompressedAttentionBackwardArgs& a, Stream stream);
+void run(const GateBranchesArgs& a, Stream stream);
+void run(const GateBranchesBackwardArgs& a, Stream stream);
+}  // namespace cuda
 
 }  // namespace sieve

@@ -7,21 +7,6 @@ namespace {
 
 constexpr int kPart = 32;  // columns in work at a time: registers
 
-// dO . o of the thread's two rows, given dO as a left operand.
-template <int D>
-__device__ inline void make_delta(float (&delta)[2], const std::uint32_t (*dout)[4], const HeadRows& out,
-                                  const int (&at)[2]) {
-  std::uint32_t o[D / 16][4];
-  Panel<D>::hold(o, out, at);
-  delta[0] = delta[1] = 0;
-#pragma unroll
-  for (int k = 0; k < D / 16; ++k) {
-#pragma unroll
-    for (int x = 0; x < 4; ++x) delta[x % 2] += product_of_pairs(dout[k][x], o[k][x]);
-  }
-  delta[0] = row_sum(delta[0]), delta[1] = row_sum(delta[1]);
-}
-
 template <int D>
 __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2)
     backward_queries(const Engine e, const PatternLists lists) {

@@ -1,37 +1,10 @@
 // Forward of pattern attention by tensor cores: one block per (row, query head, tile of 64 queries). Keys and values of
 // the next block are on their way while one is in work. The online softmax is that of Milakov & Gimelshein 2018 (arXiv
 // 1805.02867) in the tiling of Dao et al. 2022 (arXiv 2205.14135), in units of log 2.
-#include <cmath>
-
 #include "attention/kernels/cuda/pattern_tile.cuh"
 
 namespace sieve::cuda {
 namespace {
-
-// Logits become weights; what was summed shrinks.
-template <int D>
-__device__ inline void advance(float* s, float (&top)[2], float (&denominator)[2], float (*sums)[kHeld], float factor) {
-  float high[2] = {-INFINITY, -INFINITY}, shrink[2];
-#pragma unroll
-  for (int x = 0; x < kHeld; ++x) high[x / 2 % 2] = fmaxf(high[x / 2 % 2], s[x]);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float moved = fmaxf(top[r], row_max(high[r]) * factor);
-    shrink[r] = quick_power_of_2(top[r] - moved);
-    top[r] = moved;
-    denominator[r] *= shrink[r];
-  }
-#pragma unroll
-  for (int x = 0; x < kHeld; ++x) {
-    s[x] = quick_power_of_2(fmaf(s[x], factor, -top[x / 2 % 2]));  // NaN stays one
-    denominator[x / 2 % 2] += s[x];
-  }
-#pragma unroll
-  for (int p = 0; p < D / kSide; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) sums[p][x] *= shrink[x / 2 % 2];
-  }
-}
 
 template <int D>
 __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(const Engine e, const PatternLists lists) {

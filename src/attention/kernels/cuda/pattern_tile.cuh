@@ -3,6 +3,8 @@
 // says.
 #pragma once
 
+#include <cmath>
+
 #include "attention/kernels/cuda/pattern_lists.cuh"
 #include "attention/kernels/cuda/pattern_primitives.cuh"
 
@@ -122,6 +124,46 @@ struct Panel {
     }
   }
 };
+
+// Logits of 64 keys become weights, in units of log 2 (times factor); what was summed before them shrinks.
+template <int D>
+__device__ inline void advance(float* s, float (&top)[2], float (&denominator)[2], float (*sums)[kHeld], float factor) {
+  float high[2] = {-INFINITY, -INFINITY}, shrink[2];
+#pragma unroll
+  for (int x = 0; x < kHeld; ++x) high[x / 2 % 2] = fmaxf(high[x / 2 % 2], s[x]);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float moved = fmaxf(top[r], row_max(high[r]) * factor);
+    shrink[r] = quick_power_of_2(top[r] - moved);
+    top[r] = moved;
+    denominator[r] *= shrink[r];
+  }
+#pragma unroll
+  for (int x = 0; x < kHeld; ++x) {
+    s[x] = quick_power_of_2(fmaf(s[x], factor, -top[x / 2 % 2]));  // NaN stays one
+    denominator[x / 2 % 2] += s[x];
+  }
+#pragma unroll
+  for (int p = 0; p < D / kSide; ++p) {
+#pragma unroll
+    for (int x = 0; x < kHeld; ++x) sums[p][x] *= shrink[x / 2 % 2];
+  }
+}
+
+// dO . o of the thread's two rows, given dO as a left operand.
+template <int D>
+__device__ inline void make_delta(float (&delta)[2], const std::uint32_t (*dout)[4], const HeadRows& out,
+                                  const int (&at)[2]) {
+  std::uint32_t o[D / 16][4];
+  Panel<D>::hold(o, out, at);
+  delta[0] = delta[1] = 0;
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+    for (int x = 0; x < 4; ++x) delta[x % 2] += product_of_pairs(dout[k][x], o[k][x]);
+  }
+  delta[0] = row_sum(delta[0]), delta[1] = row_sum(delta[1]);
+}
 
 // The words of the thread's two rows, moved so that bit 8 n + e belongs to the column of an accumulator 4 n + e.
 struct RowWords {
