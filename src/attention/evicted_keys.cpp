@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "attention/cache_rows.h"
 #include "core/error.h"
 
 namespace sieve {
@@ -43,25 +44,37 @@ std::vector<EvictedKeys::Leaving> EvictedKeys::exits(std::int64_t head, double s
 }
 
 // The rows of a cache whose positions are absolute lie there rotated.
-template <class T>
-void EvictedKeys::copy_key(const AttentionCache& cache, const Leaving& exit, std::int64_t b, std::int64_t kv,
-                           Tensor& qkv, std::int64_t token) const {
-  using C = compute_t<T>;
-  const std::int64_t H = shape_.H, Hkv = shape_.Hkv, D = shape_.D,
-                     from = ((b * Hkv + kv) * cache.rows() + exit.row) * D;
-  T* key = qkv.data<T>() + (b * qkv.size(1) + token) * shape_.features() + (H + kv) * D;
-  std::copy_n(cache.keys().data<T>() + from, D, key);
-  std::copy_n(cache.values().data<T>() + from, D, key + Hkv * D);
-  if (spec_.sparsek.positions != PositionRule::absolute) return;
+void EvictedKeys::fetch(const AttentionCache& cache, const std::vector<EvictedRow>& rows,
+                        const std::vector<std::int64_t>& positions, Tensor& qkv) const {
+  if (rows.empty()) return;
+  const Tensor list = uploaded(rows, qkv.stream());
+  Tensor cos, sin;
+  EvictedRowArgs args;
+  args.rows = static_cast<const EvictedRow*>(list.raw()), args.count = static_cast<std::int64_t>(rows.size());
+  args.keys_BKCD = cache.keys().raw(), args.values_BKCD = cache.values().raw(), args.qkv_BNF = qkv.raw();
+  args.N = qkv.size(1), args.H = shape_.H, args.Hkv = shape_.Hkv, args.D = shape_.D, args.capacity = cache.rows();
+  args.dtype = qkv.dtype();
   const std::int64_t R = rope_.rotary_dims / 2;
-  for (std::int64_t x = 0; x < R; ++x) {
-    const double angle =
-        static_cast<double>(exit.position) * std::pow(rope_.theta, -static_cast<double>(x) / static_cast<double>(R));
-    const C c = static_cast<C>(std::cos(angle)), s = static_cast<C>(std::sin(angle)), u = static_cast<C>(key[x]),
-            v = static_cast<C>(key[R + x]);
-    key[x] = static_cast<T>(u * c + v * s);
-    key[R + x] = static_cast<T>(v * c - u * s);
+  if (spec_.sparsek.positions == PositionRule::absolute && R > 0) {
+    std::vector<double> c, s;
+    for (std::int64_t x = 0; x < args.count * R; ++x) {
+      const double angle = static_cast<double>(positions[static_cast<std::size_t>(x / R)]) *
+                           std::pow(rope_.theta, -static_cast<double>(x % R) / static_cast<double>(R));
+      c.push_back(std::cos(angle)), s.push_back(std::sin(angle));
+    }
+    const auto table = [&](const std::vector<double>& values) {
+      return from_values<double>(values, {args.count, R}).to(compute_dtype(qkv.dtype())).to(qkv.stream());
+    };
+    cos = table(c), sin = table(s);
+    args.rotary_dims = 2 * R, args.cos_XR = cos.raw(), args.sin_XR = sin.raw();
   }
+  launch(qkv.stream(), args);
+}
+
+// lists: on the host.
+Tensor EvictedKeys::advance(const Tensor& qkv, const KeyExits& lists) {
+  const KeyExits there{lists.first.to(qkv.stream()), lists.keys.to(qkv.stream())};
+  return linear_attention_extend(qkv, shape_, there, state_);
 }
 
 Tensor EvictedKeys::prompt(const Tensor& qkv, const Tensor& scores) {
@@ -75,36 +88,37 @@ Tensor EvictedKeys::prompt(const Tensor& qkv, const Tensor& scores) {
         lists.keys.data<std::int32_t>()[head * T + first[1]++] = static_cast<std::int32_t>(exit.position);
     }
   }
-  return linear_attention_extend(qkv, shape_, lists, state_);
+  return advance(qkv, lists);
 }
 
 Tensor EvictedKeys::step(const AttentionCache& cache, const Tensor& qkv, const Tensor& scores_in) {
   const std::int64_t n = qkv.size(1);
-  if (!qkv.device().is_cpu())
-    fail(Exit::config, "attention", "linear: true of type sparsek has no GPU kernel: run it with device.type=cpu");
   require(length_ == cache.length() && (length_ == 0 || n == 1), "evicted keys", "are at position ", length_,
           ", the cache is at ", cache.length(), "; ", n, " positions come");
-  const Tensor scores = scores_in.to(DType::f64).contiguous();
+  const Tensor scores = scores_in.to(Stream{}).to(DType::f64).contiguous();
   if (n > 1) return prompt(qkv, scores);
   // The keys that enter stand before the query as positions of their own.
-  Tensor all = zeros({B_, kMostExits + 1, shape_.features()}, qkv.dtype());
+  Tensor all = zeros({B_, kMostExits + 1, shape_.features()}, qkv.dtype(), qkv.stream());
   all.slice(1, kMostExits, kMostExits + 1).copy_from(qkv);
   KeyExits lists{zeros({B_, Hs_, kMostExits + 2}, DType::i32), zeros({B_, Hs_, kMostExits + 1}, DType::i32)};
+  std::vector<EvictedRow> rows;
+  std::vector<std::int64_t> positions;
   for (std::int64_t head = 0; head < B_ * Hs_; ++head) {
     const std::int64_t b = head / Hs_, hs = head % Hs_;
     std::int32_t* count = lists.first.data<std::int32_t>() + head * (kMostExits + 2) + kMostExits + 1;
     for (const Leaving& exit : exits(head, scores.data<double>()[head])) {
       lists.keys.data<std::int32_t>()[head * (kMostExits + 1) + *count] = *count;
       for (std::int64_t kv = Hs_ == 1 ? 0 : hs; kv < (Hs_ == 1 ? shape_.Hkv : hs + 1); ++kv) {
-        if (qkv.dtype() == DType::f64) copy_key<double>(cache, exit, b, kv, all, *count);
-        else if (qkv.dtype() == DType::bf16) copy_key<bf16>(cache, exit, b, kv, all, *count);
-        else copy_key<float>(cache, exit, b, kv, all, *count);
+        rows.push_back(
+            {static_cast<std::int32_t>(b), static_cast<std::int32_t>(kv), static_cast<std::int32_t>(exit.row), *count});
+        positions.push_back(exit.position);
       }
       ++*count;
     }
   }
   ++length_;
-  return linear_attention_extend(all, shape_, lists, state_).slice(1, kMostExits, kMostExits + 1).contiguous();
+  fetch(cache, rows, positions, all);
+  return advance(all, lists).slice(1, kMostExits, kMostExits + 1).contiguous();
 }
 
 std::int64_t EvictedKeys::bytes() const {

@@ -1,11 +1,13 @@
 // Generation of SparseK with a linear state: which key the cache drops for good at a step, and the state that it then
-// enters (docs/attention.md, "SparseK with a linear state"). Memory does not grow. CPU only.
+// enters (docs/attention.md, "SparseK with a linear state"). Memory does not grow. Which
+// key leaves is known on the host, as in AttentionCache; rows and the state stay on the device of qkv.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "attention/decode.h"
+#include "attention/kernels/linear.h"
 #include "attention/linear.h"
 #include "attention/streaming_selection.h"
 
@@ -26,10 +28,11 @@ class EvictedKeys {
     std::int64_t position, row;
   };
   std::vector<Leaving> exits(std::int64_t head, double score);
+  Tensor advance(const Tensor& qkv, const KeyExits& lists);
   Tensor prompt(const Tensor& qkv, const Tensor& scores);
-  template <class T>
-  void copy_key(const AttentionCache& cache, const Leaving& exit, std::int64_t b, std::int64_t kv, Tensor& qkv,
-                std::int64_t token) const;
+  // rows of `cache`, at these positions, become tokens of qkv.
+  void fetch(const AttentionCache& cache, const std::vector<EvictedRow>& rows,
+             const std::vector<std::int64_t>& positions, Tensor& qkv) const;
 
   AttentionSpec spec_;
   RopeSpec rope_;

@@ -1,8 +1,5 @@
 #include "attention/linear.h"
 
-#include <algorithm>
-#include <vector>
-
 #include "attention/document_starts.h"
 #include "attention/kernels/linear.h"
 #include "attention/registry.h"
@@ -30,11 +27,10 @@ LinearArgs arguments(const Tensor& qkv, const Tensor& gates, const LinearShape& 
   args.B = qkv.size(0), args.T = qkv.size(1), args.H = s.H, args.Hkv = s.Hkv, args.D = s.D, args.V = s.V;
   args.power = kGatePower, args.dtype = qkv.dtype();
   if (exits.first.defined()) {
-    if (qkv.device().is_cuda())
-      fail(Exit::config, "attention", "linear: true of type sparsek has no GPU kernel: run it with device.type=cpu");
     args.Hs = exits.first.size(1);
     require(exits.first.shape() == Shape{args.B, args.Hs, args.T + 1} &&
-                exits.keys.shape() == Shape{args.B, args.Hs, args.T} && (args.Hs == 1 || args.Hs == s.Hkv),
+                exits.keys.shape() == Shape{args.B, args.Hs, args.T} && (args.Hs == 1 || args.Hs == s.Hkv) &&
+                exits.first.device() == qkv.device() && exits.keys.device() == qkv.device(),
             "linear_attention", "exits ", exits.first.shape(), " and ", exits.keys.shape(), " beside qkv ",
             qkv.shape());
     args.entry_first_BHT = exits.first.data<std::int32_t>(), args.entry_keys_BHT = exits.keys.data<std::int32_t>();
@@ -202,32 +198,20 @@ Tensor extend(const Tensor& qkv_in, const Tensor& gates_in, const LinearShape& s
 }  // namespace
 
 KeyExits key_exits(const Tensor& from, const Tensor& to, std::int64_t window, const Tensor& document_starts) {
-  if (!from.device().is_cpu())
-    fail(Exit::config, "attention", "linear: true of type sparsek has no GPU kernel: run it with device.type=cpu");
+  require(from.defined() && from.rank() == 3 && from.dtype() == DType::i32 && to.shape() == from.shape() &&
+              to.dtype() == DType::i32 && window >= 0,
+          "key_exits", "wants from and to i32 (B, Hs, T) and a window, got ", from.shape(), ", ", to.shape(), " and ",
+          window);
   const std::int64_t B = from.size(0), Hs = from.size(1), T = from.size(2);
-  const Tensor starts = checked_starts(document_starts, B, T, "key_exits");
-  KeyExits out{zeros({B, Hs, T + 1}, DType::i32), zeros({B, Hs, T}, DType::i32)};
-  std::vector<std::int64_t> exit(static_cast<std::size_t>(T));
-  for (std::int64_t row = 0; row < B * Hs; ++row) {
-    const std::int32_t *begins = from.data<std::int32_t>() + row * T, *ends = to.data<std::int32_t>() + row * T;
-    const std::int32_t* start = starts.defined() ? starts.data<std::int32_t>() + row / Hs * T : nullptr;
-    std::int32_t *first = out.first.data<std::int32_t>() + row * (T + 1),
-                 *keys = out.keys.data<std::int32_t>() + row * T;
-    std::int64_t document_end = T;
-    for (std::int64_t j = T - 1; j >= 0; --j) {
-      std::int64_t& e = exit[static_cast<std::size_t>(j)];
-      e = std::max<std::int64_t>(j + window, begins[j] < ends[j] ? ends[j] : 0);
-      if (e >= document_end) e = T;  // never
-      else ++first[e + 1];
-      if (start != nullptr && start[j] == j) document_end = j;
-    }
-    for (std::int64_t i = 0; i < T; ++i) first[i + 1] += first[i];
-    std::vector<std::int32_t> place(first, first + T);
-    for (std::int64_t j = 0; j < T; ++j) {
-      const std::int64_t e = exit[static_cast<std::size_t>(j)];
-      if (e < T) keys[place[static_cast<std::size_t>(e)]++] = static_cast<std::int32_t>(j);
-    }
-  }
+  const Tensor begins = from.contiguous(), ends = to.contiguous(),
+               starts = checked_starts(document_starts, B, T, "key_exits");
+  KeyExits out{empty({B, Hs, T + 1}, DType::i32, from.stream()), empty({B, Hs, T}, DType::i32, from.stream())};
+  KeyExitArgs args;
+  args.from_BHT = begins.data<std::int32_t>(), args.to_BHT = ends.data<std::int32_t>();
+  if (starts.defined()) args.document_starts_BT = starts.data<std::int32_t>();
+  args.B = B, args.H = Hs, args.T = T, args.window = window;
+  args.first_BHT = out.first.data<std::int32_t>(), args.keys_BHT = out.keys.data<std::int32_t>();
+  launch(from.stream(), args);
   return out;
 }
 

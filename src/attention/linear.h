@@ -14,8 +14,8 @@ struct KeyExits {
   Tensor first;  // i32 (B, Hs, T + 1): query i is the first without keys[first[i] .. first[i + 1])
   Tensor keys;   // i32 (B, Hs, T), by exit, then by position; entries from first[T] on are not used
 };
-// from, to (B, Hs, T): attention/kernels/select.h, on the CPU. A selected key leaves at its `to`, no key before it
-// leaves the window; those that see their document's end never leave. document_starts as in AttentionInputs.
+// from, to (B, Hs, T): attention/kernels/select.h. A selected key leaves at its `to`, no key before it leaves the
+// window; those that see their document's end never leave. document_starts as in AttentionInputs.
 KeyExits key_exits(const Tensor& from, const Tensor& to, std::int64_t window, const Tensor& document_starts);
 
 struct LinearShape {
@@ -25,7 +25,7 @@ struct LinearShape {
 
 // Linear attention with the feature map elu + 1 (Katharopoulos et al. 2020, arXiv 2006.16236): out_i = S_i^T phi(q_i) /
 // z_i^T phi(q_i). qkv (B, T, features) -> (B, T, H V). document_starts: the state restarts; as in AttentionInputs.
-// exits: a key enters the state at its exit instead of its own position; out is 0 while none has. CPU only with exits.
+// exits: a key enters the state at its exit instead of its own position; out is 0 while none has.
 Variable linear_attention(const Variable& qkv, const LinearShape& shape, const Tensor& document_starts,
                           const KeyExits& exits = {});
 
@@ -41,7 +41,7 @@ Tensor linear_attention_extend(const Tensor& qkv, const LinearShape& shape, cons
 Tensor gated_linear_attention_extend(const Tensor& qkv, const Tensor& gates, const LinearShape& shape, Tensor& state);
 
 Variable silu_gate(const Variable& x, const Variable& gate);  // x silu(gate), same shapes
-// base + sigmoid(gate_h) x: base, x (B, T, H D), gate (H) of the same dtype -> (B, T, H D). CPU only.
+// base + sigmoid(gate_h) x: base, x (B, T, H D), gate (H) of the same dtype -> (B, T, H D).
 Variable add_gated_heads(const Variable& base, const Variable& x, const Variable& gate);
 
 }  // namespace sieve

@@ -51,6 +51,29 @@ std::vector<LinearCase> gpu_cases() {
   return cases;
 }
 
+// Keys that enter late: at random queries, many at one, at the first of a document, at their own, never.
+std::vector<LinearCase> late_cases() {
+  std::vector<LinearCase> cases;
+  const LinearShape shapes[] = {{4, 2, 16, 24}, {6, 6, 64, 64}, {4, 1, 64, 64},  {2, 2, 128, 128},
+                                {2, 1, 72, 72}, {2, 2, 1, 1},   {1, 1, 40, 100}, {1, 1, 64, 140}};
+  std::uint64_t c = 0;
+  for (const LinearShape& shape : shapes) {
+    for (const std::int64_t T : {1, 16, 65, 333}) {
+      Draw d(101, c++);
+      LinearCase in = sized(false, shape, c % 2 == 0 ? 2 : 1, T, c % 3 == 0);
+      draw_exits(in, d);
+      for (std::size_t x = 0; x < in.exit.size(); ++x) {
+        const std::int64_t j = static_cast<std::int64_t>(x) % T;
+        if (c % 4 == 1 && d.chance(0.3)) in.exit[x] = j;
+        if (c % 4 == 2 && in.starts.empty() && j < T / 2) in.exit[x] = T / 2;
+        if (c % 8 == 7) in.exit[x] = T;
+      }
+      cases.push_back(in);
+    }
+  }
+  return cases;
+}
+
 double error_of(const Tensor& got, const Tensor& wanted) { return relative_difference(got, wanted); }
 
 double worst_of(const Tensor& got, const std::vector<double>& wanted) {
@@ -73,8 +96,10 @@ double worst_of(const std::vector<double>& got, const std::vector<double>& wante
 
 TEST_CASE("linear attentions on a GPU equal the CPU's in fp32", "[gpu]") {
   SIEVE_NEEDS_GPU();
-  for (const LinearCase& in : gpu_cases()) {
-    INFO(describe(in));
+  std::vector<LinearCase> cases = gpu_cases();
+  for (const LinearCase& in : late_cases()) cases.push_back(in);
+  for (const LinearCase& in : cases) {
+    INFO(describe(in) << " Hs" << in.Hs);
     const LinearRun cpu = run_linear(in, DType::f32), gpu = run_linear(in, DType::f32, gpu_stream());
     CHECK(error_of(gpu.out, cpu.out) <= 1e-5);
     CHECK(error_of(gpu.dqkv, cpu.dqkv) <= 1e-5);
@@ -85,8 +110,10 @@ TEST_CASE("linear attentions on a GPU equal the CPU's in fp32", "[gpu]") {
 TEST_CASE("linear attentions on a GPU in bf16 are at most twice as far off as naive ones", "[gpu]") {
   SIEVE_NEEDS_GPU();
   for (const bool gated : {false, true}) {
-    for (const std::int64_t T : {30, 64, 150}) {
-      const LinearCase in = sized(gated, {2, 2, 64, gated ? 128 : 64}, 1, T, false);
+    for (const std::int64_t T : {30, 64, 150, -150}) {  // negative: keys enter late
+      LinearCase in = sized(gated, {2, 2, 64, gated ? 128 : 64}, 1, std::abs(T), false);
+      Draw d(103, 0);
+      if (T < 0 && !gated) draw_exits(in, d);
       INFO(describe(in));
       const LinearOracle exact = linear_oracle(in), naive = linear_oracle(in, true);
       const LinearRun gpu = run_linear(in, DType::bf16, gpu_stream());
@@ -114,7 +141,9 @@ TEST_CASE("linear attentions on a GPU keep gates near 0 and near 1", "[gpu]") {
 TEST_CASE("linear attentions on a GPU give the same bits twice", "[gpu]") {
   SIEVE_NEEDS_GPU();
   for (const bool gated : {false, true}) {
-    const LinearCase in = sized(gated, {4, 2, 64, 64}, 2, 700, true);
+    LinearCase in = sized(gated, {4, 2, 64, 64}, 2, 700, true);
+    Draw d(107, 0);
+    if (!gated) draw_exits(in, d);
     const LinearRun one = run_linear(in, DType::bf16, gpu_stream()), two = run_linear(in, DType::bf16, gpu_stream());
     CHECK(same_bits(one.out, two.out));
     CHECK(same_bits(one.dqkv, two.dqkv));
@@ -164,7 +193,58 @@ TEST_CASE("what linear attentions cannot do on a GPU says so", "[gpu]") {
   const LinearCase in = sized(false, {1, 1, 8, 8}, 1, 20, false);
   CHECK_THROWS_AS(run_linear(in, DType::f64, gpu_stream()), Error);
   CHECK_THROWS_AS(run_linear(sized(true, {1, 1, 130, 8}, 1, 20, false), DType::f32, gpu_stream()), Error);
-  LinearCase late = in;
-  late.exit.assign(20, 20);
-  CHECK_THROWS_AS(run_linear(late, DType::f32, gpu_stream()), Error);
+}
+
+TEST_CASE("the exits of SparseK's keys on a GPU are the CPU's", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (std::uint64_t c = 0; c < 60; ++c) {
+    Draw d(109, c);
+    ReferenceInput in = draw_input(d, 300, kScoreKinds[c % kScoreKinds.size()]);
+    in.spec.kind = AttentionKind::sparsek;
+    in.spec.window = d.integer(1, c % 3 == 0 ? 200 : 9), in.spec.sparsek.k = d.integer(1, c % 3 == 0 ? 60 : 9);
+    if (c % 10 == 0) in.B = 1, in.T = 9000 + static_cast<std::int64_t>(c), in.document_starts.clear();
+    if (c % 20 == 0) fill_documents(in, d);
+    fill_values(in, d, kScoreKinds[c % kScoreKinds.size()]);
+    INFO(describe(in));
+    SelectionLives lives;
+    const AttentionInputs how = inputs_of(in);
+    attention(Variable(tensor_of(in.qkv, {in.B, in.T, in.spec.qkv_features()}, DType::f32)),
+              Variable(tensor_of(in.scores, {in.B, in.score_heads, in.T}, DType::f64)), how, nullptr, &lives);
+    const Tensor starts = how.document_starts.defined() ? how.document_starts.to(gpu_stream()) : Tensor();
+    const KeyExits wanted = key_exits(lives.from, lives.to, in.spec.window, how.document_starts),
+                   there = key_exits(lives.from.to(gpu_stream()), lives.to.to(gpu_stream()), in.spec.window, starts);
+    const Tensor first = there.first.to(Stream{}), keys = there.keys.to(Stream{});
+    CHECK(same_bits(first, wanted.first));
+    int wrong = 0;
+    for (std::int64_t row = 0; row < in.B * in.score_heads; ++row) {
+      for (std::int64_t x = 0; x < wanted.first.data<std::int32_t>()[row * (in.T + 1) + in.T]; ++x)
+        wrong += keys.data<std::int32_t>()[row * in.T + x] != wanted.keys.data<std::int32_t>()[row * in.T + x];
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("heads added through their gates on a GPU equal the CPU's", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  Draw d(113, 0);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const std::int64_t T : {1, 50, 700}) {
+      const Tensor base = d.normal({3, T, 28}).to(dtype), x = d.normal({3, T, 28}).to(dtype),
+                   gate = d.normal({4}, 3).to(dtype), grad = d.normal({3, T, 28}).to(dtype);
+      const auto run = [&](const Stream& stream) {
+        const Variable a = Variable::leaf(base.to(stream)), b = Variable::leaf(x.to(stream)),
+                       c = Variable::leaf(gate.to(stream));
+        const Variable y = add_gated_heads(a, b, c);
+        backward(y, grad.to(stream));
+        return std::vector<Tensor>{y.value().to(Stream{}), a.grad().to(Stream{}), b.grad().to(Stream{}),
+                                   c.grad().to(Stream{})};
+      };
+      const auto cpu = run({}), gpu = run(gpu_stream()), again = run(gpu_stream());
+      INFO(name_of(dtype) << " T" << T);
+      for (std::size_t i = 0; i < cpu.size(); ++i) {
+        CHECK(error_of(gpu[i], cpu[i]) <= (dtype == DType::f32 ? 1e-5 : 0.01));
+        CHECK(same_bits(gpu[i], again[i]));
+      }
+    }
+  }
 }

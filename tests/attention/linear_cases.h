@@ -89,6 +89,11 @@ inline Tensor starts_of(const LinearCase& in) {
   return in.starts.empty() ? Tensor() : from_values<std::int32_t>(in.starts, {in.B, in.T});
 }
 
+inline KeyExits there_of(const KeyExits& exits, const Stream& stream) {
+  if (!exits.first.defined()) return {};
+  return {exits.first.to(stream), exits.keys.to(stream)};
+}
+
 struct LinearRun {
   Tensor out, dqkv, dgates;
 };
@@ -104,7 +109,7 @@ inline LinearRun run_linear(const LinearCase& in, DType dtype, const Stream& str
   const Variable qkv = Variable::leaf(there(in.qkv, in.shape.features()));
   const Variable gates = in.gated ? Variable::leaf(there(in.gates, in.shape.Hkv * in.shape.D)) : Variable();
   const Variable out = in.gated ? gated_linear_attention(qkv, gates, in.shape, starts)
-                                : linear_attention(qkv, in.shape, starts, exits_of(in));
+                                : linear_attention(qkv, in.shape, starts, there_of(exits_of(in), stream));
   backward(out, there(in.dout, in.shape.H * in.shape.V));
   return {back(out.value()), back(qkv.grad()), in.gated ? back(gates.grad()) : Tensor()};
 }

@@ -87,7 +87,7 @@ struct SiluGateBackwardArgs : KernelArgs {
   DType dtype = DType::f32;
 };
 
-// out = base + sigmoid(gate_h) x, rows of H heads of D; CPU only.
+// out = base + sigmoid(gate_h) x, rows of H heads of D.
 struct HeadGateArgs : KernelArgs {
   const void* base_RHD = nullptr;
   const void* x_RHD = nullptr;
@@ -103,6 +103,36 @@ struct HeadGateBackwardArgs : KernelArgs {
   void* dgate_H = nullptr;  // fp32 (fp64 for fp64)
 };
 
+// When SparseK drops each key for good, as entry lists: key j at max(j + window, its `to`), unless its document ends
+// before. from, to: kernels/select.h; of their keys at most one leaves the selection at a query.
+struct KeyExitArgs : KernelArgs {
+  const std::int32_t* from_BHT = nullptr;
+  const std::int32_t* to_BHT = nullptr;
+  const std::int32_t* document_starts_BT = nullptr;  // null: one document a row
+  std::int64_t B = 0, H = 0, T = 0, window = 0;
+  std::int32_t* first_BHT = nullptr;  // (B, H, T + 1)
+  std::int32_t* keys_BHT = nullptr;   // by exit, then by position; entries from first[T] on are not written
+};
+
+// Row `row` of a cache's head kv becomes key and value of token `to` of batch row b.
+struct EvictedRow {
+  std::int32_t b, kv, row, to;
+};
+// Rows that leave a cache on their way to the linear state, as tokens of qkv; keys that lie rotated are turned back. No
+// two rows become the same key.
+struct EvictedRowArgs : KernelArgs {
+  const EvictedRow* rows = nullptr;
+  std::int64_t count = 0;
+  const void* keys_BKCD = nullptr;  // (B, Hkv, capacity, D)
+  const void* values_BKCD = nullptr;
+  void* qkv_BNF = nullptr;  // (B, N, (H + 2 Hkv) D)
+  std::int64_t N = 0, H = 0, Hkv = 0, D = 0, capacity = 0;
+  DType dtype = DType::f32;
+  std::int64_t rotary_dims = 0;  // 0: keys lie as they came
+  const void* cos_XR = nullptr;  // (count, rotary_dims / 2) of the rows' positions, in the compute dtype
+  const void* sin_XR = nullptr;
+};
+
 namespace cpu {
 void run(const LinearArgs& a);
 void run(const LinearBackwardArgs& a);
@@ -110,14 +140,18 @@ void run(const SiluGateArgs& a);
 void run(const SiluGateBackwardArgs& a);
 void run(const HeadGateArgs& a);
 void run(const HeadGateBackwardArgs& a);
+void run(const KeyExitArgs& a);
+void run(const EvictedRowArgs& a);
 }  // namespace cpu
 namespace cuda {
 void run(const LinearArgs& a, Stream stream);
 void run(const LinearBackwardArgs& a, Stream stream);
 void run(const SiluGateArgs& a, Stream stream);
 void run(const SiluGateBackwardArgs& a, Stream stream);
-[[noreturn]] void run(const HeadGateArgs& a, Stream stream);
-[[noreturn]] void run(const HeadGateBackwardArgs& a, Stream stream);
+void run(const HeadGateArgs& a, Stream stream);
+void run(const HeadGateBackwardArgs& a, Stream stream);
+void run(const KeyExitArgs& a, Stream stream);
+void run(const EvictedRowArgs& a, Stream stream);
 }  // namespace cuda
 
 }  // namespace sieve

@@ -25,13 +25,14 @@ void run(const LinearArgs& a, Stream stream) {
   const std::int64_t rows = a.B * a.T * a.H, state_numbers = a.B * a.Hkv * a.chunks() * a.D * a.columns();
   const Scratch own_states(a.chunk_states != nullptr ? 0 : floats(state_numbers), stream);
   const Scratch decay(decays(a) ? floats(a.B * a.Hkv * a.chunks() * a.D) : 0, stream);
+  const EventLists events(a, stream);
   const Scratch raw(a.gated() ? 0 : floats(rows * a.columns()), stream);
   auto* const states = a.chunk_states != nullptr ? static_cast<float*>(a.chunk_states) : own_states.as<float>();
   float* const chunk_decays = decays(a) ? decay.as<float>() : nullptr;
   if (chunk_decays != nullptr) find_decays(a, chunk_decays, stream);
-  find_states(a, states, chunk_decays, stream);
+  find_states(a, events.view(), states, chunk_decays, stream);
   const Vectors v = vectors_of(a);
-  Walk w = by_columns(walk_of(a, a.H), a);
+  Walk w = by_columns(walk_of(a, a.H, events.view()), a);
   w.a = v.key, w.b = v.value, w.c = v.query, w.less = v.less;
   w.states = states, w.state_group = a.H / a.Hkv;
   w.out = a.gated() ? a.out_BTHV : raw.as<float>();

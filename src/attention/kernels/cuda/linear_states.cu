@@ -45,7 +45,30 @@ __global__ void carry(float* states, const float* decays, float* carried, std::i
   }
 }
 
+// A thread a position: the keys that enter there, then its query.
+__global__ void list_events(const LinearArgs a, Event* all) {
+  SIEVE_GRID_STRIDE(x, a.B * a.Hs * a.T) {
+    const std::int64_t i = x % a.T, list = x / a.T, b = list / a.Hs;
+    const std::int32_t *first = a.entry_first_BHT + list * (a.T + 1), *keys = a.entry_keys_BHT + list * a.T;
+    Event* const events = all + list * 2 * a.T + i;
+    const bool restarts = a.document_starts_BT != nullptr && a.document_starts_BT[b * a.T + i] == i;
+    const std::int64_t begin = first[i], end = first[i + 1];
+    for (std::int64_t e = begin; e < end; ++e) events[e] = event_of(keys[e], false, restarts && e == begin);
+    events[end] = event_of(i, true, restarts && begin == end);
+  }
+}
+
+std::size_t event_bytes(const LinearArgs& a) {
+  return a.entry_first_BHT == nullptr ? 0 : static_cast<std::size_t>(a.B * a.Hs * 2 * a.T) * sizeof(Event);
+}
+
 }  // namespace
+
+EventLists::EventLists(const LinearArgs& a, const Stream& stream) : all_(event_bytes(a), stream) {
+  if (a.entry_first_BHT == nullptr) return;
+  view_ = {.all = all_.as<Event>(), .entry_first = a.entry_first_BHT, .heads = a.Hs};
+  start("linear events", list_events, blocks_for(a.B * a.Hs * a.T), kThreads, 0, stream, a, all_.as<Event>());
+}
 
 Vectors vectors_of(const LinearArgs& a) {
   const bool is_bf16 = a.dtype == DType::bf16;
@@ -85,9 +108,9 @@ Rows each_head(Rows rows) {
   return rows;
 }
 
-Walk walk_of(const LinearArgs& a, std::int64_t heads) {
+Walk walk_of(const LinearArgs& a, std::int64_t heads, const Events& events) {
   Walk w;
-  w.starts_BT = a.document_starts_BT;
+  w.starts_BT = a.document_starts_BT, w.events = events;
   w.B = a.B, w.T = a.T, w.heads = heads, w.chunks = a.chunks();
   w.state_size = a.D * a.columns();
   return w;
@@ -113,19 +136,20 @@ void find_decays(const LinearArgs& a, float* out, const Stream& stream) {
         a.document_starts_BT, a.B, a.T, a.Hkv, a.chunks(), static_cast<int>(a.D), out);
 }
 
-void find_states(const LinearArgs& a, float* states, const float* chunk_decays, const Stream& stream) {
+void find_states(const LinearArgs& a, const Events& events, float* states, const float* chunk_decays,
+                 const Stream& stream) {
   const Vectors v = vectors_of(a);
-  Walk w = by_columns(walk_of(a, a.Hkv), a);
+  Walk w = by_columns(walk_of(a, a.Hkv, events), a);
   w.a = each_head(v.key), w.b = each_head(v.value), w.less = each_head(v.less), w.states = states;
   walk_columns<false, false>("linear states", w, stream);
   start("linear carry", carry<false>, blocks_for(a.B * a.Hkv * w.state_size), kThreads, 0, stream, states, chunk_decays,
         static_cast<float*>(a.state_BHDV), a.B, a.Hkv, std::int64_t{1}, a.chunks(), a.D, a.columns());
 }
 
-void find_state_gradients(const LinearArgs& a, const Rows& dr, float* states, const float* chunk_decays,
-                          const Stream& stream) {
+void find_state_gradients(const LinearArgs& a, const Events& events, const Rows& dr, float* states,
+                          const float* chunk_decays, const Stream& stream) {
   const Vectors v = vectors_of(a);
-  Walk w = by_columns(walk_of(a, a.H), a);
+  Walk w = by_columns(walk_of(a, a.H, events), a);
   w.a = v.query, w.b = dr, w.less = v.less, w.states = states;
   walk_columns<true, false>("linear state gradients", w, stream);
   start("linear carry back", carry<true>, blocks_for(a.B * a.H * w.state_size), kThreads, 0, stream, states,
@@ -133,9 +157,12 @@ void find_state_gradients(const LinearArgs& a, const Rows& dr, float* states, co
 }
 
 void check_size(const LinearArgs& a) {
-  if (a.dtype != DType::f64 && a.D <= 128 && a.columns() <= 256 && a.entry_first_BHT == nullptr) return;
-  fail(Exit::config, "attention", "types linear and gla on a GPU take fp32 or bf16 and head_dim up to 128; got ",
-       name_of(a.dtype), ", ", a.D, " features a key and ", a.V, " a value: run them with device.type=cpu");
+  if (a.dtype != DType::f64 && a.D <= 128 && a.columns() <= 256 &&
+      (a.entry_first_BHT == nullptr || a.T < kMostEventRows))
+    return;
+  fail(Exit::config, "attention", "types linear, gla and sparsek with linear: true on a GPU take fp32 or bf16, ",
+       "head_dim up to 128 and, the last, fewer than 2^30 tokens a row; got ", name_of(a.dtype), ", ", a.D,
+       " features a key, ", a.V, " a value and ", a.T, " tokens: run them with device.type=cpu");
 }
 
 }  // namespace sieve::cuda::linear
