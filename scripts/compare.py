@@ -115,7 +115,7 @@ class Runner:
         """Seconds that a run will take, from the finished run that is most like it; None where nothing has finished yet."""
         best = None
         for result in self.results.values():
-            if result["status"] != "finished" or not result["plan"].get("flops_per_token"):
+            if result["status"] != "finished" or "probe" in result or not result["plan"].get("flops_per_token"):
                 continue
             likeness = (result["resolved_type"] == plan["type"]) + 2 * (result["context"] == cell.context) + 2 * (result["size"] == cell.size)
             per_token = result["seconds"]["train"] / result["plan"]["tokens"] * plan["cost"]["flops_per_token"] / result["plan"]["flops_per_token"]
@@ -169,7 +169,8 @@ class Runner:
         return found
 
     def provenance(self, plan, manifest):
-        gpu = first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]) if manifest.get("build", {}).get("cuda") else ""
+        on_gpu = manifest.get("build", {}).get("cuda")
+        gpu = first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]) if on_gpu else ""
         return {"sieve": first_line([self.sieve, "--version"]), "commit": os.environ.get("SIEVE_COMMIT") or manifest.get("git"), "date": stamp(), "gpu": gpu,
                 "device": manifest.get("device"), "cpu": manifest.get("cpu"), "python": platform.python_version(), "grid": pathlib.Path(self.grid.where).name,
                 "command": f"sieve {plan['command']} config.yaml", "tokenizer": manifest.get("tokenizer"), "data": manifest.get("data"), "config_hash": plan["hash"]}
@@ -210,6 +211,28 @@ class Runner:
         self.drop_checkpoints(cell, result)
         return result
 
+    def probe(self, cell, plan):
+        """A probe keeps nothing on the way: one that was interrupted begins anew, with the same rows."""
+        folder = self.folder(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.check_probe_budget(cell)
+        write_json(folder / "run.json", {"name": cell.name, "hash": plan["hash"], "started": stamp(), "config": plan["config"]})
+        write_whole(folder / "config.yaml", compare_grid.config_text(compare_grid.substitute(plan["config"], self.paths)))
+        print(f"{cell.name}: begins", file=sys.stderr, flush=True)
+        found = json.loads(self.call(["probe", str(folder / "config.yaml"), "--json"], folder / "train.log"))
+        provenance = self.provenance(plan, {"git": found["git"], "device": found["device"], "build": {"cuda": not found["device"].startswith("CPU")}})
+        result = self.result(cell, plan, "finished", probe=found, seconds=found["seconds"], provenance=provenance)
+        write_json(folder / "result.json", result)
+        return result
+
+    def check_probe_budget(self, cell):
+        """Whether the time of the slowest run of the same probe is left."""
+        like = [sum(result["seconds"].values()) for result in self.results.values()
+                if result["status"] == "finished" and "probe" in result and (result["stage"], result["context"]) == (cell.stage, cell.context)]
+        left = self.remaining()
+        if left is not None and left <= max(like, default=0):
+            raise Stopped(f"{cell.name} would take about {max(like, default=0):.0f} s, {max(0, left):.0f} s of the budget are left")
+
     def drop_checkpoints(self, cell, result):
         if result["status"] == "finished" and not self.grid.data["stages"][cell.stage].get("keep_checkpoint"):
             shutil.rmtree(self.folder(cell) / "train" / "checkpoints", ignore_errors=True)
@@ -235,7 +258,7 @@ class Runner:
             shutil.rmtree(self.folder(cell) / "train", ignore_errors=True)
             del self.results[cell.name]
         try:
-            result = self.run(cell, plan)
+            result = self.probe(cell, plan) if plan["command"] == "probe" else self.run(cell, plan)
             print(f"{cell.name}: finished, {result['seconds']['train']:.0f} s of training, {result['seconds']['evaluate']:.0f} s of evaluation", file=sys.stderr, flush=True)
         except Failed as failed:
             result = self.result(cell, plan, "failed", message=failed.args[0], exit_code=failed.args[1], date=stamp())

@@ -14,7 +14,7 @@ except ImportError:
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")
 GRID_KEYS = {"schema", "name", "title", "paths", "reference", "base", "splits", "evaluations", "sizes", "contexts", "types", "learning_rate", "stages"}
-STAGE_KEYS = {"title", "types", "sizes", "contexts", "seeds", "lrs", "lr", "set", "evaluations", "final", "only_if", "from", "keep_checkpoint"}
+STAGE_KEYS = {"title", "types", "sizes", "contexts", "seeds", "lrs", "lr", "set", "evaluations", "final", "only_if", "from", "keep_checkpoint", "probe"}
 TYPE_KEYS = {"label", "family", "cache", "kinds", "pattern", "set", "lr_of", "best_of", "stages"}
 CACHES = ("all", "grows", "bounded", "state")  # of a type: rows of the whole context, fewer but growing, constant, a state instead of rows
 
@@ -214,10 +214,26 @@ class Grid:
         if kind.get("lr_of", name) not in self.data["types"]:
             self.fail(f"{key}.lr_of", f"{kind['lr_of']!r} is not one of types")
 
+    def check_probes(self, key, stage):
+        """A stage of probes has, instead of contexts, probes by name: each the probe group of a `sieve probe` configuration."""
+        for other in ("contexts", "evaluations", "lrs", "lr", "final", "only_if", "from", "keep_checkpoint"):
+            if other in stage:
+                self.fail(f"{key}.{other}", "has no meaning in a stage with probe, whose entries say all; leave it out")
+        if not isinstance(stage["probe"], dict) or not stage["probe"] or not all(isinstance(one, dict) and "task" in one for one in stage["probe"].values()):
+            self.fail(f"{key}.probe", "is not a mapping of names to probe groups with a task")
+        for name in stage["probe"]:
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                self.fail(f"{key}.probe", f"{name!r} is no name: letters, digits, _ and .")
+        for name in stage.get("types") or []:
+            if "best_of" in self.data["types"].get(name, {}):
+                self.fail(f"{key}.types", f"{name!r} is a choice among types; a probe names the type itself")
+
     def check_stage(self, name, stage):
         key = f"stages.{name}"
         self.known(key, stage, STAGE_KEYS)
-        for part in ("types", "sizes", "contexts", "evaluations"):
+        if "probe" in stage:
+            self.check_probes(key, stage)
+        for part in ("types", "sizes") if "probe" in stage else ("types", "sizes", "contexts", "evaluations"):
             if not isinstance(stage.get(part), list) or not (stage[part] or part == "evaluations"):
                 self.fail(f"{key}.{part}", "is not a list with at least one name")
             for item in stage[part]:
@@ -244,8 +260,8 @@ class Grid:
     def cells_of(self, stage):
         s = self.data["stages"][stage]
         lrs = s.get("lrs") or [s.get("lr")]
-        # Seeds outermost: a grid that ends early has every type once, not some types thrice.
-        return [Cell(stage, size, context, kind, seed, lr, "lrs" in s) for seed in s["seeds"] for size in s["sizes"] for context in s["contexts"]
+        # Seeds outermost: a grid that ends early has every type once, not some types thrice. The contexts of a stage of probes are its probes.
+        return [Cell(stage, size, context, kind, seed, lr, "lrs" in s) for seed in s["seeds"] for size in s["sizes"] for context in s.get("probe") or s["contexts"]
                 for kind in s["types"] for lr in lrs]
 
     def settled(self, cell, results):
@@ -324,6 +340,13 @@ class Grid:
                 return other
         self.fail(f"stages.{cell.stage}.from", f"stage {wanted['stage']} has no {wanted['type']} of size {cell.size}, context {cell.context}, seed {cell.seed}")
 
+    def probe_config(self, cell):
+        """What `sieve probe` is given: device and model of base < size < stage < type, the probe's group, the seed."""
+        d, t, stage = self.data, self.data["types"][cell.type], self.data["stages"][cell.stage]
+        changes = merge(d["base"], d["sizes"][cell.size], {"probe": stage["probe"][cell.context]}, stage.get("set"), t.get("set"),
+                        {"model": {"attention": {"kinds": t["kinds"], "pattern": t["pattern"]}}, "probe": {"seed": cell.seed}})
+        return {"schema": 1, **{key: changes[key] for key in ("device", "model", "probe") if key in changes}}
+
     def config(self, cell, kind, lr):
         """base < size < context < stage < type; paths still as ${name}."""
         d, t = self.data, self.data["types"][kind]
@@ -334,6 +357,10 @@ class Grid:
     def resolve(self, cell, results):
         """What to run: a dict with type, lr, search, command, config (paths still as ${name}), evaluations, splits, source and hash."""
         d, stage = self.data, self.data["stages"][cell.stage]
+        if "probe" in stage:
+            config = self.probe_config(cell)
+            return {"type": cell.type, "lr": config["probe"].get("lr"), "search": {}, "command": "probe", "config": config, "evaluations": {}, "splits": {},
+                    "source": None, "hash": config_hash(config)}
         self.check_condition(cell, results)
         kind = self.resolved_type(cell, results)
         lr, search = (cell.lr, {}) if cell.lr is not None else self.chosen_lr(kind, results)

@@ -227,6 +227,11 @@ def build(index, results, figures, reference, resamples):
     groups = tables.groups_of(results, stages)
     for group in groups:
         add_group(page, figures, group, reference, resamples)
+    probes = tables.probe_tables(results)
+    if probes:
+        page.heading("Probes")
+    for table in probes:
+        page.table(table)
     page.heading("The runs")
     page.table(tables.speed_table(groups))
     page.table(tables.missing_table(index["cells"], results))

@@ -124,7 +124,7 @@ class Group:
 def groups_of(results, order):
     """In the order of the stages, whose names are `order`. Where two stages have the same run, the earlier stage's counts: nothing is counted twice."""
     groups = {}
-    for result in sorted((r for r in results if r["status"] == "finished" and not r["searched_lr"]), key=lambda r: (order.index(r["stage"]) if r["stage"] in order else 99, r["name"])):
+    for result in sorted((r for r in results if r["status"] == "finished" and not r["searched_lr"] and "probe" not in r), key=lambda r: (order.index(r["stage"]) if r["stage"] in order else 99, r["name"])):
         key = (result["source"] is not None, result["size"], result["context"], result["plan"]["tokens"])
         group = groups.setdefault(key, Group(result["size"], result["context"], result["plan"]["tokens"], key[0], {}))
         group.types.setdefault(result["resolved_type"], {}).setdefault(result["seed"], result)
@@ -352,6 +352,27 @@ def wall_clock_table(group):
     return Table(f"Matched wall-clock: validation loss after {moment:,.1f} s of training", "From the curves, between the two nearest validations. Every run's learning rate "
                  f"falls over its own length, so that a slower type is met before its rate has fallen: a bound in its disfavour, not a run tuned for that time.{warning}",
                  ["type", "validation loss", "M tokens by then"], rows) if len(rows) > 1 else None
+
+
+def probe_tables(results):
+    """One table a probe: a row a type, a column a setting (length, items, depth), the accuracy of asked tokens, mean over seeds."""
+    probes, tables = {}, []
+    for result in results:
+        if result["status"] == "finished" and "probe" in result:
+            probes.setdefault((result["stage"], result["size"], result["context"]), {}).setdefault(result["label"], []).append(result["probe"])
+    for (_, size, name), types in probes.items():
+        first = next(iter(types.values()))[0]
+        trained = first["config"]["probe"]
+        settings = [(r["length"], r["items"], r["depth"]) for r in first["results"]]
+        title = lambda length, items, depth: f"{length:,} tokens, {items} items" + ("" if depth is None else f", depth {100 * depth:.0f} %")
+        rows = []
+        for label, runs in types.items():
+            cells = [stats.mean([run["results"][at]["accuracy"] for run in runs]) for at in range(len(settings))]
+            rows.append([label, str(len(runs)), *(f"{100 * cell:.1f} %" for cell in cells), number(stats.mean([run["seconds"]["train"] for run in runs]), 1)])
+        tables.append(Table(f"Probe {name}, {size}: {first['task']}", f"Right answers to fresh rows; trained on {trained['steps']:,} x {trained['batch']} rows of "
+                            f"{trained['length']:,} tokens with {trained['items']} items; chance {100 * first['chance']:.1f} %. docs/probes.md describes the tasks.",
+                            ["type", "seeds", *(title(*setting) for setting in settings), "training s"], rows))
+    return tables
 
 
 def search_table(results):

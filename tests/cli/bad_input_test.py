@@ -53,6 +53,23 @@ def test_k_larger_than_the_context():
         expect(f.run("config", "check", "tiny.yaml", code=2).err, "tiny.yaml:10:", "model.attention.kinds.sk.k", "65", "64")
 
 
+def test_probes_that_make_no_sense():
+    with Folder(prepared=False) as f:
+        f.config("schema: 1\ndevice: {type: cpu}\nmodel: {n_layers: 1, d_model: 16, n_heads: 2}\n"
+                 "probe: {task: long_copy, length: 64, items: 40, keys: 4, batch: 3, micro_batch: 2, steps: 10}\n", "probe.yaml")
+        lines = f.run("probe", "probe.yaml", code=2).err
+        expect(lines, "probe.yaml:4:", "probe.length: 64 tokens do not hold 40 items of long_copy; they take at least 80", "probe.keys: has no effect with probe.task=long_copy",
+               "probe.batch: 3 rows do not divide", "give a multiple of 2", "probe.schedule.warmup")
+        good = ("probe.items=4", "probe.batch=4", "probe.schedule.warmup=2")
+        for change, parts in ((("probe.task=selective_cpoy",), ["probe.task", "selective_copy"]), (("probe.task=mqar", "probe.items=5"), ["probe.items: 5 pairs", "probe.keys is 4"]),
+                              (("probe.task=selective_copy", "probe.eval.items=[8]"), ["probe.eval.items: 8", "raise probe.items"]),
+                              (("probe.task=passkey", "probe.eval.depths=[1.5]"), ["probe.eval.depths: 1.5"]), (("probe.task=mqar", "model.vocab_size=7"), ["model.vocab_size: 7"]),
+                              (("probe.task=mqar", "model.arch=gpt2", "probe.eval.lengths=[128]"), ["probe.eval.lengths: 128", "learned positions"]),
+                              (("probe.task=mqar", "probe.freeze=[nothing*]"), ["probe.freeze", "nothing*"]), (("probe.task=mqar", "model.max_seq=32"), ["probe.length = 64"])):
+            expect(f.run("probe", "probe.yaml", *good, *change, code=2).err, *parts)
+        expect(f.run("probe", "absent.yaml", code=2).err, "absent.yaml")
+
+
 def test_gpu_that_is_not_there():
     with Folder() as f:
         expect(f.run("pretrain", "tiny.yaml", "device.type=cuda", code=2).err, "device.type", "cuda", "auto or cpu")

@@ -115,6 +115,8 @@ def test_shipped_configurations_check():
         for path in sorted(configs.glob("*.yaml")):
             f.run("config", "check", path)
             f.run("plan", path, "model.vocab_size=50304", "--gpu", "h200")
+        for path in sorted((configs / "probes").glob("*.yaml")):
+            f.run("config", "check", path)
         # Lengths and patterns that the files leave to the command line.
         for name in ("gpt2-124m-sparsek", "gpt2-124m-mixed", "gpt2-355m-sparsek"):
             for change in ("data.seq_len=1024", "data.seq_len=131072", "model.attention.pattern=[swa,sk]", "model.attention.pattern=[sk,sk,full]"):
@@ -187,10 +189,36 @@ def test_bench_trained_scores_and_report():
         assert len(json.loads((f.path / "out" / "scaling.json").read_text())["results"]) == 2
 
 
+PROBE = """\
+schema: 1
+device: {type: cpu}
+model: {n_layers: 1, d_model: 16, n_heads: 2, attention: {kinds: {sk: {type: sparsek, k: 8, window: 8}}, pattern: [sk]}}
+probe: {task: passkey, length: 64, items: 3, steps: 6, batch: 4, schedule: {warmup: 2}, eval: {examples: 5, depths: [0, 1], every: 3}}
+"""
+
+
+def test_probe():
+    with Folder(prepared=False) as f:
+        f.config(PROBE, "probe.yaml")
+        f.run("config", "check", "probe.yaml")
+        expect(f.run("probe", "probe.yaml").out, "passkey", "sparsek k 8 window 8", "chance 6.2 %", "depth", "100 %", "whole rows")
+        report = json.loads(f.run("probe", "probe.yaml", "--json").out)
+        assert [(r["length"], r["items"], r["depth"], r["asked"], r["rows"]["asked"]) for r in report["results"]] == [(64, 3, 0, 15, 5), (64, 3, 1, 15, 5)], report
+        assert [point["step"] for point in report["curve"]] == [3, 6] and all(0 <= point["accuracy"] <= 1 for point in report["curve"])
+        assert report["parameters"] > 0 and report["config"]["probe"]["symbols"] == 16
+        same = json.loads(f.run("probe", "probe.yaml", "--json", "probe.micro_batch=2", ranks=2).out)
+        alone = json.loads(f.run("probe", "probe.yaml", "--json", "probe.micro_batch=2").out)
+        assert [same[key] for key in ("results", "curve")] == [alone[key] for key in ("results", "curve")]
+        expect(f.run("probe", "probe.yaml", "--fail-if", "accuracy < 2", code=7).err, "fail-if", "accuracy < 2")
+        expect(f.run("probe", "probe.yaml", "--fail-if", "luck < 2", code=2).err, "luck", "accuracy, rows")
+        expect(f.run("probe", "probe.yaml", "probe.lr=1e30", "probe.grad_clip=0", code=5).err, "not finite", "probe.lr")
+        expect(f.run("config", "explain", "probe.marked").out, "mqar", "default  auto")
+
+
 def test_help_teaches():
     with Folder(prepared=False) as f:
         top = f.run("--help").out
-        for command in ("pretrain", "finetune", "eval", "generate", "plan", "data", "tokenizer", "ckpt", "config", "bench", "doctor", "help"):
+        for command in ("pretrain", "finetune", "eval", "generate", "probe", "plan", "data", "tokenizer", "ckpt", "config", "bench", "doctor", "help"):
             expect(top, command)
             f.run(command, "--help")
         for topic in ("start", "config", "resume", "perplexity", "sparsek", "exit-codes"):

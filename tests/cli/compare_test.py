@@ -86,6 +86,9 @@ def test_tiny_grid_and_its_report():
         assert len(one["evaluations"]["val"]["context"]) == 4 and len(books["recall"]) == 5
         assert one["plan"]["parameters"] > 0 and one["tok_s"] > 0 and one["curve"][-1]["step"] == 20 and one["provenance"]["sieve"].startswith("sieve")
         assert "test" not in result(f, "c-XXS-128-sparsek_hard-s1")["evaluations"]
+        probe = result(f, "probes-XXS-passkey-sparsek-s1")["probe"]
+        assert [(r["length"], r["depth"], r["asked"]) for r in probe["results"]] == [(64, 0, 16), (64, 1, 16), (128, 0, 16), (128, 1, 16)], probe["results"]
+        assert probe["config"]["probe"]["seed"] == 1 and probe["config"]["model"]["attention"]["kinds"]["a"]["type"] == "sparsek"
         assert str(f.path) not in json.dumps(one)
         assert not (f.path / "out/runs/a-XXS-128-sparsek-s1/train/checkpoints").exists()
         assert (f.path / "out/runs/e_dense-XXS-128-full-s1/train/checkpoints/latest").exists()
@@ -94,7 +97,7 @@ def test_tiny_grid_and_its_report():
         expect(page, "None is the SparseK paper&#x27;s", "matched tokens", "Holm", "Loss by visible context", "Provenance", "<table>")
         assert "http" not in page.replace("http-equiv", "")  # self-contained
         tables = (f.path / "out" / "tables.md").read_text()
-        expect(tables, "| SparseK 8 + window 8 | 2 |", "Loss of repeated bigrams against", "Loss by position", "cached rows")
+        expect(tables, "| SparseK 8 + window 8 | 2 |", "Loss of repeated bigrams against", "Loss by position", "cached rows", "Probe passkey", "64 tokens, 2 items, depth 100 %")
         before = {path: path.stat().st_mtime_ns for path in (f.path / "out" / "runs").glob("*/result.json")}
         subprocess.run(["bash", str(ROOT / "scripts" / "compare.sh"), "tiny", "out"], cwd=f.path, capture_output=True, timeout=100, env={**os.environ, "SIEVE": SIEVE})
         assert before == {path: path.stat().st_mtime_ns for path in (f.path / "out" / "runs").glob("*/result.json")}
@@ -189,7 +192,7 @@ def test_bad_grids_are_refused():
         for change, parts in ((("reference: sparsek", "reference: nobody"), ["reference", "nobody"]), (("seeds: [1]", "seeds: 1"), ["stages.a.seeds", "list"]),
                               (("[full, sparsek]", "[full, absent]"), ["stages.a.types", "absent", "sparsek"]), (("name: small", "nme: small"), ["nme", "unknown key"]),
                               (("name: small", "name: small\nname: two"), ["grid.yaml:3", "twice"]), (("evaluations: [books]}", "evaluations: [books], final: true}"), ["no test"]),
-                              (("schema: 1\nname", "schema: 7\nname"), ["schema", "7"]), (("paths: {data: data}", "paths: {}"), ["${data}", "not a path of the grid"])):
+                              (("evaluations: [books]}\n", "probe: {a: {task: mqar}}}\n"), ["stages.a.contexts", "probe"]), (("schema: 1\nname", "schema: 7\nname"), ["schema", "7"]), (("paths: {data: data}", "paths: {}"), ["${data}", "not a path of the grid"])):
             assert change[0] in GRID
             f.config(GRID.replace(*change, 1), "grid.yaml")
             expect(compare(f, code=2), *parts)
@@ -207,6 +210,10 @@ def test_every_run_of_the_study_can_be_planned():
         for cell in grid.cells:
             if "best_of" in grid.data["types"][cell.type]:
                 continue
+            if "probe" in grid.data["stages"][cell.stage]:
+                f.config(compare_grid.yaml.safe_dump(grid.probe_config(cell)), "probe.yaml")
+                f.run("config", "check", "probe.yaml")
+                continue
             config = grid.config(cell, cell.type, cell.lr or 1e-3)
             config["run"] = {"name": "x"}
             key = json.dumps(config, sort_keys=True)
@@ -215,7 +222,7 @@ def test_every_run_of_the_study_can_be_planned():
                 f.config(compare_grid.yaml.safe_dump(compare_grid.substitute(config, {"data": "data"})), "x.yaml")
                 plan = json.loads(f.run("plan", "x.yaml", "model.vocab_size=8192", "--json", "--gpu", "h100").out)
                 assert 10e6 < plan["parameters"] < 32e6 and plan["memory_bytes"]["total"] < 60 * 2**30, (cell.name, plan)
-        assert len(grid.cells) == 176 and len(seen) > 90, (len(grid.cells), len(seen))
+        assert len(grid.cells) == 204 and len(seen) > 90, (len(grid.cells), len(seen))
 
 
 def small_grid(**results):
