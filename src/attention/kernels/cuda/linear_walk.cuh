@@ -66,7 +66,6 @@ __device__ inline float element(const Rows& r, std::int64_t row, std::int64_t he
 struct Walk {
   Rows a, b, c, less;
   const std::int32_t* starts_BT = nullptr;
-  Events events;
   std::int64_t B = 0, T = 0, heads = 0, chunks = 0;
   int own = 0, inner = 0, own_blocks = 1;
   // (B, heads / state_group, chunks, D, columns): where the chunks begin; without an output: what they add.
@@ -75,6 +74,7 @@ struct Walk {
   void* out = nullptr;  // (B, T, heads, out_size)
   int out_size = 0;
   bool out_is_bf16 = false;
+  Events events;
 };
 
 enum class Decay { none, inner, own };
