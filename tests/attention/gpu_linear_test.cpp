@@ -9,6 +9,7 @@
 #include "support/catch.h"
 #include "support/compare.h"
 #include "support/gpu.h"
+#include "tensor/runtime.h"
 
 using namespace sieve;
 using namespace sieve::test;
@@ -222,6 +223,38 @@ TEST_CASE("the exits of SparseK's keys on a GPU are the CPU's", "[gpu]") {
     }
     CHECK(wrong == 0);
   }
+}
+
+TEST_CASE("keys that enter late cost a GPU at most twice what linear attention costs", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  const LinearShape shape{6, 6, 64, 64};
+  const std::int64_t T = 65536, window = 512;
+  const Stream stream = gpu_stream();
+  Tensor from = zeros({1, 6, T}, DType::i32), to = zeros({1, 6, T}, DType::i32);
+  for (std::int64_t x = 0; x < 6 * T; ++x) {  // every eighth key stays longer
+    const auto j = static_cast<std::int32_t>(x % T), stays = j % 8 == 3 ? 4096 : 0;
+    from.data<std::int32_t>()[x] = j, to.data<std::int32_t>()[x] = std::min(static_cast<std::int32_t>(T), j + stays);
+  }
+  from = from.to(stream), to = to.to(stream);
+  const Variable qkv = Variable::leaf(full({1, T, shape.features()}, 0.5, DType::bf16, stream));
+  const Tensor grad = full({1, T, 6 * 64}, 1, DType::bf16, stream);
+  const auto seconds = [&](bool late) {
+    std::vector<double> times;
+    for (int pass = 0; pass < 7; ++pass) {
+      Event begin(stream.device), end(stream.device);
+      begin.record(stream);
+      const KeyExits exits = late ? key_exits(from, to, window, {}) : KeyExits{};
+      const Variable out = linear_attention(qkv, shape, {}, exits);
+      out.node()->backward(grad);
+      end.record(stream);
+      synchronize(stream);
+      times.push_back(end.seconds_since(begin));
+    }
+    return *std::min_element(times.begin(), times.end());
+  };
+  const double plain = seconds(false), late = seconds(true);
+  INFO("seconds of forward and backward: linear " << plain << ", with exits " << late);
+  CHECK(late <= 2 * plain);
 }
 
 TEST_CASE("heads added through their gates on a GPU equal the CPU's", "[gpu]") {
