@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) choose(const
     for (int x = 0; x < kHeld; ++x) sums[(lane / 4 + (x & 2) * 4) * kSumStride + column_of(x)] = s[x];
     __syncwarp();
     for (int r = 0; r < kWarpRows; ++r) {
-      const Interval own = e.seen(t.b, t.n0 + warp * kWarpRows + r);
+      const Interval half = r < 8 ? seen[0] : seen[1];  // of the lane that owns row r
+      const Interval own{__shfl_sync(kWholeWarp, half.begin, r % 8 * 4), __shfl_sync(kWholeWarp, half.end, r % 8 * 4)};
       add_importance(e, sums + r * kSumStride, spans::max(own.begin - first, 0), spans::min(own.end - first, kSide),
                      first - own.begin, importance + r * e.width);
     }
