@@ -341,9 +341,9 @@ class Grid:
         self.fail(f"stages.{cell.stage}.from", f"stage {wanted['stage']} has no {wanted['type']} of size {cell.size}, context {cell.context}, seed {cell.seed}")
 
     def probe_config(self, cell):
-        """What `sieve probe` is given: device and model of base < size < stage < type, the probe's group, the seed."""
+        """What `sieve probe` is given: device and model of base < size < stage < type; the probe's group, which the stage completes; the seed."""
         d, t, stage = self.data, self.data["types"][cell.type], self.data["stages"][cell.stage]
-        changes = merge(d["base"], d["sizes"][cell.size], {"probe": stage["probe"][cell.context]}, stage.get("set"), t.get("set"),
+        changes = merge(d["base"], d["sizes"][cell.size], stage.get("set"), {"probe": stage["probe"][cell.context]}, t.get("set"),
                         {"model": {"attention": {"kinds": t["kinds"], "pattern": t["pattern"]}}, "probe": {"seed": cell.seed}})
         return {"schema": 1, **{key: changes[key] for key in ("device", "model", "probe") if key in changes}}
 

@@ -17,6 +17,13 @@ constexpr double kGapPower = 0.01;   // of the power law of mqar's gaps
 constexpr std::int64_t kMostQuestions = 16;
 constexpr std::int64_t kEvaluation = 1;  // keeps its random streams apart
 
+// From 1 to `most`, as often from 1 to 2 as from 2 to 4, and so on.
+std::int64_t log_uniform(const Philox& random, std::int64_t most) {
+  constexpr std::uint64_t kOwn = ~std::uint64_t{0};  // a counter that no row reaches
+  const double drawn = std::exp(random.uniform(kOwn) * std::log(static_cast<double>(most + 1)));
+  return std::clamp<std::int64_t>(static_cast<std::int64_t>(drawn), 1, most);
+}
+
 // A row in the making. Random number i of purpose p is counter p T + i: purposes never share one.
 struct Draft {
   const ProbeSpec& spec;
@@ -141,10 +148,10 @@ std::int64_t questions(const Draft& d, bool hints) {
 
 // [say name digits] as often as there is room and are names, evenly spread, then [ask name, then its digits in turn],
 // once or with hints several times.
-void unmarked_passkey(Draft& d, bool hints) {
+void unmarked_passkey(Draft& d, bool hints, bool vary) {
   const PasskeyIds ids(d.spec);
   const std::int64_t n = d.n, K = d.spec.keys, asks = questions(d, hints), body = d.T - asks * (n + 1);
-  const std::int64_t count = std::min(K, body / (n + 2));
+  const std::int64_t most = std::min(K, body / (n + 2)), count = vary ? log_uniform(d.random, most) : most;
   d.fill(0, body, ids.noise, kNoise);
   std::vector<std::int64_t> names(static_cast<std::size_t>(K)), begins;
   std::iota(names.begin(), names.end(), 0);
@@ -197,18 +204,6 @@ std::int64_t shortest_probe(const ProbeSpec& s, std::int64_t n) {
   fail(Exit::internal, "probe", "unknown task");
 }
 
-namespace {
-
-// As often from 1 to 2 as from 2 to 4, and so on.
-ProbeSetting varied(ProbeSetting setting, const Philox& random) {
-  constexpr std::uint64_t kOwn = ~std::uint64_t{0};  // a counter that no row reaches
-  const double drawn = std::exp(random.uniform(kOwn) * std::log(static_cast<double>(setting.items + 1)));
-  setting.items = std::clamp<std::int64_t>(static_cast<std::int64_t>(drawn), 1, setting.items);
-  return setting;
-}
-
-}  // namespace
-
 ProbeRow probe_row(const ProbeSpec& spec, const ProbeSetting& setting, ProbeUse use, std::uint64_t seed,
                    std::int64_t row) {
   require(setting.items >= 1 && setting.length >= shortest_probe(spec, setting.items), "probe", setting.items,
@@ -218,13 +213,16 @@ ProbeRow probe_row(const ProbeSpec& spec, const ProbeSetting& setting, ProbeUse 
                                    : stream_of(row, kEvaluation, setting.length, setting.items,
                                                setting.depth ? std::llround(*setting.depth * 1e6) : -1);
   const Philox random{seed, stream};
-  const ProbeSetting own = spec.vary && use == ProbeUse::training ? varied(setting, random) : setting;
+  const bool vary = spec.vary && use == ProbeUse::training;
+  const bool sentences = spec.task == ProbeTask::passkey && !spec.marked;  // vary in number, not the digits of a key
+  ProbeSetting own = setting;
+  if (vary && !sentences) own.items = log_uniform(random, own.items);
   Draft draft(spec, own, random);
   const bool hints = spec.hints && use == ProbeUse::training;
   switch (spec.task) {
     case ProbeTask::selective_copy: selective_copy(draft, hints); break;
     case ProbeTask::mqar: mqar(draft, hints); break;
-    case ProbeTask::passkey: spec.marked ? marked_passkey(draft) : unmarked_passkey(draft, hints); break;
+    case ProbeTask::passkey: spec.marked ? marked_passkey(draft) : unmarked_passkey(draft, hints, vary); break;
     case ProbeTask::long_copy: long_copy(draft); break;
   }
   return std::move(draft.row);

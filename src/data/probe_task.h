@@ -25,7 +25,7 @@ struct ProbeSpec {
   // Training rows ask for more than is measured. selective_copy: a marked token for its own symbol; mqar: a value for
   // its key; an unmarked passkey: a digit for its sentence's name, and several questions at the end.
   bool hints = false;
-  bool vary = false;  // a training row holds from one item to all, small numbers as often as large ones
+  bool vary = false;  // a training row holds from one item (unmarked passkey: sentence) to all of them
 };
 
 // What a row is made for. depth: of the passkey's sentence, 0 the row's beginning, 1 its end; absent: random.

@@ -59,10 +59,12 @@ void ProbeGroup::fields(FieldVisitor& v) {
        "token for its own symbol, mqar a value for its key, an unmarked passkey a digit for its sentence's name "
        "and up to 16 questions at the end"},
       hints);
-  v.boolean({"vary",
-             "a training row holds from one item to probe.items, small numbers as often as large ones; auto = true for "
-             "mqar, which is hardly learned otherwise, else false"},
-            vary);
+  v.boolean(
+      {"vary",
+       "a training row holds from one item to probe.items, an unmarked passkey from one sentence to as many as fit, "
+       "small numbers as often as large ones; auto = true for mqar and an unmarked passkey, which are hardly "
+       "learned otherwise, else false"},
+      vary);
   v.integer({.name = "steps", .doc = "updates", .min = 1}, steps);
   v.integer({.name = "batch", .doc = "rows of an update, over all ranks", .min = 1}, batch);
   v.integer(
@@ -114,7 +116,7 @@ void resolve(ProbeGroup& p, int world_size) {
   if (!p.symbols) p.symbols = mqar ? 4096 : 16;
   if (!p.keys) p.keys = mqar ? 4096 : 256;
   if (!p.marked) p.marked = !mqar;
-  if (!p.vary) p.vary = mqar;
+  if (!p.vary) p.vary = mqar || (p.task == ProbeTask::passkey && !*p.marked);
   if (!p.micro_batch) p.micro_batch = std::max<std::int64_t>(1, p.batch / world_size);
   if (p.eval.lengths.empty()) p.eval.lengths = {p.length};
   if (p.eval.items.empty()) p.eval.items = {p.items};
