@@ -14,7 +14,8 @@ constexpr int kGroups = kThreads / 32;
 // A block of threads a compressed key and head.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) compress_rows(const CompressRowsArgs a, const GridView grid) {
-  const std::int64_t m = blockIdx.x % grid.M, h = blockIdx.x / grid.M % a.H, b = blockIdx.x / grid.M / a.H;
+  const auto M = static_cast<unsigned>(grid.M), H = static_cast<unsigned>(a.H);
+  const std::int64_t m = blockIdx.x % M, h = blockIdx.x / M % H, b = blockIdx.x / M / H;
   const int first = grid.first(b, m), packs = static_cast<int>(a.D) / V, all = grid.l * packs;
   const T* from = static_cast<const T*>(a.x_BTF) + ((b * grid.T + first) * a.H + h) * a.D;
   const T* places = static_cast<const T*>(a.positions_LD);
@@ -33,18 +34,20 @@ __global__ void __launch_bounds__(kThreads) compress_rows(const CompressRowsArgs
 }
 
 // A block of threads a position.
-template <class T, int V>
+template <class E, int V>
 __global__ void __launch_bounds__(kThreads) gather_positions(const CompressRowsBackwardArgs back, const GridView grid) {
   const CompressRowsArgs& a = back.forward;
-  const std::int64_t b = blockIdx.x / grid.T;
-  const auto t = static_cast<int>(blockIdx.x % grid.T);
-  const int start = grid.start(b, t), p = t - start, packs = static_cast<int>(a.D) / V;
+  const auto T = static_cast<unsigned>(grid.T);
+  const std::int64_t b = blockIdx.x / T;
+  const auto t = static_cast<int>(blockIdx.x % T);
+  const int start = grid.start(b, t), p = t - start, packs = static_cast<int>(a.D) / V,
+            all = static_cast<int>(a.H) * packs;
   const int before = grid.seen(b, t).begin, low = p < grid.l ? 0 : (p - grid.l) / grid.s + 1, high = p / grid.s;
-  const T* grad = static_cast<const T*>(back.grad_BHML);
-  T* dx = static_cast<T*>(back.dx_BTF) + blockIdx.x * a.H * a.D;
-  for (std::int64_t x = threadIdx.x; x < a.H * packs; x += blockDim.x) {
+  const E* grad = static_cast<const E*>(back.grad_BHML);
+  E* dx = static_cast<E*>(back.dx_BTF) + blockIdx.x * a.H * a.D;
+  for (int x = static_cast<int>(threadIdx.x); x < all; x += static_cast<int>(blockDim.x)) {
     const std::int64_t h = x / packs, d = x % packs * V;
-    Elements<T, V> sum, row;
+    Elements<E, V> sum, row;
     sum.clear();
     for (int m = low; m <= high; ++m) {
       if (grid.first(b, before + m) != start + m * grid.s) break;  // the document ends inside it
@@ -65,9 +68,12 @@ __global__ void __launch_bounds__(kThreads)
   if (column >= columns) return;
   const T* grad = static_cast<const T*>(back.grad_BHML) + column;
   double sum[V] = {};
+  const std::int64_t from = rows * piece / kPieces, to = rows * (piece + 1) / kPieces;
+  std::int64_t head = grid.M > 0 ? from / grid.M : 0, m = from - head * grid.M;
 #pragma unroll 4
-  for (std::int64_t y = rows * piece / kPieces; y < rows * (piece + 1) / kPieces; ++y) {
-    if (grid.first(y / grid.M / a.H, y % grid.M) < 0) continue;
+  for (std::int64_t y = from; y < to; ++y, ++m) {
+    if (m == grid.M) m = 0, ++head;
+    if (grid.firsts != nullptr && grid.first(head / a.H, m) < 0) continue;
     Elements<T, V> row;
     row.read(grad + y * columns);
 #pragma unroll
@@ -96,8 +102,9 @@ __global__ void __launch_bounds__(kThreads) add_pieces(const double* pieces, C* 
 }
 
 void check_sizes(const CompressRowsArgs& a) {
-  require(a.grid.M() == 0 || a.grid.l * a.D < (std::int64_t{1} << 31), "compress_rows", a.grid.l, " rows of ", a.D,
-          " features exceed 2^31");
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;
+  require((a.grid.M() == 0 || a.grid.l * a.D < kMost) && a.H * a.D < kMost, "compress_rows", a.grid.l, " rows and ",
+          a.H, " heads of ", a.D, " features: each must be less than 2^31 elements");
 }
 
 template <class T, int V>

@@ -14,9 +14,10 @@ __device__ inline C sigmoid(C x) {
   else return 1 / (1 + exp(-x));
 }
 
-// Index of gate (r, c, h).
+// Index of gate (r, c, h), head = r H + h.
 __device__ inline std::int64_t gate_at(std::int64_t head, std::int64_t H, int c) {
-  return (head / H * kBranches + c) * H + head % H;
+  const auto heads = static_cast<unsigned>(H), x = static_cast<unsigned>(head);
+  return (static_cast<std::int64_t>(x / heads) * kBranches + c) * H + x % heads;
 }
 
 template <class T, int V>
@@ -69,7 +70,10 @@ __global__ void __launch_bounds__(kThreads) gate_branches_backward(const GateBra
   }
 }
 
-std::int64_t blocks_of(const GateBranchesArgs& a) { return (a.R * a.H * kLanes + kThreads - 1) / kThreads; }
+std::int64_t blocks_of(const GateBranchesArgs& a) {
+  require(a.R * a.H < (std::int64_t{1} << 31), "gate_branches", a.R, " rows of ", a.H, " heads exceed 2^31");
+  return (a.R * a.H * kLanes + kThreads - 1) / kThreads;
+}
 
 }  // namespace
 
