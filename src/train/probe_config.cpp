@@ -11,6 +11,8 @@
 
 namespace sieve {
 
+constexpr std::int64_t kLongest = 1 << 24;  // tokens of a row: ProbeResult::kDistances
+
 void ProbeEvalGroup::fields(FieldVisitor& v) {
   v.integer({.name = "examples", .doc = "fresh rows of each length, number of items and depth", .min = 1}, examples);
   v.integer({.name = "every",
@@ -32,7 +34,7 @@ void ProbeGroup::fields(FieldVisitor& v) {
             "more; Arora et al. 2023, arXiv 2312.04927), passkey (one sentence of many tokens of noise), long_copy (a "
             "block, noise, the block again)"},
            kProbeTaskNames, task);
-  v.integer({.name = "length", .doc = "tokens of a row in training", .min = 2, .max = 1 << 24}, length);
+  v.integer({.name = "length", .doc = "tokens of a row in training", .min = 2, .max = kLongest}, length);
   v.integer({.name = "items",
              .doc = "what a row holds to be remembered: marked tokens, pairs, tokens of the key, tokens of the block",
              .min = 1,
@@ -163,7 +165,10 @@ void check_lengths(const ProbeGroup& p, Problems& problems) {
   };
   check("probe.length", p.length, p.items);
   const std::int64_t most = *std::max_element(p.eval.items.begin(), p.eval.items.end());
-  for (const std::int64_t length : p.eval.lengths) check("probe.eval.lengths", length, most);
+  for (const std::int64_t length : p.eval.lengths) {
+    check("probe.eval.lengths", length, most);
+    if (length > kLongest) problems.emplace_back("probe.eval.lengths", cat(length, " is more than ", kLongest));
+  }
   for (const double depth : p.eval.depths) {
     if (!(depth >= 0 && depth <= 1)) problems.emplace_back("probe.eval.depths", cat(depth, " is outside 0 to 1"));
   }
