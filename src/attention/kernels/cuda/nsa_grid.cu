@@ -1,4 +1,4 @@
-// Counts the compressed keys of packed rows: a block of threads goes through a row, which a compressed key ends where a
+// Counts the compressed keys of packed rows. A block of threads goes through a row; a compressed key ends wherever a
 // whole number of strides lies between its document's first l positions and the position.
 #include "attention/kernels/cuda/launch.cuh"
 #include "attention/kernels/cuda/nsa_grid.cuh"
