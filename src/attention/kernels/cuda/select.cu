@@ -18,6 +18,7 @@ namespace sieve::cuda {
 namespace {
 
 constexpr std::int64_t kSlabBytes = std::int64_t{256} << 20;  // of bases
+constexpr std::int64_t kFirstStep = 8;                        // chunks
 
 // ends (B, T): the end of each position's document.
 __global__ void find_ends(const std::int32_t* starts_BT, std::int32_t* ends_BT, std::int64_t B, std::int64_t T) {
@@ -119,59 +120,44 @@ __global__ void __launch_bounds__(kThreads) raise_thresholds(const Chunks c) {
   }
 }
 
-// First indices where one of two conditions holds, both searched for at once: a search waits for memory at every step.
-struct Search {
-  std::int32_t begin, end;
-  double bound;
-  bool equal;  // values as large as the bound will do
-
-  __device__ std::int32_t middle() const { return begin + (end - begin) / 2; }
-  __device__ void step(double value) {
-    const std::int32_t at = middle();
-    if (begin >= end) return;
-    if (value > bound || (equal && value == bound)) end = at;
-    else begin = at + 1;
+// First index in [begin, end) whose value is above `bound`, or as large if `equal`; values do not fall.
+__device__ std::int32_t first_above(const double* values, std::int32_t begin, std::int32_t end, double bound,
+                                    bool equal) {
+  while (begin < end) {
+    const std::int32_t middle = begin + (end - begin) / 2;
+    const double value = values[middle];
+    if (value > bound || (equal && value == bound)) end = middle;
+    else begin = middle + 1;
   }
-};
-__device__ void search_both(const double* values, Search& one, Search& two) {  // values do not fall
-  while (one.begin < one.end || two.begin < two.end) {
-    const double first = one.begin < one.end ? values[one.middle()] : 0,
-                 second = two.begin < two.end ? values[two.middle()] : 0;
-    one.step(first), two.step(second);
-  }
+  return begin;
 }
 
-// The same in the tau of queries. Chunk ends are looked at first: few, and neighbours in memory.
-__device__ void search_queries(const Chunks& c, std::int64_t row, Search& one, Search& two) {
-  if (c.settled_tau != nullptr && one.begin < one.end) {                                        // both are as long
-    const auto delay = static_cast<std::int32_t>(c.a.delay), begin = one.begin, end = one.end;  // delay: below `begin`
-    one.begin = two.begin = (begin - delay) / kChunk;
-    one.end = two.end = (end - delay) / kChunk;
-    search_both(c.settled_tau + row * c.chunks, one, two);
-    const auto into_chunk = [&](Search& s) {
-      const std::int32_t first = s.begin * kChunk + delay;
-      s.begin = first > begin ? first : begin;
-      s.end = end - first > kChunk ? first + kChunk : end;
-    };
-    into_chunk(one), into_chunk(two);
+// The same of the tau of queries. Chunk ends are looked at first: few, and neighbours in memory.
+__device__ std::int32_t first_query(const Chunks& c, std::int64_t row, std::int32_t begin, std::int32_t end,
+                                    double bound, bool equal) {
+  if (c.settled_tau != nullptr && begin < end) {
+    const auto delay = static_cast<std::int32_t>(c.a.delay);  // below `begin`
+    const std::int32_t chunk = first_above(c.settled_tau + row * c.chunks, (begin - delay) / kChunk,
+                                           (end - delay) / kChunk, bound, equal),
+                       first = chunk * kChunk + delay;
+    begin = first > begin ? first : begin;
+    end = end - first > kChunk ? first + kChunk : end;
   }
-  search_both(c.a.tau_BHT + row * c.a.T, one, two);
+  return first_above(c.a.tau_BHT + row * c.a.T, begin, end, bound, equal);
 }
 
-constexpr int kMostBandKeys = 4 * kThreads;  // of a block
-constexpr std::int64_t kFewKeys = std::int64_t{1} << 19;
+constexpr int kBandKeys = 4 * kThreads;  // of a block
 
-// change (B, H, T): +1 where a key enters its band, -1 where it leaves. `blocks` blocks a row, of `each` keys. Only
-// keys that were ever in the pool are searched for, and those lie scattered: they are collected first.
-__global__ void __launch_bounds__(kThreads)
-    find_bands(const Chunks c, unsigned blocks, int each, std::int32_t* change) {
-  __shared__ std::int32_t keys[kMostBandKeys];
+// change (B, H, T): +1 where a key enters its band, -1 where it leaves. `blocks` blocks a row. Only keys that were ever
+// in the pool are searched for, and those lie scattered: they are collected first.
+__global__ void __launch_bounds__(kThreads) find_bands(const Chunks c, unsigned blocks, std::int32_t* change) {
+  __shared__ std::int32_t keys[kBandKeys];
   __shared__ int count;
   const SelectArgs& a = c.a;
-  const std::int64_t row = blockIdx.x / blocks, first_key = static_cast<std::int64_t>(blockIdx.x % blocks) * each;
+  const std::int64_t row = blockIdx.x / blocks, first_key = static_cast<std::int64_t>(blockIdx.x % blocks) * kBandKeys;
   if (threadIdx.x == 0) count = 0;
   __syncthreads();
-  for (int v = 0; v < each; v += kThreads) {
+  for (int v = 0; v < kBandKeys; v += kThreads) {
     const std::int64_t j = first_key + v + threadIdx.x;
     bool pooled = false;
     if (j < a.T) {
@@ -191,10 +177,9 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t j = keys[v], x = row * a.T + j, end = c.end_of(row, j);
     const std::int64_t leaves = c.left_pool[x] + c.begin_of(row, j) + a.delay, stop = leaves < end ? leaves : end;
     const auto [low, high] = band_of_score(a.z_BHT[x]);
-    Search from{static_cast<std::int32_t>(j + a.delay), static_cast<std::int32_t>(stop), low, false};
-    Search to{from.begin, from.end, high, true};  // above `low` too: not before
-    search_queries(c, row, from, to);
-    const std::int32_t first = from.begin, last = to.begin;
+    const std::int32_t first = first_query(c, row, static_cast<std::int32_t>(j + a.delay),
+                                           static_cast<std::int32_t>(stop), low, false),
+                       last = first_query(c, row, first, static_cast<std::int32_t>(stop), high, true);
     a.band_from_BHT[x] = first;
     a.band_to_BHT[x] = last;
     if (first == last) continue;
@@ -240,12 +225,6 @@ void settle(Chunks c, const Stream& stream) {
   const Scratch sorted(items * kChunk * sizeof(double), stream), places(items * kChunk * sizeof(std::uint16_t), stream),
       candidates(items * sizeof(std::int32_t), stream);
   c.sorted = sorted.as<double>(), c.places = places.as<std::uint16_t>(), c.candidates = candidates.as<std::int32_t>();
-  const std::size_t tails = c.a.document_starts_BT != nullptr ? items : 0;
-  const Scratch tail_sorted(tails * kChunk * sizeof(double), stream),
-      tail_places(tails * kChunk * sizeof(std::uint16_t), stream), tail_counts(tails * sizeof(std::int32_t), stream);
-  c.tail_sorted = tails > 0 ? tail_sorted.as<double>() : c.sorted;
-  c.tail_places = tails > 0 ? tail_places.as<std::uint16_t>() : c.places;
-  c.tails = tails > 0 ? tail_counts.as<std::int32_t>() : c.candidates;
   const std::int64_t entry = sizeof(double) + sizeof(std::int32_t);
   c.slab = std::clamp<std::int64_t>(kSlabBytes / (c.rows * c.P * entry) - 1, 1, c.chunks);
   const auto slots = static_cast<std::size_t>(c.rows * (c.slab + 1)), size = static_cast<std::size_t>(c.P);
@@ -253,15 +232,8 @@ void settle(Chunks c, const Stream& stream) {
       base_counts(slots * sizeof(std::int32_t), stream);
   c.base = base.as<double>(), c.base_keys = base_keys.as<std::int32_t>();
   c.base_counts = base_counts.as<std::int32_t>();
-  const auto groups = static_cast<std::size_t>(c.rows * ((c.slab + kGroup - 1) / kGroup)),
-             gathered_size = static_cast<std::size_t>(c.gathered_size());
-  const Scratch gathered(groups * gathered_size * sizeof(double), stream),
-      gathered_keys(groups * gathered_size * sizeof(std::int32_t), stream),
-      gathered_counts(groups * sizeof(std::int32_t), stream);
-  c.gathered = gathered.as<double>(), c.gathered_keys = gathered_keys.as<std::int32_t>();
-  c.gathered_counts = gathered_counts.as<std::int32_t>();
   // Steps that grow: few keys are better than the base of a long prefix, the others need not be sorted.
-  const std::int64_t least = std::max<std::int64_t>(2 * c.P / (kGroup * kChunk), 1) * kGroup;
+  const std::int64_t least = std::max(kFirstStep, 2 * (c.P + kChunk - 1) / kChunk);
   for (; c.first < c.chunks; c.first += c.count) {
     c.count = std::min({std::max(least, 3 * c.first), c.slab, c.chunks - c.first});
     sort_chunks(c, stream);
@@ -303,10 +275,9 @@ void run(const SelectArgs& a, Stream stream) {
   else settle(c, stream);
   if (!a.thresholds) return;
   check(cudaMemsetAsync(a.band_BHT, 0, keys * sizeof(std::int32_t), handle_of(stream)), "selection");
-  // Few keys are searched for at a time where that fills the device.
-  const std::int64_t each = n <= kFewKeys ? kThreads : kMostBandKeys, blocks = (a.T + each - 1) / each;
+  const std::int64_t blocks = (a.T + kBandKeys - 1) / kBandKeys;
   start("selection: bands", find_bands, rows * blocks, kThreads, 0, stream, c, static_cast<unsigned>(blocks),
-        static_cast<int>(each), a.band_BHT);
+        a.band_BHT);
   start("selection: counts", count_bands, rows, kScanThreads, 0, stream, a.band_BHT, a.T);
 }
 

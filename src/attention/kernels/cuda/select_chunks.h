@@ -11,7 +11,6 @@
 namespace sieve::cuda {
 
 inline constexpr int kChunk = 512;               // keys
-inline constexpr int kGroup = 8;                 // chunks
 inline constexpr std::int64_t kMostBase = 8192;  // a base lies in a block's shared memory, twice, beside a chunk
 constexpr std::int64_t base_bytes(std::int64_t P) { return (2 * P + kChunk) * (8 + 4); }  // that: scores and keys
 
@@ -24,26 +23,16 @@ struct Chunks {
   double* sorted = nullptr;
   std::uint16_t* places = nullptr;
   std::int32_t* candidates = nullptr;  // (rows, chunks)
-  // The same of the last document of every chunk, which alone matters behind it; those above, where a row is one.
-  double* tail_sorted = nullptr;
-  std::uint16_t* tail_places = nullptr;
-  std::int32_t* tails = nullptr;
   // What a step works on: the chunks [first, first + count) of every row, with their bases, best first. The base of the
   // chunk after them lies in slot `slab`.
   double* base = nullptr;                       // (rows, slab + 1, P)
   std::int32_t* base_keys = nullptr;            // (rows, slab + 1, P)
   std::int32_t* base_counts = nullptr;          // (rows, slab + 1)
   std::int64_t first = 0, count = 0, slab = 0;  // count <= slab
-  // The best keys of every group of the step, of the document that goes on behind it.
-  double* gathered = nullptr;               // (rows, groups, gathered_size)
-  std::int32_t* gathered_keys = nullptr;    // (rows, groups, gathered_size)
-  std::int32_t* gathered_counts = nullptr;  // (rows, groups)
-  std::int32_t* left_pool = nullptr;        // (rows, T): the key, counted in its document, that pushed this one out
-  double* last_tau = nullptr;               // (rows, chunks): of the query that the chunk's last key enters at
-  double* settled_tau = nullptr;            // (rows, chunks): the same, never falling inside a document
+  std::int32_t* left_pool = nullptr;            // (rows, T): the key, counted in its document, that pushed this one out
+  double* last_tau = nullptr;                   // (rows, chunks): of the query that the chunk's last key enters at
+  double* settled_tau = nullptr;                // (rows, chunks): the same, never falling inside a document
 
-  SIEVE_HD std::int64_t groups() const { return (count + kGroup - 1) / kGroup; }  // of the step
-  SIEVE_HD std::int64_t gathered_size() const { return P < kGroup * kChunk ? P : kGroup * kChunk; }
   SIEVE_HD const std::int32_t* starts_of(std::int64_t row) const {
     return a.document_starts_BT == nullptr ? nullptr : a.document_starts_BT + row / a.H * a.T;
   }
@@ -55,7 +44,7 @@ struct Chunks {
   }
 };
 
-// Launch the step's kernels. `sort_chunks` leaves out what the base before the step already excludes; it also writes
+// Each launches one kernel. `sort_chunks` leaves out what the base before the step already excludes; it also writes
 // what every key can say for itself: z, from, and the to, left_pool and tau of keys and queries that nothing else
 // writes.
 void sort_chunks(const Chunks& c, const Stream& stream);

@@ -16,19 +16,6 @@ inline constexpr int kNever = 0xffff;
 inline constexpr int kBlock = 64;  // arrivals that are looked at one by one; earlier ones through tables
 inline constexpr int kBlocks = kChunk / kBlock;
 inline constexpr int kBaseMark = 0x8000;  // of a base's place among the pushed
-inline constexpr int kRuns = 32;          // of a chunk's queries, at most
-inline constexpr int kLeastRun = 8;       // queries
-
-// f just above t at a query, and the places that follow t (select_sweep.cuh).
-struct Run {
-  double t, sum, rest, centre;  // the sum of the band's scores less the centre, and what roundings added to it
-  int saturated, fractional;
-  int widest;                      // band that the sum held since it was last taken afresh
-  int base_above, base_saturated;  // so many scores of the base lie above t, so many above t + 1
-  int own_above, own_saturated;    // of the chunk's candidates, whether in the pool or not
-  int pool;                        // scores of the base in the pool
-  int document, query;             // query < 0: none of the run sees a threshold, or of later documents only
-};
 
 // The chunk's keys that can enter the base, in the order of arrival: x = 0 .. size - 1.
 struct Own {
@@ -50,10 +37,14 @@ struct Own {
       std::uint16_t last[kChunk];                      // one past the last arrival of its document
     } lives;
     struct {
-      double tau[kChunk + 1];        // of the query after so many arrivals; before its turn what it is never below
-      Run runs[kRuns];               // where their sweeps start
-      double start;                  // tau before all arrivals, or near it
-      unsigned pushes[kChunk / 32];  // bits of arrivals that pushed somebody out of the members
+      double tau[kChunk + 1];   // [x + 1] after key x arrived; [0]: before all
+      double sums[kChunk + 1];  // of a block: z less the centre of ranks below r, of earlier arrivals in the pool
+      std::uint16_t alive[kChunk + 1];  // their number
+      unsigned pushes[kChunk / 32];     // bits of arrivals that pushed somebody out of the members
+      double z[kBlock], less[kBlock];   // of the arrivals that a turn looks at one by one: z and z - 1
+      double start[2];                  // tau before a turn, or near it; turns take them by turns
+      int width[2];                     // scores of the band there
+      float rise[kBlock];               // what arrivals of the turn add to f there, summed up
     } taus;
   };
 };
@@ -91,82 +82,62 @@ class ChunkLives {
     item_ = row_ * c.chunks + c.first + x;
     start_ = (c.first + x) * kChunk;
     n_ = c.base_counts[slot_];
-    starts_ = c.starts_of(row_);
-    ends_ = c.ends_BT == nullptr ? nullptr : c.ends_BT + (starts_ - c.a.document_starts_BT);
     candidates_ = c.candidates[item_];
   }
 
   // Begins without and ends with a barrier.
   __device__ void read() {
-    constexpr int kEach = kChunk / kSettleThreads;
-    double scores[kEach];
-    std::uint16_t places[kEach];
-#pragma unroll
-    for (int v = 0; v < kEach; ++v) {  // all that comes from memory is asked for before anything waits
-      const int r = v * kSettleThreads + thread();
-      if (r >= candidates_) continue;
-      scores[v] = c_.sorted[item_ * kChunk + r];
-      places[v] = c_.places[item_ * kChunk + r];
-    }
-#pragma unroll 4
     for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = c_.base[slot_ * P_ + r];
     for (int p = thread(); p < kChunk; p += kSettleThreads)
       own_.upto[p] = own_.at_rank[p] = own_.pushed_k[p] = own_.pushed_pool[p] = kNever;
     __syncthreads();
-#pragma unroll
-    for (int v = 0; v < kEach; ++v) {
-      const int r = v * kSettleThreads + thread();
-      if (r < candidates_) own_.ranked[r] = scores[v], own_.upto[places[v]] = static_cast<std::uint16_t>(r);
+    for (int r = thread(); r < candidates_; r += kSettleThreads) {
+      own_.ranked[r] = c_.sorted[item_ * kChunk + r];
+      own_.upto[c_.places[item_ * kChunk + r]] = static_cast<std::uint16_t>(r);
     }
     __syncthreads();
     size_ = 0;
-#pragma unroll 1
     for (int base = 0; base < kChunk; base += kSettleThreads) list_own(base + thread());
-#pragma unroll 1
     for (int x = thread(); x < size_; x += kSettleThreads) find_document(x);
-    const std::int64_t end = end_of(start_) - start_;
+    const std::int64_t end = c_.end_of(row_, start_) - start_;
     continuing_ = own_.upto[(end < kChunk ? end : kChunk) - 1];
     count_earlier();
     __syncthreads();
   }
 
-  // Own keys and keys of the base, and members and the pool, side by side in whole warps.
   __device__ void find_lives() const {
-    const auto warps = [](int n) { return (n + 31) & ~31; };
+    for (int x = thread(); x < size_; x += kSettleThreads) own_life(x);
     // Only the last `continuing_` of the first k, and of the pool, can leave.
-    const auto leaving = [&](std::int64_t set) {
-      const std::int64_t worst = set < n_ ? set : n_, kept = set - continuing_;
-      return static_cast<int>(kept < 0 ? worst : (kept < worst ? worst - kept : 0));
-    };
-    const bool pool = c_.a.thresholds;
-    const int own = warps(size_), members = leaving(k_), pooled = pool ? leaving(P_) : 0,
-              to_pool = pool ? 2 * own : own, to_members = to_pool + warps(pooled), all = to_members + members;
-#pragma unroll 1
-    for (int item = thread(); item < all; item += kSettleThreads) {
-      const bool is_own = item < to_pool, member = is_own ? item < own : item >= to_members;
-      const int x = is_own   ? (member ? item : item - own)
-                    : member ? (k_ < n_ ? static_cast<int>(k_) : n_) - 1 - (item - to_members)
-                             : n_ - 1 - (item - to_pool);
-      if (is_own ? x < size_ : item - to_pool < pooled || member) find_life(x, is_own, member);
+    const int least = continuing_;
+    const int k = k_ < n_ ? static_cast<int>(k_) : n_;
+    for (int r = k - 1 - thread(); r >= 0 && k_ - r <= least; r -= kSettleThreads) {
+      const int y = base_death(r, static_cast<int>(k_ - r));
+      if (y == kNever) continue;
+      own_.pushed_k[y] = static_cast<std::uint16_t>(kBaseMark | r);
+      c_.a.to_BHT[at(base_key(r))] = static_cast<std::int32_t>(start_ + own_.place[y] + c_.a.delay);
+    }
+    if (!c_.a.thresholds) return;
+    for (int r = n_ - 1 - thread(); r >= 0 && P_ - r <= least; r -= kSettleThreads) {
+      const int y = base_death(r, P_ - r);
+      if (y != kNever) c_.left_pool[at(base_key(r))] = from_begin(own_.place[y]);
     }
   }
 
  protected:
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
   __device__ std::int64_t at(std::int64_t j) const { return row_ * c_.a.T + j; }
-  __device__ std::int64_t begin_of(std::int64_t j) const { return starts_ == nullptr ? 0 : starts_[j]; }
-  __device__ std::int64_t end_of(std::int64_t j) const { return ends_ == nullptr ? c_.a.T : ends_[j]; }
   __device__ std::int32_t base_key(int r) const { return c_.base_keys[slot_ * P_ + r]; }
   __device__ std::int32_t from_begin(int place) const {
-    return static_cast<std::int32_t>(start_ + place - begin_of(start_ + place));
+    return static_cast<std::int32_t>(start_ + place - c_.begin_of(row_, start_ + place));
   }
   // Place p of the chunk: into the list, if its key can enter. Candidates that cannot leave at once.
   __device__ void list_own(int p) {
     const int rank = own_.upto[p];
     const std::int64_t j = start_ + p;
-    bool enters = rank != kNever;
+    bool enters = rank != kNever, continues = false;
     if (enters) {
-      enters = begin_of(j) >= start_ || n_ < P_ || own_.ranked[rank] >= base_[P_ - 1];
+      continues = c_.begin_of(row_, j) < start_;
+      enters = !continues || n_ < P_ || own_.ranked[rank] >= base_[P_ - 1];
       if (!enters) {
         c_.a.to_BHT[at(j)] = static_cast<std::int32_t>(j + c_.a.delay);
         if (c_.a.thresholds) c_.left_pool[at(j)] = from_begin(p);
@@ -185,17 +156,18 @@ class ChunkLives {
       own_.rank[x] = static_cast<std::uint16_t>(rank);
       own_.at_rank[rank] = static_cast<std::uint16_t>(x);
       own_.place[x] = static_cast<std::uint16_t>(p);
+      const double u = own_.ranked[rank];  // on a tie the later key, this one, is the better
+      own_.lives.better[x] =
+          static_cast<std::uint16_t>(continues ? first_in(base_, n_, [&](double b) { return b <= u; }) : 0);
     }
     __syncthreads();
   }
 
   __device__ void find_document(int x) const {
-    const std::int64_t j = start_ + own_.place[x], begin = begin_of(j) - start_, end = end_of(j) - start_;
+    const std::int64_t j = start_ + own_.place[x], begin = c_.begin_of(row_, j) - start_,
+                       end = c_.end_of(row_, j) - start_;
     own_.first[x] = begin <= 0 ? 0 : own_.upto[begin - 1];
     own_.lives.last[x] = own_.upto[(end < kChunk ? end : kChunk) - 1];
-    const double u = own_.ranked[own_.rank[x]];  // on a tie the later key, this one, is the better
-    own_.lives.better[x] =
-        static_cast<std::uint16_t>(begin < 0 ? first_in(base_, n_, [&](double b) { return b <= u; }) : 0);
   }
 
   // One warp a block.
@@ -222,14 +194,6 @@ class ChunkLives {
     }
     return bits;
   }
-  // How many.
-  __device__ int count_below(int y, int bound) const {
-    const uint4 eight = *reinterpret_cast<const uint4*>(own_.rank + y);
-    const unsigned limit = 0x80008000u + 0x10001u * static_cast<unsigned>(bound - 1);  // a half's top bit stays: below
-    constexpr unsigned kTop = 0x80008000u;
-    return __popc((limit - eight.x & kTop) | (limit - eight.y & kTop) >> 1 | (limit - eight.z & kTop) >> 2 |
-                  (limit - eight.w & kTop) >> 3);
-  }
   // The arrival of the `wanted`-th key of a rank below `bound`, out of [first, last).
   __device__ int arrival(int bound, int wanted, int first, int last) const {
     int y = first;
@@ -240,14 +204,6 @@ class ChunkLives {
       wanted -= seen;
     }
     for (int group = y & ~7; group < last; group += 8) {
-      const bool full = group >= y && last - group >= 8;
-      if (full) {
-        const int count = count_below(group, bound);
-        if (count < wanted) {
-          wanted -= count;
-          continue;
-        }
-      }
       unsigned bits = ranks_below(group, bound);
       if (group < y) bits &= ~0u << (y - group);
       if (last - group < 8) bits &= (1u << (last - group)) - 1;
@@ -261,28 +217,30 @@ class ChunkLives {
     }
     return kNever;
   }
-  // When own key x, or x of the base, leaves the members or the pool, and whom its pusher pushed.
-  __device__ void find_life(int x, bool own, bool member) const {
-    const std::int64_t wanted = (member ? k_ : P_) - (own ? own_.lives.better[x] : x);
-    std::int64_t key = start_;
-    int bound = 0, first = 0, last = continuing_;
-    if (own) {
-      key += own_.place[x];
-      bound = own_.rank[x], first = own_.first[x], last = own_.lives.last[x];
-    } else {
-      key = base_key(x);
-      const double u = base_[x];
-      bound = first_in(own_.ranked, candidates_, [&](double s) { return s < u; });
-    }
-    int y = wanted <= 0 ? x : kNever;
-    if (wanted > 0 && wanted <= kChunk) y = arrival(bound, static_cast<int>(wanted), first, last);
-    if (own && y < x) y = x;
-    if (own) (member ? own_.left_k : own_.left_pool)[x] = static_cast<std::uint16_t>(y);
-    if (y == kNever) return;
-    if (own && y != x) (member ? own_.pushed_k : own_.pushed_pool)[y] = static_cast<std::uint16_t>(x);
-    if (!own && member) own_.pushed_k[y] = static_cast<std::uint16_t>(kBaseMark | x);
-    if (member) c_.a.to_BHT[at(key)] = static_cast<std::int32_t>(start_ + own_.place[y] + c_.a.delay);
-    else c_.left_pool[at(key)] = from_begin(own_.place[y]);
+  // When own key x leaves a set of n.
+  __device__ int own_death(int x, std::int64_t n) const {
+    const std::int64_t wanted = n - own_.lives.better[x];
+    if (wanted <= 0) return x;
+    if (wanted > kChunk) return kNever;
+    const int y = arrival(own_.rank[x], static_cast<int>(wanted), own_.first[x], own_.lives.last[x]);
+    return y < x ? x : y;
+  }
+  __device__ void own_life(int x) const {
+    const int left_k = own_death(x, k_), left_pool = c_.a.thresholds ? own_death(x, P_) : kNever;
+    own_.left_k[x] = static_cast<std::uint16_t>(left_k);
+    own_.left_pool[x] = static_cast<std::uint16_t>(left_pool);
+    if (left_k != kNever && left_k != x) own_.pushed_k[left_k] = static_cast<std::uint16_t>(x);
+    if (left_pool != kNever && left_pool != x) own_.pushed_pool[left_pool] = static_cast<std::uint16_t>(x);
+    const std::int64_t key = at(start_ + own_.place[x]);
+    if (left_k != kNever) c_.a.to_BHT[key] = static_cast<std::int32_t>(start_ + own_.place[left_k] + c_.a.delay);
+    if (left_pool != kNever) c_.left_pool[key] = from_begin(own_.place[left_pool]);
+  }
+
+  // The arrival of the `wanted`-th key above the base's r-th.
+  __device__ int base_death(int r, int wanted) const {
+    const double u = base_[r];
+    const int bound = first_in(own_.ranked, candidates_, [&](double s) { return s < u; });
+    return arrival(bound, wanted, 0, continuing_);
   }
 
   // The first arrival from y on, below `end`, that pushed out a member; `end`: none.
@@ -299,7 +257,6 @@ class ChunkLives {
   }
 
   const Chunks& c_;
-  const std::int32_t *starts_, *ends_;  // of the row's documents; null: one
   Own& own_;
   double *base_, *sums_;  // P scores, u and then z; P + 1 prefix sums
   std::int64_t k_, row_, slot_, item_, start_;

@@ -1,31 +1,38 @@
 // What happens inside a chunk, out of its base and its own keys (select_chunks.h): lives (select_lives.cuh), then the
-// threshold of every query, which lies in [z_(k) - 1, z_(k)) by docs/attention.md, (2). The chunk's queries are cut
-// into runs. For the first query of each a warp finds a place just below its threshold, by Newton's steps on f, whose
-// pieces come from bisection and prefix sums; from there a lane follows tau through the run (select_sweep.cuh).
-#include "attention/kernels/cuda/select_sweep.cuh"
+// threshold of every query, which lies in [z_(k) - 1, z_(k)) by docs/attention.md, (2). There the piece of f that
+// crosses k is found by Newton's steps inside a bracket; f comes from prefix sums over the base and over blocks of
+// earlier arrivals, and from the few arrivals since. Arrivals go in turns of 64, whose queries start where the last
+// turn ended, by what has arrived since; inside a turn no query waits for an earlier one.
+#include "attention/kernels/cuda/select_lives.cuh"
 #include "tensor/kernels/cuda/block.cuh"
 
 namespace sieve::cuda {
 namespace {
 
-constexpr int kDirect = 64;       // so many scores of a band are summed one by one
+constexpr int kDirect = 16;       // so many scores of a band are summed one by one
 constexpr double kPrefixed = 64;  // prefix sums hold scores so near to the centre
-constexpr int kSettleWarps = kSettleThreads / 32;
 
-class ChunkThresholds : public ChunkSweep {
+// Neighbouring lanes that work on one query, taking the same turns everywhere.
+constexpr int kTeam = kSettleThreads / kBlock;
+static_assert(kTeam == 4);
+__device__ inline int team_lane() { return static_cast<int>(threadIdx.x) % kTeam; }
+__device__ inline unsigned team_mask() { return ((1u << kTeam) - 1) << (threadIdx.x % 32 / kTeam * kTeam); }
+template <class A>
+__device__ A team_sum(A v) {  // the same bits for every lane
+  for (int offset = 1; offset < kTeam; offset *= 2) v += __shfl_xor_sync(team_mask(), v, offset);
+  return v;
+}
+
+class ChunkThresholds : public ChunkLives {
  public:
-  using ChunkSweep::ChunkSweep;
+  using ChunkLives::ChunkLives;
 
   // Ends with a barrier; find_lives of all threads lies behind one.
   __device__ void prepare_sums() {
-    const double temperature = c_.a.temperature;
-    const auto score = [&](double u) {  // a division by 1 changes nothing
-      return temperature == 1 && std::fabs(u) <= kOperatorBound ? u : operator_score(u, temperature);
-    };
-#pragma unroll 1
-    for (int r = thread(); r < candidates_; r += kSettleThreads) own_.ranked[r] = score(own_.ranked[r]);
-#pragma unroll 1
-    for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = score(base_[r]);
+    for (int r = thread(); r < candidates_; r += kSettleThreads) {
+      own_.ranked[r] = operator_score(own_.ranked[r], c_.a.temperature);
+    }
+    for (int r = thread(); r < n_; r += kSettleThreads) base_[r] = operator_score(base_[r], c_.a.temperature);
     __syncthreads();
     centre_ = n_ == 0 ? (candidates_ > 0 ? own_.ranked[candidates_ / 2] : 0) : base_[n_ >= k_ ? k_ - 1 : n_ / 2];
     for (int base = 0; base < kChunk; base += kSettleThreads) {
@@ -37,7 +44,6 @@ class ChunkThresholds : public ChunkSweep {
     const int each = ((n_ + kSettleThreads - 1) / kSettleThreads) | 1,  // odd: neighbours' scores in other banks
         begin = thread() * each < n_ ? thread() * each : n_, end = begin + each < n_ ? begin + each : n_;
     double mine = 0;
-#pragma unroll 4
     for (int r = begin; r < end; ++r) mine += centred(base_[r]);
     double up = mine;
     for (int step = 1; step < 32; step *= 2) {
@@ -48,7 +54,6 @@ class ChunkThresholds : public ChunkSweep {
     __syncthreads();
     double sum = up - mine;
     for (int w = 0; w < thread() / 32; ++w) sum += own_.parts[w];
-#pragma unroll 2
     for (int r = begin; r < end; ++r) {
       sums_[r] = sum;
       sum += centred(base_[r]);
@@ -57,30 +62,44 @@ class ChunkThresholds : public ChunkSweep {
     __syncthreads();
   }
 
-  // Where every run of queries starts is found by a warp; the runs then by a lane each. Ends with a barrier.
   __device__ void find_thresholds() const {
-    for (int q = thread(); q <= size_; q += kSettleThreads) own_.taus.tau[q] = floor_of(q);
     guess_start();
-    const int queries = size_ + 1, equal = (queries + kRuns - 1) / kRuns, each = equal > kLeastRun ? equal : kLeastRun,
-              runs = (queries + each - 1) / each, share = (runs + kSettleWarps - 1) / kSettleWarps,
-              warp = thread() / 32;
-    double guess = own_.taus.start;
-    for (int run = warp * share; run < (warp + 1) * share && run < runs; ++run) {
-      const int begin = run * each, end = begin + each < queries ? begin + each : queries;
-      start_run(begin, end, guess, own_.taus.runs[run]);
+    for (int begin = 0; begin <= size_; begin += kBlock) {
+      if (thread() < 32) fill_slots(begin - 1);
+      if (begin > 0) sum_earlier(begin - 1);
+      else __syncthreads();
+      const int y = begin + thread() / kTeam;
+      if (y <= size_) {
+        int width = 0;
+        const double tau = threshold(y - 1, begin - 1, width);
+        if (team_lane() == 0) {
+          own_.taus.tau[y] = tau;
+          const int next = (begin / kBlock + 1) % 2;
+          if (y == begin + kBlock - 1) own_.taus.start[next] = tau, own_.taus.width[next] = width;
+        }
+      }
+      __syncthreads();
     }
-    __syncthreads();
-    if (warp == 0) sweep_runs(each, runs, queries);
-    __syncthreads();
+    // Roundings of neighbours may cross: the largest so far.
+    for (int step = 1; step <= size_; step *= 2) {
+      double raised[kChunk / kSettleThreads + 1];
+      for (int y = thread(), v = 0; y <= size_; y += kSettleThreads, ++v) {
+        const int least = y <= continuing_ ? 0 : own_.first[y - 1] + 1;
+        raised[v] = y - step >= least && own_.taus.tau[y - step] > own_.taus.tau[y] ? own_.taus.tau[y - step]
+                                                                                    : own_.taus.tau[y];
+      }
+      __syncthreads();
+      for (int y = thread(), v = 0; y <= size_; y += kSettleThreads, ++v) own_.taus.tau[y] = raised[v];
+      __syncthreads();
+    }
   }
 
   __device__ void write_thresholds() const {
-#pragma unroll 1
     for (int p = thread(); p < kChunk; p += kSettleThreads) {
       const std::int64_t j = start_ + p;
       double tau = -INFINITY;
-      if (j < c_.a.T && c_.a.delay < end_of(j) - j) {
-        const std::int64_t begin = begin_of(j);
+      if (j < c_.a.T && c_.a.delay < c_.end_of(row_, j) - j) {
+        const std::int64_t begin = c_.begin_of(row_, j);
         const int arrived = own_.upto[p];
         const bool own = arrived > 0 && start_ + own_.place[arrived - 1] >= begin;
         if (j - begin >= k_) tau = own_.taus.tau[own ? arrived : 0];
@@ -96,88 +115,121 @@ class ChunkThresholds : public ChunkSweep {
     return v < -kPrefixed ? -kPrefixed : (v > kPrefixed ? kPrefixed : v);
   }
 
-  // What a warp looks for at one query: the pool is the base's first `pool` scores and the own ones that are in.
+  // ---- Thresholds: the pool when key x has arrived is the base's first `pool` scores and the own ones that are in.
+  // Own arrivals [scan, x] are looked at one by one, those before by tables where `tables`.
   struct Prefix {
-    int pool;
-    unsigned in;    // bit v of a lane: rank 32 v + lane is in the pool
-    double centre;  // of the sums
+    int x, scan, turn, pool;  // arrivals from `turn` on lie in taus.z, slot by slot
+    unsigned in;              // bits of the lane's slots that are in the pool
+    bool tables, pushes;      // `pushes`: out of the tables' arrivals
+    double centre;            // of the sums
   };
   struct Piece {
     int saturated = 0, fractional = 0;
-    double sum = 0;              // of the fractional scores less the centre
-    int support = 0, begin = 0;  // of the base: scores above t, those saturated
-    int own_support = 0, own_begin = 0;
+    double sum = 0;  // of the fractional scores less the centre
   };
-  // Of the count that a lane looks for: four of them, by eight lanes each.
+  // Of the count that a lane looks for.
   struct Bounds {
     const double* values;
-    int low, high;
+    int low, high, count;
   };
 
-  // Sum of the base's scores [begin .. end) less `centre` by prefix sums; false: too far from their centre, or too few.
-  __device__ bool sum_prefixed(double centre, int begin, int end, double& sum) const {
-    if (end - begin <= kDirect || base_[begin] - centre_ > kPrefixed || base_[end - 1] - centre_ < -kPrefixed)
+  // Tables over the ranks, of arrivals before x that are in the pool then. Begins behind a barrier and ends with one.
+  __device__ void sum_earlier(int x) const {
+    static_assert(2 * kSettleThreads == kChunk);
+    const int lane = thread() % 32, warp = thread() / 32, rank = 2 * thread();
+    int counts[2];
+    double sums[2];
+    for (int r = 0; r < 2; ++r) {
+      const int y = own_.at_rank[rank + r];
+      const bool in = y < x && own_.left_pool[y] >= x;
+      counts[r] = in, sums[r] = in ? centred(own_.ranked[rank + r]) : 0;
+    }
+    int count = counts[0] + counts[1];
+    double sum = sums[0] + sums[1];
+    for (int step = 1; step < 32; step *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, count, step);
+      const double part = __shfl_up_sync(0xffffffffu, sum, step);
+      if (lane >= step) count += other, sum += part;
+    }
+    if (lane == 31) own_.counts[warp] = count, own_.parts[warp] = sum;
+    __syncthreads();
+    for (int w = 0; w < warp; ++w) count += own_.counts[w], sum += own_.parts[w];
+    own_.taus.alive[rank + 2] = static_cast<std::uint16_t>(count), own_.taus.sums[rank + 2] = sum;
+    own_.taus.alive[rank + 1] = static_cast<std::uint16_t>(count - counts[1]), own_.taus.sums[rank + 1] = sum - sums[1];
+    if (thread() == 0) own_.taus.alive[0] = 0, own_.taus.sums[0] = 0;
+    __syncthreads();
+  }
+
+  __device__ double z_of(int x) const { return own_.ranked[own_.rank[x]]; }
+
+  // Sum of values[begin .. end) less `centre` by prefix sums; false: too far from their centre, or too few.
+  __device__ bool sum_prefixed(double centre, const double* values, const double* sums, int begin, int end, int count,
+                               double& sum) const {
+    if (end - begin <= kDirect || values[begin] - centre_ > kPrefixed || values[end - 1] - centre_ < -kPrefixed)
       return false;
-    sum += sums_[end] - sums_[begin] + (end - begin) * (centre_ - centre);
+    sum += sums[end] - sums[begin] + count * (centre_ - centre);
     return true;
   }
-
-  // How many of the values lie more than the lane's 0 or 1 above t. A warp calls it.
-  __device__ static int count_together(const Bounds& bounds, double t) {
-    const int lane = thread() % 32, among = lane % 8;
-    const double by = lane / 8 % 2;
-    int low = bounds.low, high = bounds.high;
-    while (__ballot_sync(0xffffffffu, low < high) != 0) {
-      const int stride = ((high - low + 7) / 8) | 1, at = low + (among + 1) * stride - 1;  // odd: other banks
-      const unsigned lanes = __ballot_sync(0xffffffffu, at < high && bounds.values[at] - by > t);
-      low += __popc(lanes >> (lane & ~7) & 0xff) * stride;
-      high = high < low + stride - 1 ? high : low + stride - 1;
+  __device__ static void add(const Prefix& p, double z, double less, double t, int times, Piece& piece) {
+    if (z <= t) return;
+    if (less > t) {
+      piece.saturated += times;
+    } else {
+      piece.fractional += times;
+      piece.sum += times * (z - p.centre);
     }
-    return low;
   }
-
-  // The lane's part of the band's sum less the centre: scores of the base, and of the chunk.
-  __device__ double base_share(const Prefix& p, const Piece& piece) const {
-    double sums[4] = {};  // side by side: an addition takes its time
-    for (int first = piece.begin + thread() % 32; first < piece.support; first += 4 * 32) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        const int r = first + v * 32;
-        if (r < piece.support) sums[v] += base_[r] - p.centre;
-      }
+  // The lane's share of the arrivals [scan, x].
+  __device__ void add_arrivals(const Prefix& p, double t, Piece& piece) const {
+#pragma unroll 4
+    for (int v = 0; v < kBlock / kTeam; ++v) {
+      const int slot = v * kTeam + team_lane();
+      const double z = own_.taus.z[slot], less = own_.taus.less[slot];
+      const bool in = (p.in >> v & 1) != 0, saturated = in && less > t, fractional = in && !(less > t) && z > t;
+      piece.saturated += saturated, piece.fractional += fractional;
+      if (fractional) piece.sum += z - p.centre;
     }
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (int y = p.scan + team_lane(); y < p.turn; y += kTeam) {  // of documents that began in the chunk
+      if (own_.left_pool[y] > p.x) add(p, z_of(y), z_of(y) - 1, t, 1, piece);
+    }
+    if (!p.pushes) return;
+    for (int y = p.scan + team_lane(); y <= p.x; y += kTeam) {
+      const int pushed = own_.pushed_pool[y];
+      if (pushed < p.scan) add(p, z_of(pushed), z_of(pushed) - 1, t, -1, piece);
+    }
   }
-  __device__ double own_share(const Prefix& p, unsigned bits) const {
-    double share = 0;
-#pragma unroll 1
-    for (; bits != 0; bits &= bits - 1)
-      share += own_.ranked[32 * (__ffs(static_cast<int>(bits)) - 1) + thread() % 32] - p.centre;
-    return share;
-  }
-  // Bits of the lane's ranks below `bound`.
-  __device__ static unsigned ranks_up_to(int bound) { return (1u << (bound + 31 - thread() % 32) / 32) - 1; }
 
-  // The piece of f just above t, by a warp. Returns the lane's count.
-  __device__ int next_piece(const Prefix& p, double t, const Bounds& mine, Piece& piece) const {
-    const int found = count_together(mine, t);
-    piece.support = __shfl_sync(0xffffffffu, found, 0), piece.begin = __shfl_sync(0xffffffffu, found, 8);
-    piece.own_support = __shfl_sync(0xffffffffu, found, 16), piece.own_begin = __shfl_sync(0xffffffffu, found, 24);
-    const unsigned above = p.in & ranks_up_to(piece.own_support), first = p.in & ranks_up_to(piece.own_begin);
-    double sum = 0, share = 0;
-    if (!sum_prefixed(p.centre, piece.begin, piece.support, sum)) share = base_share(p, piece);
-    share += own_share(p, above & ~first);
-    const int own = warp_sum(__popc(above) << 16 | __popc(first));
-    piece.saturated = piece.begin + (own & 0xffff);
-    piece.fractional = piece.support - piece.begin + (own >> 16) - (own & 0xffff);
-    piece.sum = warp_sum(share) + sum;
-    return found;
+  // The piece of f just above t, by a team. Each lane looks for one of four counts. False: the piece is still `piece`.
+  // Scores above t, and those saturated, only become fewer as t rises: equal counts are equal sets.
+  __device__ bool next_piece(const Prefix& p, double t, Bounds& mine, Piece& piece) const {
+    mine.count = count_above(mine.values, mine.low, mine.high, t, team_lane() % 2);
+    const int team = static_cast<int>(threadIdx.x) % 32 / kTeam * kTeam;
+    const int support = __shfl_sync(team_mask(), mine.count, team),
+              begin = __shfl_sync(team_mask(), mine.count, team + 1),
+              end = __shfl_sync(team_mask(), mine.count, team + 2),
+              first = __shfl_sync(team_mask(), mine.count, team + 3);
+    Piece share;  // the lane's
+    add_arrivals(p, t, share);
+    const int alive = p.tables ? own_.taus.alive[end] - own_.taus.alive[first] : 0,
+              saturated = team_sum(share.saturated) + begin + (p.tables ? own_.taus.alive[first] : 0),
+              fractional = team_sum(share.fractional) + support - begin + alive;
+    if (saturated == piece.saturated && fractional == piece.fractional) return false;
+    piece.saturated = saturated, piece.fractional = fractional;
+    double sum = 0;
+    if (!sum_prefixed(p.centre, base_, sums_, begin, support, support - begin, sum)) {
+      for (int r = begin + team_lane(); r < support; r += kTeam) share.sum += base_[r] - p.centre;
+    }
+    if (p.tables && !sum_prefixed(p.centre, own_.ranked, own_.taus.sums, first, end, alive, sum)) {
+      for (int r = first + team_lane(); r < end; r += kTeam)
+        share.sum += own_.taus.alive[r + 1] > own_.taus.alive[r] ? own_.ranked[r] - p.centre : 0;
+    }
+    piece.sum = team_sum(share.sum) + sum;
+    return true;
   }
 
   // Members when the base's document has seen its last newcomer of the chunk: own ones, and the worst of those.
   __device__ void find_last_members() {
     int members = 0, worst = -1;
-#pragma unroll 1
     for (int y = thread() % 32; y < continuing_; y += 32) {
       if (own_.left_k[y] != kNever) continue;
       ++members;
@@ -186,7 +238,7 @@ class ChunkThresholds : public ChunkSweep {
     last_members_ = warp_sum(members), last_worst_ = warp_max(worst);
   }
   // z of the worst of the k members after own key x, whose document's first arrival is `first`. The next newcomer of
-  // the document pushes it out.
+  // the document pushes it out. A team calls it.
   __device__ double least_member(int x, int first, int base) const {
     const int end = x < continuing_ ? continuing_ : size_, y = next_push(x + 1, end);
     if (y < end && own_.first[y] <= first) {
@@ -196,139 +248,126 @@ class ChunkThresholds : public ChunkSweep {
     int members = last_members_, worst = last_worst_;  // a rank
     if (x >= continuing_) {
       members = 0, worst = -1;
-#pragma unroll 1
-      for (int w = first; w <= x; ++w) {
+      for (int w = first + team_lane(); w <= x; w += kTeam) {
         if (own_.left_k[w] <= x) continue;
         ++members;
         worst = own_.rank[w] > worst ? own_.rank[w] : worst;
+      }
+      members = team_sum(members);
+      for (int offset = 1; offset < kTeam; offset *= 2) {
+        const int other = __shfl_xor_sync(team_mask(), worst, offset);
+        worst = other > worst ? other : worst;
       }
     }
     const int left = static_cast<int>(k_) - members;
     const double own = worst >= 0 ? own_.ranked[worst] : INFINITY, old = base > 0 && left > 0 ? base_[left - 1] : own;
     return own < old ? own : old;
   }
-  // What the threshold of the query after q arrivals is never below; -inf: it sees none. Prefixes of at most k
-  // candidates see none; before a full base nobody was left out.
-  __device__ double floor_of(int q) const {
-    const bool continues = q <= continuing_;
-    const int first = continues ? 0 : own_.first[q - 1], base = continues ? n_ : 0, count = base + q - first;
+
+  // After own key x; x = -1: of the base alone. A team calls it, in the turn whose slots begin at arrival `turn`.
+  // `width`: scores of the band.
+  __device__ double threshold(int x, int turn, int& width) const {
+    const bool continues = x < continuing_;
+    const int first = x < 0 ? 0 : own_.first[x], base = continues ? n_ : 0, count = base + x + 1 - first;
+    // Prefixes of at most k candidates see no threshold; before a full base nobody was left out.
     if (count < k_ || (base < P_ && count == k_)) return -INFINITY;
-    return least_member(q - 1, first, base) - 1;
-  }
-  // The first query of [begin, end), of the document of the first of them, that sees a threshold; -1: none.
-  __device__ int first_with_floor(int begin, int end) const {
-    const int document = document_of(begin);
-    const std::int64_t have = document == 0 ? n_ : 1 - document, missing = k_ + (have < P_ ? 1 : 0) - have;
-    const int q = missing < begin ? begin : static_cast<int>(missing < end ? missing : end);
-    return q < end && document_of(q) == document ? q : -1;
+    const double least = least_member(x, first, base);
+    Prefix p{x, first, turn, 0, 0, first == 0 && x >= kBlock - 1, false, least - 1};
+    if (p.tables) p.scan = turn;
+    int own = 0;  // keys in the pool
+#pragma unroll 4
+    for (int v = 0; v < kBlock / kTeam; ++v) {
+      const int y = turn + v * kTeam + team_lane();
+      const bool looked = y >= p.scan && y <= x, in = looked && own_.left_pool[looked ? y : 0] > x;
+      p.in |= static_cast<unsigned>(in) << v;
+      own += in;
+      const int pushed = looked && p.tables ? own_.pushed_pool[y] : kNever;
+      if (pushed >= p.scan) continue;
+      --own;
+      p.pushes = p.pushes || z_of(pushed) > p.centre;  // others lie below every t
+    }
+    for (int y = p.scan + team_lane(); y < turn; y += kTeam) own += own_.left_pool[y] > x;
+    p.pool = (P_ < count ? P_ : count) - team_sum(own) - (p.tables ? own_.taus.alive[kChunk] : 0);
+    const int now = (turn + 1) / kBlock % 2;
+    const float step = own_.taus.rise[x - turn] / static_cast<float>(own_.taus.width[now]);
+    return cross(p, least, own_.taus.start[now] + static_cast<double>(step), width);
   }
 
-  // One warp: f at the run's first query that sees a threshold, below that threshold, which becomes the next guess.
-  __device__ void start_run(int begin, int end, double& guess, Run& run) const {
-    const int lane = thread() % 32, q = first_with_floor(begin, end);
-    if (lane == 0) run.query = q;
-    if (q < 0) return;
-    const int document = document_of(q);
-    const double floor = own_.taus.tau[q];
-    Prefix p{0, 0, floor};
-#pragma unroll 2
-    for (int v = 0; 32 * v < candidates_; ++v) {
-      const int r = 32 * v + lane;
-      p.in |= static_cast<unsigned>(r < candidates_ && in_pool(own_.at_rank[r], document, q)) << v;
-    }
-    const int own = warp_sum(__popc(p.in));
-    if (document == 0) p.pool = (P_ < n_ + q ? P_ : n_ + q) - own;
-    Piece piece;
-    guess = start_below(p, guess, piece);
-    // Sums of the run go on from here, so that this one is taken score by score.
-    if (piece.support - piece.begin > kDirect)
-      piece.sum = warp_sum(base_share(p, piece) +
-                           own_share(p, p.in & ranks_up_to(piece.own_support) & ~ranks_up_to(piece.own_begin)));
-    if (lane > 0) return;
-    run = Run{guess,
-              piece.sum,
-              0,
-              floor,
-              piece.saturated,
-              piece.fractional,
-              piece.fractional,
-              piece.support,
-              piece.begin,
-              piece.own_support,
-              piece.own_begin,
-              p.pool,
-              document,
-              q};
-  }
-
-  // One warp, a lane a run. Sums of different runs may round apart: no threshold falls below those of earlier runs.
-  __device__ void sweep_runs(int each, int runs, int queries) const {
-    const int run = thread(), begin = run * each, end = begin + each < queries ? begin + each : queries;
-    double last = -INFINITY;
-    int document = -1, last_document = -1;
-    if (run < runs) {
-      last = sweep(own_.taus.runs[run], begin, end);
-      document = document_of(begin), last_document = document_of(end - 1);
-    }
-    __syncwarp();
-    double least = -INFINITY;
-    for (int r = 0; r + 1 < runs; ++r) {
-      const double other = __shfl_sync(0xffffffffu, last, r);
-      const int theirs = __shfl_sync(0xffffffffu, last_document, r);
-      if (r < run && theirs == document && other > least) least = other;
-    }
-    if (run >= runs) return;
-    for (int q = begin; q < end && own_.taus.tau[q] < least && document_of(q) == document; ++q)
-      own_.taus.tau[q] = least;
-  }
-
-  // The base's threshold: some threads look at one place each, then one goes on from the last that lies below. Ends
-  // with a barrier.
+  // The base's threshold: every thread looks at one place, then one goes on from the last that lies below. Begins
+  // behind a barrier and ends with one.
   __device__ void guess_start() const {
-    constexpr int kPlaces = 64;
-    const int place = thread() - (kSettleThreads - kPlaces);  // the first threads have other work
-    double t = -INFINITY, start = -INFINITY;
-    bool enough = false;
-    if (place >= 0 && n_ >= k_) {
-      const double low = base_[k_ - 1] - 1;
-      t = low + place * (1.0 / kPlaces);
-      const int support = count_above(base_, 0, n_, t, 0), begin = count_above(base_, 0, n_, t, 1);
-      double sum = begin - static_cast<double>(k_);
-      if (!sum_prefixed(low, begin, support, sum)) {
-#pragma unroll 1
-        for (int r = begin; r < support; ++r) sum += base_[r] - low;
-      }
-      enough = sum - (support - begin) * (t - low) >= 0;
-      start = support > begin ? low + sum / (support - begin) : t;
+    if (n_ < k_) {
+      if (thread() == 0) own_.taus.start[0] = -INFINITY, own_.taus.width[0] = 0;
+      __syncthreads();
+      return;
     }
+    const double low = base_[k_ - 1] - 1, t = low + thread() * (1.0 / kSettleThreads);
+    const int support = count_above(base_, 0, n_, t, 0), begin = count_above(base_, 0, n_, t, 1);
+    double sum = begin - static_cast<double>(k_);
+    if (!sum_prefixed(low, base_, sums_, begin, support, support - begin, sum)) {
+      for (int r = begin; r < support; ++r) sum += base_[r] - low;
+    }
+    const bool enough = sum - (support - begin) * (t - low) >= 0;
     const int steps = __syncthreads_count(enough);
-    if (place == (steps > 0 ? steps - 1 : 0)) own_.taus.start = start;
+    if (thread() == (steps > 0 ? steps - 1 : 0)) {
+      own_.taus.start[0] = support > begin ? low + sum / (support - begin) : t;
+      own_.taus.width[0] = support - begin;
+    }
     __syncthreads();
   }
-
-  // A place t that the threshold is not below, few ends of pieces under it; or a few more where steps do not find one.
-  // `piece` becomes that of f just above it.
-  __device__ double start_below(const Prefix& p, double guess, Piece& piece) const {
-    constexpr int kSteps = 20;
-    constexpr double kFew = 6, kLess = 2;  // a band of n has some n ends in a unit of t
-    const double floor = p.centre;
-    const bool own = thread() % 32 >= 16;
-    Bounds mine{own ? own_.ranked : base_, 0, own ? candidates_ : p.pool};
-    double low = floor, high = floor + 1, t = guess > low && guess < high ? guess : low;
-    for (int step = 0;; ++step) {
-      const int found = next_piece(p, t, mine, piece);
-      const double missing = piece.sum + static_cast<double>(piece.saturated - k_), band = piece.fractional;
-      const float way = static_cast<float>(missing - kLess) / static_cast<float>(piece.fractional);  // a guess
-      const double goal = band > 0 ? floor + static_cast<double>(way) : low;
-      if (t == floor || missing - band * (t - floor) >= 0) {
-        if (step >= kSteps || (goal - t) * band <= kFew - kLess) return t;
-        low = t, mine.high = found;
-      } else {
-        high = t, mine.low = found;
-      }
-      t = goal > low && goal < high ? goal : low + (high - low) / 2;
-      if (step + 1 >= kSteps) t = low;
+  // One warp: the turn's slots, and how they raise f where the turn starts.
+  __device__ void fill_slots(int turn) const {
+    static_assert(kBlock == 64);
+    const int lane = thread();
+    const double start = own_.taus.start[(turn + 1) / kBlock % 2];
+    float rise[2];
+    for (int r = 0; r < 2; ++r) {
+      const int slot = 2 * lane + r, y = turn + slot;
+      const double z = y >= 0 && y < size_ ? z_of(y) : -INFINITY;
+      own_.taus.z[slot] = z, own_.taus.less[slot] = z - 1;
+      rise[r] = z > start ? (z - 1 > start ? 1.0f : static_cast<float>(z - start)) : 0.0f;
     }
+    float up = rise[0] + rise[1];
+    for (int step = 1; step < 32; step *= 2) {
+      const float other = __shfl_up_sync(0xffffffffu, up, step);
+      if (lane >= step) up += other;
+    }
+    own_.taus.rise[2 * lane] = up - rise[1], own_.taus.rise[2 * lane + 1] = up;
+  }
+
+  // sup{t : f(t) >= k}, k the scores >= high = p.centre + 1.
+  __device__ double cross(const Prefix& p, double high, double guess, int& width) const {
+    const double floor = p.centre;
+    // What lies so near to the floor may be the floor but for rounding.
+    const auto above_floor = [&](double v) { return v - floor > 0x1p-36 * (1 + std::fabs(floor)); };
+    const bool own = team_lane() >= 2;
+    Bounds mine{own ? own_.ranked : base_, 0, own ? (p.tables ? candidates_ : 0) : p.pool, 0};
+    double low = floor, t = above_floor(guess) && guess < high ? guess : low;
+    bool at_floor = false, stepped = false;  // `stepped`: the last piece crosses k at t, if it reaches so far
+    Piece piece{-1, -1, 0};
+    for (int turn = 0; turn < 128; ++turn) {
+      if (!next_piece(p, t, mine, piece) && stepped) return t;
+      width = piece.fractional;
+      const double missing = piece.sum + static_cast<double>(piece.saturated - k_);
+      const double next = piece.fractional > 0 ? floor + missing / piece.fractional : floor;
+      if (t == floor) {
+        // A plateau ends here, at its upper end; else f falls from here on.
+        if (piece.saturated + piece.fractional <= k_ || next <= floor) return floor;
+        at_floor = true;
+      } else if (next == t) {
+        return t;
+      }
+      if (missing - piece.fractional * (t - floor) >= 0) low = t, mine.high = mine.count;
+      else high = t, mine.low = mine.count;
+      if (!at_floor && !above_floor(next)) {
+        t = floor, stepped = false, mine.high = own ? (p.tables ? candidates_ : 0) : p.pool;
+        continue;
+      }
+      stepped = next > low && next < high;
+      t = stepped ? next : low + (high - low) / 2;
+      if (t <= low || t >= high) return low;
+    }
+    return low;
   }
 
   double centre_ = 0;

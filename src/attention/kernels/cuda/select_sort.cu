@@ -1,4 +1,4 @@
-// Sorted chunks of candidates (select_chunks.h).
+// Sorted chunks of candidates, and the best scores before each of them (select_chunks.h).
 #include <cmath>
 
 #include "attention/kernels/cuda/launch.cuh"
@@ -7,6 +7,11 @@
 
 namespace sieve::cuda {
 namespace {
+
+// A row's block: wide where rows are fewer than multiprocessors, else such that several fit one.
+constexpr int kWideGrow = 1024, kNarrowGrow = 512;
+constexpr std::int64_t kFewRows = 128;
+static_assert(kNarrowGrow >= kChunk);
 
 // Orders like u; 0 is below every score. -0 equals +0.
 __device__ unsigned long long image_of(double u) {
@@ -36,8 +41,8 @@ __device__ bool say(const Chunks& c, std::int64_t row, std::int64_t j, double& u
 
 // One thread a key. Warps sort 32 candidates each, then runs are merged in pairs: a key's place is its place in its own
 // run and the number of keys of the other run before it. On a tie the later key is the better one.
-__global__ void __launch_bounds__(kChunk, 4) order_and_sort(const Chunks c) {
-  alignas(16) __shared__ unsigned long long images[2][kChunk];
+__global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
+  __shared__ unsigned long long images[2][kChunk];
   __shared__ std::uint16_t places[2][kChunk];
   __shared__ double scores[kChunk];
   __shared__ int counts[kChunk / 32];
@@ -66,11 +71,9 @@ __global__ void __launch_bounds__(kChunk, 4) order_and_sort(const Chunks c) {
     const unsigned long long mine = images[0][thread];
     const std::uint16_t place = places[0][thread];
     int rank = 0;
-    const auto* pairs = reinterpret_cast<const ulonglong2*>(images[0] + thread - lane);
-    for (int q = 0; q < 32; q += 2) {
-      const ulonglong2 two = pairs[q / 2];
-      rank += two.x > mine || (two.x == mine && q > lane);
-      rank += two.y > mine || (two.y == mine && q + 1 > lane);
+    for (int q = 0; q < 32; ++q) {
+      const unsigned long long other = __shfl_sync(0xffffffffu, mine, q);
+      rank += other > mine || (other == mine && q > lane);
     }
     __syncwarp();
     images[0][thread - lane + rank] = mine;
@@ -95,31 +98,10 @@ __global__ void __launch_bounds__(kChunk, 4) order_and_sort(const Chunks c) {
     places[from ^ 1][pair + inside + low] = place;
   }
   __syncthreads();
-  bool tail = false;
   if (thread < m) {
     const std::uint16_t place = places[from][thread];
     c.sorted[item * kChunk + thread] = scores[place];
     c.places[item * kChunk + thread] = place;
-    if (c.a.document_starts_BT != nullptr) {
-      const std::int64_t start = chunk * kChunk, end = start + kChunk < c.a.T ? start + kChunk : c.a.T;
-      tail = start + place >= c.begin_of(row, end - 1);
-    }
-  }
-  if (c.a.document_starts_BT != nullptr) {
-    const unsigned tails = __ballot_sync(0xffffffffu, tail);
-    if (lane == 0) counts[thread / 32] = __popc(tails);
-    __syncthreads();
-    int at = __popc(tails & ((1u << lane) - 1)), all = 0;
-    for (int w = 0; w < kChunk / 32; ++w) {
-      if (w < thread / 32) at += counts[w];
-      all += counts[w];
-    }
-    if (tail) {
-      const std::uint16_t place = places[from][thread];
-      c.tail_sorted[item * kChunk + at] = scores[place];
-      c.tail_places[item * kChunk + at] = place;
-    }
-    if (thread == 0) c.tails[item] = all;
   }
   if (thread > 0) return;
   c.candidates[item] = m;
@@ -127,10 +109,119 @@ __global__ void __launch_bounds__(kChunk, 4) order_and_sort(const Chunks c) {
     atomicAdd(reinterpret_cast<unsigned long long*>(c.a.nan_count), static_cast<unsigned long long>(nans));
 }
 
+// A base in shared memory, best first.
+struct Base {
+  double* u;
+  std::int32_t* keys;
+};
+// The best P of the base and the m candidates, which are later keys. Three searches go side by side: of two scores of
+// the base among the candidates, and of a candidate in the base. Ends with a barrier.
+template <int kGrowThreads>
+__device__ int merge(const Base& old, int n, const Base& fresh, int m, const Base& out, int P) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  for (int base = 0; base < n || base < m; base += 2 * kGrowThreads) {
+    const int x = base + thread, y = x + kGrowThreads;
+    const double u = x < n ? old.u[x] : 0, v = y < n ? old.u[y] : 0, w = x < m ? fresh.u[x] : 0;
+    const int searched = x < m ? n : 0, most = searched > m ? searched : m;
+    int before_u = 0, before_v = 0, before_w = 0;
+    for (int step = most > 0 ? 1 << (31 - __clz(most)) : 0; step > 0; step /= 2) {
+      const int a = before_u + step, b = before_v + step, c = before_w + step;
+      if (a <= m && fresh.u[a - 1] >= u) before_u = a;
+      if (b <= m && fresh.u[b - 1] >= v) before_v = b;
+      if (c <= searched && old.u[c - 1] > w) before_w = c;
+    }
+    if (x < n && x + before_u < P) out.u[x + before_u] = u, out.keys[x + before_u] = old.keys[x];
+    if (y < n && y + before_v < P) out.u[y + before_v] = v, out.keys[y + before_v] = old.keys[y];
+    if (x < m && x + before_w < P) out.u[x + before_w] = w, out.keys[x + before_w] = fresh.keys[x];
+  }
+  __syncthreads();
+  return n + m < P ? n + m : P;
+}
+
+// One block a row, chunk after chunk: only candidates that enter the base are merged.
+template <int kGrowThreads>
+__global__ void __launch_bounds__(kGrowThreads, kWideGrow / kGrowThreads) grow(const Chunks c) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  const std::int64_t row = blockIdx.x;
+  const int P = static_cast<int>(c.P);
+  Base bases[2], fresh;
+  bases[0].u = reinterpret_cast<double*>(dynamic_shared());
+  bases[1].u = bases[0].u + P, fresh.u = bases[1].u + P;
+  bases[0].keys = reinterpret_cast<std::int32_t*>(fresh.u + kChunk);
+  bases[1].keys = bases[0].keys + P, fresh.keys = bases[1].keys + P;
+  const std::int64_t slots = row * (c.slab + 1);
+  int n = 0, at = 0;
+  if (c.first > 0) {
+    n = c.base_counts[slots + c.slab];
+    for (int r = thread; r < n; r += kGrowThreads) {
+      bases[0].u[r] = c.base[(slots + c.slab) * P + r];
+      bases[0].keys[r] = c.base_keys[(slots + c.slab) * P + r];
+    }
+  }
+  double next_u = 0;  // what the thread holds of the next chunk
+  int next_place = 0, next_candidates = 0;
+  std::int64_t next_begin = 0;
+  const auto prefetch = [&](std::int64_t chunk) {
+    if (chunk >= c.first + c.count) return;
+    const std::int64_t item = row * c.chunks + chunk;
+    next_candidates = c.candidates[item];
+    if (thread < kChunk) next_u = c.sorted[item * kChunk + thread], next_place = c.places[item * kChunk + thread];
+    const std::int64_t after = (chunk + 1) * kChunk;
+    next_begin = after < c.a.T ? c.begin_of(row, after) : 0;
+  };
+  prefetch(c.first);
+  __syncthreads();
+  for (std::int64_t x = 0; x < c.count; ++x) {
+    const std::int64_t slot = slots + x, start = (c.first + x) * kChunk, begin = next_begin;
+    const Base& now = bases[at];
+    for (int r = thread; r < n; r += kGrowThreads) {
+      c.base[slot * P + r] = now.u[r];
+      c.base_keys[slot * P + r] = now.keys[r];
+    }
+    if (thread == 0) c.base_counts[slot] = n;
+    const double u = next_u;
+    const std::int64_t key = start + next_place;
+    // Only the document that goes on in the next chunk matters from here on.
+    if (begin >= start) n = 0;
+    const bool enters = thread < next_candidates && key >= begin && (n < P || u >= now.u[P - 1]);
+    prefetch(c.first + x + 1);
+    const unsigned lanes = __ballot_sync(0xffffffffu, enters);
+    __shared__ int counts[kChunk / 32];
+    if (thread % 32 == 0 && thread < kChunk) counts[thread / 32] = __popc(lanes);
+    __syncthreads();
+    int m = 0, before = 0;
+    for (int w = 0; w < kChunk / 32; ++w) {
+      if (w < thread / 32) before += counts[w];
+      m += counts[w];
+    }
+    if (enters) {
+      const int to = before + __popc(lanes & ((1u << thread % 32) - 1));
+      fresh.u[to] = u, fresh.keys[to] = static_cast<std::int32_t>(key);
+    }
+    __syncthreads();
+    if (m == 0) continue;
+    n = merge<kGrowThreads>(now, n, fresh, m, bases[at ^ 1], P);
+    at ^= 1;
+  }
+  if (c.first + c.count == c.chunks) return;  // no slab follows
+  for (int r = thread; r < n; r += kGrowThreads) {
+    c.base[(slots + c.slab) * P + r] = bases[at].u[r];
+    c.base_keys[(slots + c.slab) * P + r] = bases[at].keys[r];
+  }
+  if (thread == 0) c.base_counts[slots + c.slab] = n;
+}
+
 }  // namespace
 
 void sort_chunks(const Chunks& c, const Stream& stream) {
   start("selection: sorted chunks", order_and_sort, c.rows * c.count, kChunk, 0, stream, c);
+}
+
+void grow_bases(const Chunks& c, const Stream& stream) {
+  const auto bytes = static_cast<std::size_t>(base_bytes(c.P));
+  const bool few = c.rows <= kFewRows;
+  start("selection: bases", few ? grow<kWideGrow> : grow<kNarrowGrow>, c.rows, few ? kWideGrow : kNarrowGrow, bytes,
+        stream, c);
 }
 
 }  // namespace sieve::cuda
