@@ -26,70 +26,12 @@ def bracket(low, high, digits=3, sign=False):
     return "" if low is None else f"[{low:{'+' if sign else ''}.{digits}f}, {high:{'+' if sign else ''}.{digits}f}]"
 
 
-# -- what a type keeps and visits, by its definition --------------------------------------------------------------------------------------------------
-def kv_rows(kind, T):
-    """Cached key-value rows a key-value head, after T tokens, by the definition of the type (docs/attention.md); None for a type without such rows."""
-    get = lambda key, absent=0: kind.get(key, absent)
-    rows = {
-        "sliding_window": lambda: get("window") + get("sinks"),
-        "sparsek": lambda: get("k") + get("window"),
-        "random_rows": lambda: get("k") + get("window"),
-        "longformer": lambda: (get("window") - 1) * get("dilation", 1) + 1 + get("globals"),
-        "fixed": lambda: {"local": get("stride"), "columns": get("summary") * -(-T // get("stride", 1))}.get(
-            get("part", "merged"), get("stride") - get("summary") + get("summary") * -(-T // get("stride", 1))),
-        "strided": lambda: get("stride") if get("part", "merged") == "local" else T,
-        "nsa": lambda: T + T // get("compress_stride", 1),
-        "linear": lambda: 0,
-        "gla": lambda: 0,
-    }.get(get("type"), lambda: T)()
-    return rows if get("type") == "nsa" else min(rows, T)
-
-
-def cache_bytes(model, kind, T, low):
-    """Of one layer and one sequence after T tokens: rows of keys and values (bf16 if low, else fp32), states of linear attention (fp32; gated: half the heads,
-    values twice as wide), what selects (fp32 scores of SparseK's pool, the indexer's keys)."""
-    heads, kv_heads = model["n_heads"], model.get("n_kv_heads") or model["n_heads"]
-    D = model.get("head_dim") or model["d_model"] // heads
-    number = 2 if low else 4
-    total = kv_heads * kv_rows(kind, T) * 2 * D * number
-    if kind["type"] == "linear" or kind.get("linear"):
-        total += heads * (D * D + D) * 4
-    if kind["type"] == "gla":
-        total += heads * D * D * 4
-    if kind["type"] == "sparsek":
-        pool = kind.get("pool", 4)
-        total += kv_heads * (min(T, kind["k"] * pool) if pool != "exact" else T) * 4
-    if kind["type"] == "dsa":
-        total += T * kind["index_dim"] * number
-    return total
-
-
-def visited_rows(kind, i):
-    """Rows that the query of position i (from 1) scores or reads, by the definition: what compute is matched by. Rows that are scored and then dropped
-    (exact top-k, the indexer of DSA) count."""
-    get = lambda key, absent=0: kind.get(key, absent)
-    step = get("stride", 1)
-    local, columns = min(step, i), i // step
-    rows = {
-        "strided": lambda: {"local": local, "columns": columns}.get(get("part", "merged"), local + columns),
-        "fixed": lambda: {"local": i % step or step, "columns": get("summary") * columns}.get(get("part", "merged"), local + get("summary") * columns),
-        "longformer": lambda: get("window") + get("globals"),
-        "bigbird": lambda: get("block") * (get("global_blocks") + get("window_blocks") + get("random_blocks")),
-        "hash": lambda: i // max(1, get("buckets")),
-        "top_k": lambda: i,
-        "dsa": lambda: i,
-        "moba": lambda: i // get("block", 1) + get("block") * get("blocks"),
-        "nsa": lambda: i // get("compress_stride", 1) + get("block") * get("blocks") + get("window"),
-    }.get(get("type"), lambda: kv_rows(kind, i))()
-    return min(rows, 2 * i)
-
-
-def mean_over_layers(result, count):
-    attention = result["config"]["model"]["attention"]
-    T = result["config"]["data"]["seq_len"]
-    layers = result["config"]["model"]["n_layers"]
-    pattern = attention["pattern"]
-    return sum(count(attention["kinds"][pattern[layer % len(pattern)]], T) for layer in range(layers)) / layers
+# -- what a type keeps and visits, as sieve plan counts it -------------------------------------------------------------------------------------------
+def mean_over_layers(result, key):
+    """Of the plan's attention kinds, weighed by their layers; None where the plan is older than the key."""
+    kinds = result["plan"].get("attention") or []
+    layers = sum(len(kind["layers"]) for kind in kinds)
+    return sum(kind[key] * len(kind["layers"]) for kind in kinds) / layers if layers else None
 
 
 # -- groups -------------------------------------------------------------------------------------------------------------------------------------------
@@ -288,6 +230,10 @@ def context_table(group, split, name):
                  f"training's {group.context} are extrapolation.", ["type", *(f"{c:,}" for c in contexts), "gain"], rows), columns
 
 
+def kib(count):
+    return None if count is None else count / 1024
+
+
 def cost_table(group):
     rows = []
     for kind in group.types:
@@ -298,13 +244,13 @@ def cost_table(group):
         peaks = [r["peak_gib"] for r in runs if r["peak_gib"]]
         rows.append([group.label(kind), f"{first['plan']['parameters']:,}", f"{first['plan']['flops_per_token'] / 1e6:,.1f}",
                      number(stats.mean(rates), 0), number(stats.mean([r["seconds"]["train"] for r in runs]), 1), number(max(peaks) if peaks else None, 2),
-                     number(first["plan"].get("kv_rows_per_head") or mean_over_layers(first, kv_rows), 0), number(mean_over_layers(first, visited_rows), 0),
-                     number(mean_over_layers(first, lambda kind, T: cache_bytes(first["config"]["model"], kind, T, first["config"]["device"].get("precision") == "bf16")) / 1024, 1),
+                     number(mean_over_layers(first, "cached_rows"), 0), number(mean_over_layers(first, "visited_rows"), 0),
+                     number(mean_over_layers(first, "scored_pairs"), 0), number(kib(mean_over_layers(first, "cache_bytes")), 1),
                      {"all": "all keys", "grows": "grows", "bounded": "constant", "state": "a state"}[first["cache"]], f"{T:,}", f"{first['lr']:g}" if first["lr"] else ""])
-    return Table("Parameters, compute, speed, memory, cached rows", "MFLOP a token: forward and backward, as sieve plan counts them. Rows of a key-value head at the end of "
-                 "the context and rows that its last query visits: by the definition of each type, mean over layers; a linear state counts as no rows, but "
-                 "in the bytes of a layer's cache for one sequence of T tokens, as do scores and index keys. Speed and memory: measured while training, means (peak: maximum) over seeds; they depend on the machine named below.",
-                 ["type", "parameters", "MFLOP/token", "training tokens/s", "training s", "peak GiB", "cached rows", "visited rows", "cache KiB", "cache", "T", "learning rate"], rows)
+    return Table("Parameters, compute, speed, memory, cached rows", "MFLOP a token: forward and backward, as sieve plan counts them. Rows cached of a key-value head at the end of "
+                 "the context; rows that a query reads, and pairs that are scored beside to choose them, means over the positions of a document; all means over layers. A linear "
+                 "state has no rows, but bytes: those of a layer's cache for one sequence of T tokens (the scalars of SparseK's selection left out). Speed and memory: measured while training, means (peak: maximum) over seeds; they depend on the machine named below.",
+                 ["type", "parameters", "MFLOP/token", "training tokens/s", "training s", "peak GiB", "cached rows", "visited rows", "scored pairs", "cache KiB", "cache", "T", "learning rate"], rows)
 
 
 def speed_table(groups):
