@@ -249,7 +249,7 @@ def cost_table(group):
                      {"all": "all keys", "grows": "grows", "bounded": "constant", "state": "a state"}[first["cache"]], f"{T:,}", f"{first['lr']:g}" if first["lr"] else ""])
     return Table("Parameters, compute, speed, memory, cached rows", "MFLOP a token: forward and backward, as sieve plan counts them. Rows cached of a key-value head at the end of "
                  "the context; rows that a query reads, and pairs that are scored beside to choose them, means over the positions of a document; all means over layers. A linear "
-                 "state has no rows, but bytes: those of a layer's cache for one sequence of T tokens (the scalars of SparseK's selection left out). Speed and memory: measured while training, means (peak: maximum) over seeds; they depend on the machine named below.",
+                 "state has no rows, but bytes: those of a layer's cache for one sequence of T tokens (with the scalars of SparseK's selection where the plan is of a build that counts them). Speed and memory: measured while training, means (peak: maximum) over seeds; they depend on the machine named below.",
                  ["type", "parameters", "MFLOP/token", "training tokens/s", "training s", "peak GiB", "cached rows", "visited rows", "scored pairs", "cache KiB", "cache", "T", "learning rate"], rows)
 
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attention/kernels/nsa.h"
+#include "attention/kernels/select.h"
 
 namespace sieve {
 namespace {
@@ -139,10 +140,20 @@ std::int64_t cached_rows(const AttentionSpec& spec, std::int64_t tokens) {
   }
 }
 
+// What a selection keeps beside the rows, as device_cache.h has it: the scores of the ring, score, key and weight of
+// each slot, and what the thresholds see.
+static std::int64_t selection_bytes(const AttentionSpec& spec, std::int64_t tokens) {
+  if (spec.kind != AttentionKind::sparsek) return 0;
+  const SparsekSpec& s = spec.sparsek;
+  const std::int64_t wanted = pool_scores(s.pool, s.k), pool = wanted == 0 ? tokens : std::min(tokens, wanted);
+  const std::int64_t ring = s.candidates == Candidates::on_exit ? std::min(tokens, spec.window) : 0;
+  return spec.n_kv_heads * (8 * ring + (8 + 8 + 4) * std::min(tokens, s.k) + (s.gate == GateMode::hard ? 0 : 8 * pool));
+}
+
 double cache_bytes(const AttentionSpec& spec, std::int64_t tokens, std::int64_t bytes) {
   const std::int64_t index = spec.kind == AttentionKind::dsa ? tokens * spec.pattern.index_dim : 0;
   const std::int64_t numbers = cached_rows(spec, tokens) * spec.n_kv_heads * 2 * spec.head_dim + index;
-  return static_cast<double>(numbers * bytes) + 4 * state_numbers(spec);
+  return static_cast<double>(numbers * bytes + selection_bytes(spec, tokens)) + 4 * state_numbers(spec);
 }
 
 double attention_flops(const AttentionSpec& spec, std::int64_t T) {

@@ -27,7 +27,7 @@ double mean_scored_pairs(const AttentionSpec& spec, std::int64_t T);
 std::int64_t cached_rows(const AttentionSpec& spec, std::int64_t tokens);
 
 // Bytes of one sequence's cache in one layer after `tokens` tokens, rows of `bytes` a number; states of recurrences are
-// fp32, the selection's own scalars are not counted.
+// fp32; with the scalars of SparseK's selection as device_cache.h keeps them.
 double cache_bytes(const AttentionSpec& spec, std::int64_t tokens, std::int64_t bytes);
 
 // FLOPs a token, forward and backward, of everything but products with weights: 12 H D a visited key (Kaplan et al.
