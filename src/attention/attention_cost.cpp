@@ -86,6 +86,16 @@ double state_numbers(const AttentionSpec& spec) {
   return linear ? static_cast<double>(spec.n_kv_heads) * D * (D + 1) : 0;
 }
 
+// What a selection keeps beside the rows, as device_cache.h has it: the scores of the ring, score, key and weight of
+// each slot, and what the thresholds see.
+std::int64_t selection_bytes(const AttentionSpec& spec, std::int64_t tokens) {
+  if (spec.kind != AttentionKind::sparsek) return 0;
+  const SparsekSpec& s = spec.sparsek;
+  const std::int64_t wanted = pool_scores(s.pool, s.k), pool = wanted == 0 ? tokens : std::min(tokens, wanted);
+  const std::int64_t ring = s.candidates == Candidates::on_exit ? std::min(tokens, spec.window) : 0;
+  return spec.n_kv_heads * (8 * ring + (8 + 8 + 4) * std::min(tokens, s.k) + (s.gate == GateMode::hard ? 0 : 8 * pool));
+}
+
 }  // namespace
 
 double mean_keys(const AttentionSpec& spec, std::int64_t T) {
@@ -138,16 +148,6 @@ std::int64_t cached_rows(const AttentionSpec& spec, std::int64_t tokens) {
     case AttentionKind::gla: return 0;
     default: return tokens;
   }
-}
-
-// What a selection keeps beside the rows, as device_cache.h has it: the scores of the ring, score, key and weight of
-// each slot, and what the thresholds see.
-static std::int64_t selection_bytes(const AttentionSpec& spec, std::int64_t tokens) {
-  if (spec.kind != AttentionKind::sparsek) return 0;
-  const SparsekSpec& s = spec.sparsek;
-  const std::int64_t wanted = pool_scores(s.pool, s.k), pool = wanted == 0 ? tokens : std::min(tokens, wanted);
-  const std::int64_t ring = s.candidates == Candidates::on_exit ? std::min(tokens, spec.window) : 0;
-  return spec.n_kv_heads * (8 * ring + (8 + 8 + 4) * std::min(tokens, s.k) + (s.gate == GateMode::hard ? 0 : 8 * pool));
 }
 
 double cache_bytes(const AttentionSpec& spec, std::int64_t tokens, std::int64_t bytes) {

@@ -143,4 +143,10 @@ TEST_CASE("operations and bytes of ten tokens by hand: keys and scored pairs and
   spec.kind = AttentionKind::gla;  // one head of (4, 8): decayed, written, read
   CHECK(attention_flops(spec, 10) == Approx(3 * 5 * 4 * 8));
   CHECK(cache_bytes(spec, 10, 2) == 4 * 4 * 8);
+  // Two rows of the window and three slots; beside them fp64 scores of the ring, 8 + 8 + 4 bytes a slot (score, key,
+  // weight), and two times three scores that thresholds see, fp64.
+  spec.kind = AttentionKind::sparsek, spec.window = 2, spec.sparsek.k = 3, spec.sparsek.pool = 2;
+  CHECK(cache_bytes(spec, 10, 2) == 5 * 2 * 4 * 2 + 2 * 8 + 3 * 20 + 6 * 8);
+  spec.sparsek.gate = GateMode::hard, spec.sparsek.candidates = Candidates::at_once;
+  CHECK(cache_bytes(spec, 10, 2) == 5 * 2 * 4 * 2 + 3 * 20);
 }

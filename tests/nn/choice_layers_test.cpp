@@ -7,7 +7,7 @@
 #include "core/parallel_for.h"
 #include "nn/generation.h"
 #include "nn/indexer_layer.h"
-#include "random_tokens.h"
+#include "small_models.h"
 #include "support/catch.h"
 #include "support/compare.h"
 #include "support/draw.h"
@@ -29,20 +29,10 @@ AttentionKindConfig kind_of(AttentionKind type, std::int64_t k = 5) {
 }
 
 ModelConfig model_of(Arch arch, const AttentionKindConfig& kind, std::int64_t T = 24) {
-  ModelConfig c;
-  c.arch = arch;
-  c.n_layers = 2, c.d_model = 24, c.n_heads = 4, c.n_kv_heads = 2, c.d_ff = 32;
-  c.attention.kinds["a"] = kind;
-  c.attention.pattern = {"a"};
+  ModelConfig c = two_layers(arch, kind, T);
   c.init.std = 0.2;  // logits that differ
-  c.resolve(37, T);
   c.check(T, [](const std::string& path, const std::string& problem) { FAIL(path << ": " << problem); });
   return c;
-}
-
-double loss_of(const Decoder& m, const TokenBatch& batch) {
-  const NoGrad no_grad;
-  return m.loss_sum(batch).value().item();
 }
 
 // Tiny models: waking threads would cost more than the work.
@@ -67,21 +57,8 @@ TEST_CASE("layers that choose by content: gradients agree with finite difference
     for (const Arch arch : {Arch::gpt2, Arch::llama}) {
       const Decoder model(model_of(arch, kind_of(type)), {.compute = DType::f64, .seed = 5});
       const TokenBatch batch{random_tokens(2, 24, 37, 1), random_tokens(2, 24, 37, 2), {}};
-      backward(model.loss_sum(batch));
-      for (const ParameterPtr& p : model.parameters()) {
-        INFO(kAttentionKindNames[static_cast<std::size_t>(type)] << " " << p->name);
-        REQUIRE(p->value.grad().defined());
-        if (of_indexer(p)) continue;  // learns from a loss of its own
-        double* w = p->master.data<double>() + p->numel() / 2;
-        const double before = *w, h = 1e-6;
-        *w = before + h;
-        const double up = loss_of(model, batch);
-        *w = before - h;
-        const double down = loss_of(model, batch);
-        *w = before;
-        const double g = p->value.grad().contiguous().data<double>()[p->numel() / 2];
-        CHECK(std::abs((up - down) / (2 * h) - g) <= 1e-5 * std::max(1.0, std::abs(g)));
-      }
+      INFO(kAttentionKindNames[static_cast<std::size_t>(type)]);
+      check_model_gradients(model, batch, 1e-6, 1e-5, of_indexer);  // the indexer learns from a loss of its own
     }
   }
 }

@@ -5,34 +5,21 @@
 #include "core/rng.h"
 #include "nn/generation.h"
 #include "nn/model_cost.h"
-#include "random_tokens.h"
+#include "small_models.h"
 #include "support/catch.h"
 
 using namespace sieve;
-using sieve::test::random_tokens;
+using namespace sieve::test;
 
 namespace {
 
-ModelConfig tiny(Arch arch, AttentionKindConfig kind) {
-  ModelConfig c;
-  c.arch = arch;
-  c.n_layers = 2, c.d_model = 24, c.n_heads = 4, c.n_kv_heads = 2, c.d_ff = 32;
-  c.attention.kinds["a"] = kind;
-  c.attention.pattern = {"a"};
-  c.resolve(37, 16);
-  return c;
-}
+ModelConfig tiny(Arch arch, const AttentionKindConfig& kind) { return two_layers(arch, kind, 16); }
 
 AttentionKindConfig sparsek(std::int64_t k, std::int64_t window) {
   AttentionKindConfig kind;
   kind.type = AttentionKind::sparsek;
   kind.k = k, kind.window = window;
   return kind;
-}
-
-double loss_of(const Decoder& m, const TokenBatch& batch) {
-  const NoGrad no_grad;
-  return m.loss_sum(batch).value().item();
 }
 
 }  // namespace
@@ -42,21 +29,7 @@ TEST_CASE("decoder: gradients agree with finite differences in fp64", "[nn]") {
   const auto kind = GENERATE(AttentionKindConfig{}, sparsek(3, 2));
   const Decoder model(tiny(arch, kind), {.compute = DType::f64, .seed = 5});
   const TokenBatch batch{random_tokens(2, 16, 37, 1), random_tokens(2, 16, 37, 2), {}};
-  backward(model.loss_sum(batch));
-  for (const ParameterPtr& p : model.parameters()) {
-    INFO(p->name);
-    REQUIRE(p->value.grad().defined());
-    const std::int64_t i = p->numel() / 2;
-    double* w = p->master.data<double>() + i;
-    const double before = *w, h = 1e-5;
-    *w = before + h;
-    const double up = loss_of(model, batch);
-    *w = before - h;
-    const double down = loss_of(model, batch);
-    *w = before;
-    const double g = p->value.grad().contiguous().data<double>()[i];
-    CHECK(std::abs((up - down) / (2 * h) - g) <= 1e-6 * std::max(1.0, std::abs(g)));
-  }
+  check_model_gradients(model, batch, 1e-5, 1e-6);
 }
 
 TEST_CASE("decoder: adding scorers leaves the other weights as they were, and with k + W >= T the loss too", "[nn]") {

@@ -10,7 +10,7 @@
 #include "core/parallel_for.h"
 #include "nn/generation.h"
 #include "nn/model_cost.h"
-#include "random_tokens.h"
+#include "small_models.h"
 #include "support/catch.h"
 #include "support/compare.h"
 #include "support/draw.h"
@@ -145,11 +145,6 @@ class LayerOracle {
   std::map<std::string, ParameterPtr> by_name_;
 };
 
-double loss_of(const Decoder& m, const TokenBatch& batch) {
-  const NoGrad no_grad;
-  return m.loss_sum(batch).value().item();
-}
-
 }  // namespace
 
 TEST_CASE("an nsa layer follows its definition: documents and short rows and both architectures", "[nn]") {
@@ -194,21 +189,8 @@ TEST_CASE("nsa: gradients agree with finite differences in fp64", "[nn]") {
     const Decoder model(nsa_model(arch, 40), {.compute = DType::f64, .seed = 5});
     for (const std::int64_t T : {40, 3}) {  // 3: less than a compressed key stands for
       const TokenBatch batch{random_tokens(2, T, 37, 1), random_tokens(2, T, 37, 2), {}};
-      for (const ParameterPtr& p : model.parameters()) p->value.zero_grad();
-      backward(model.loss_sum(batch));
-      for (const ParameterPtr& p : model.parameters()) {
-        INFO(p->name << " T " << T);
-        REQUIRE(p->value.grad().defined());
-        double* w = p->master.data<double>() + p->numel() / 2;
-        const double before = *w, h = 1e-6;
-        *w = before + h;
-        const double up = loss_of(model, batch);
-        *w = before - h;
-        const double down = loss_of(model, batch);
-        *w = before;
-        const double g = p->value.grad().contiguous().data<double>()[p->numel() / 2];
-        CHECK(std::abs((up - down) / (2 * h) - g) <= 1e-5 * std::max(1.0, std::abs(g)));
-      }
+      INFO("T " << T);
+      check_model_gradients(model, batch, 1e-6, 1e-5);
     }
   }
 }

@@ -5,11 +5,11 @@
 
 #include "nn/generation.h"
 #include "nn/model_cost.h"
-#include "random_tokens.h"
+#include "small_models.h"
 #include "support/catch.h"
 
 using namespace sieve;
-using sieve::test::random_tokens;
+using namespace sieve::test;
 
 namespace {
 
@@ -22,20 +22,7 @@ AttentionKindConfig kind_of(AttentionKind type, Candidates candidates = Candidat
   return kind;
 }
 
-ModelConfig small(Arch arch, const AttentionKindConfig& kind) {
-  ModelConfig c;
-  c.arch = arch;
-  c.n_layers = 2, c.d_model = 24, c.n_heads = 4, c.n_kv_heads = 2, c.d_ff = 32;
-  c.attention.kinds["a"] = kind;
-  c.attention.pattern = {"a"};
-  c.resolve(37, 80);
-  return c;
-}
-
-double loss_of(const Decoder& m, const TokenBatch& batch) {
-  const NoGrad no_grad;
-  return m.loss_sum(batch).value().item();
-}
+ModelConfig small(Arch arch, const AttentionKindConfig& kind) { return two_layers(arch, kind, 80); }
 
 // Gates away from the start, so that the linear part counts.
 void open_gates(const Decoder& model) {
@@ -58,21 +45,8 @@ TEST_CASE("recurrent layers: gradients of a model agree with finite differences 
     const Decoder model(small(Arch::llama, kind), {.compute = DType::f64, .seed = 5});
     open_gates(model);
     const TokenBatch batch{random_tokens(2, 16, 37, 1), random_tokens(2, 16, 37, 2), {}};
-    backward(model.loss_sum(batch));
-    for (const ParameterPtr& p : model.parameters()) {
-      INFO(kAttentionKindNames[static_cast<std::size_t>(kind.type)] << " " << p->name);
-      REQUIRE(p->value.grad().defined());
-      const std::int64_t i = p->numel() / 2;
-      double* w = p->master.data<double>() + i;
-      const double before = *w, h = 1e-5;
-      *w = before + h;
-      const double up = loss_of(model, batch);
-      *w = before - h;
-      const double down = loss_of(model, batch);
-      *w = before;
-      const double g = p->value.grad().contiguous().data<double>()[i];
-      CHECK(std::abs((up - down) / (2 * h) - g) <= 1e-6 * std::max(1.0, std::abs(g)));
-    }
+    INFO(kAttentionKindNames[static_cast<std::size_t>(kind.type)]);
+    check_model_gradients(model, batch, 1e-5, 1e-6);
   }
 }
 
