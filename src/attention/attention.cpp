@@ -349,6 +349,12 @@ void check_attention(const AttentionSpec& spec, const RopeSpec& rope) {
 Variable attention(const Variable& qkv, const Variable& scores, const AttentionInputs& in, SelectionStats* stats,
                    SelectionLives* lives) {
   if (shows_pairs(in.spec.kind)) return pattern_attention(qkv, {}, in);
+  if (pattern_takes_sinks(in.spec, qkv.value())) {
+    check_inputs(in, qkv.value(), scores.value());
+    AttentionInputs pattern = in;
+    pattern.spec = sinks_as_pattern(in.spec);
+    return pattern_attention(qkv, {}, pattern);
+  }
   return record<Attention>({qkv, scores}, in, stats, lives);
 }
 

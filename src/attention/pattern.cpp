@@ -199,6 +199,18 @@ bool differs_by_head(const AttentionSpec& spec) {
          spec.kind == AttentionKind::moba;
 }
 
+AttentionSpec sinks_as_pattern(const AttentionSpec& sliding_window) {
+  AttentionSpec spec = sliding_window;
+  spec.kind = AttentionKind::longformer, spec.sinks = 0;
+  spec.pattern = {.dilation = 1, .globals = sliding_window.sinks};
+  return spec;
+}
+
+bool pattern_takes_sinks(const AttentionSpec& spec, const Tensor& qkv) {
+  return spec.kind == AttentionKind::sliding_window && spec.sinks > 0 && qkv.defined() && qkv.device().is_cuda() &&
+         qkv.dtype() == DType::bf16 && (spec.head_dim == 64 || spec.head_dim == 128);
+}
+
 PairPattern pattern_of(const AttentionSpec& spec, const Tensor& choice, const Tensor& starts, std::int64_t T) {
   PairPattern p;
   p.kind = spec.kind, p.spec = spec.pattern, p.window = spec.window, p.T = T;

@@ -14,6 +14,12 @@ Variable pattern_attention(const Variable& qkv, const Tensor& choice, const Atte
 
 // The pattern of a spec; the pointers in it are those of `choice` and `starts`, which must outlive it.
 PairPattern pattern_of(const AttentionSpec& spec, const Tensor& choice, const Tensor& starts, std::int64_t T);
+// Window and sinks, {j > i - W} and {j < s} of the document, are the keys of Longformer without gaps: the same layer as
+// that pattern.
+AttentionSpec sinks_as_pattern(const AttentionSpec& sliding_window);
+// Whether attention() sends a layer there: a sliding window with sinks, on a GPU, whose bf16 and head size (64, 128)
+// the pattern's tensor cores take. The rest stays with the softmax engine.
+bool pattern_takes_sinks(const AttentionSpec& spec, const Tensor& qkv);
 // Whether heads see different keys.
 bool differs_by_head(const AttentionSpec& spec);
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention/decode.h"
+#include "attention/pattern.h"
 #include "attention/timestep_norm.h"
 #include "support/catch.h"
 #include "support/compare.h"
@@ -120,6 +121,38 @@ TEST_CASE("the GPU's engine: a few short rows", "[gpu][small]") {
       CHECK(relative_difference(gpu.dqkv, cpu.dqkv) <= bound);
       if (cpu.dscores.defined()) CHECK(relative_difference(gpu.dscores, cpu.dscores) <= bound);
     }
+  }
+}
+
+// bf16 at head sizes 64 and 128 goes to the pattern's kernels, the rest to the general ones.
+TEST_CASE("a window with sinks on the GPU equals the CPU's: many shapes and documents", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  constexpr std::int64_t kLengths[] = {1, 63, 65, 200, 700, 1500};
+  for (std::uint64_t c = 0; c < 36; ++c) {
+    Draw d(121, c);
+    ReferenceInput in;
+    in.spec = make_spec(AttentionKind::sliding_window, 4, c % 2 == 0 ? 4 : 2, c % 3 == 0 ? 128 : c % 3 == 1 ? 64 : 40);
+    in.T = kLengths[c / 3 % 6], in.B = in.T < 500 ? 2 : 1;
+    in.spec.window = d.chance(0.5) ? d.integer(1, 30) : d.integer(1, 300);
+    in.spec.sinks = d.chance(0.5) ? d.integer(1, 8) : d.integer(1, 150);
+    in.rope.rotary_dims = c % 4 == 0 ? 0 : c % 4 == 1 ? 10 : 32;
+    if (c / 3 % 4 >= 2) fill_documents(in, d);
+    if (c / 3 % 4 >= 2 && in.T > 500) {  // long ones too
+      for (std::int64_t t = 0; t < in.T; ++t) in.document_starts[static_cast<std::size_t>(t)] = t < 90 ? 0 : 90;
+    }
+    fill_values(in, d, "normal");
+    const auto dout = draw_values(d, in.B * in.T * in.spec.n_heads * in.spec.head_dim);
+    const DType dtype = c % 3 == 2 || c % 5 == 0 ? DType::f32 : DType::bf16;
+    CAPTURE(c, describe(in), name_of(dtype));
+    const EngineRun cpu = run_engine(in, dtype, dout), gpu = run_on_gpu(in, dtype, dout);
+    CHECK(relative_difference(gpu.out, cpu.out) <= (dtype == DType::f32 ? 1e-5 : 0.03));
+    CHECK(relative_difference(gpu.dqkv, cpu.dqkv) <= (dtype == DType::f32 ? 1e-5 : 0.06));
+    if (dtype == DType::f32) continue;
+    ReferenceInput pattern = in;
+    pattern.spec = sinks_as_pattern(in.spec);
+    const EngineRun asked = run_on_gpu(pattern, dtype, dout);
+    CHECK(same_bits(gpu.out, asked.out));
+    CHECK(same_bits(gpu.dqkv, asked.dqkv));
   }
 }
 

@@ -133,6 +133,22 @@ TEST_CASE("static patterns give what dense attention over their definitions give
   }
 }
 
+TEST_CASE("a window with sinks and the pattern that stands for it on a GPU are the same layer") {
+  for (std::uint64_t c = 0; c < 40; ++c) {
+    Draw d(67, c);
+    ReferenceInput in = draw_input(d, 150, "normal");
+    in.spec.kind = AttentionKind::sliding_window, in.spec.sinks = d.integer(1, d.chance(0.5) ? 5 : 80);
+    in.scores.clear();
+    CAPTURE(c, describe(in));
+    const auto dout = draw_values(d, in.B * in.T * in.spec.n_heads * in.spec.head_dim);
+    const EngineRun window = run_engine(in, DType::f64, dout);
+    in.spec = sinks_as_pattern(in.spec);
+    const EngineRun pattern = run_engine(in, DType::f64, dout);
+    CHECK(relative_difference(pattern.out, window.out) <= 1e-12);
+    CHECK(relative_difference(pattern.dqkv, window.dqkv) <= 1e-12);
+  }
+}
+
 TEST_CASE("a pattern's plan visits every block that some query sees and no other") {
   for (std::uint64_t c = 0; c < 60; ++c) {
     Draw d(62, c);
