@@ -13,6 +13,8 @@ void add_eval(CommandLine& line) {
       "Perplexity by token, word and byte, bits per byte, loss by position. The protocol is part of every output:\n"
       "  sieve eval runs/demo                                   chunked: disjoint windows of the validation text\n"
       "  sieve eval runs/demo eval.data=book.txt eval.method=sliding eval.stride=0.5\n"
+      "  sieve eval evaluations.yaml --json                     several texts and named protocols "
+      "(docs/evaluation.md)\n"
       "  sieve eval runs/demo --fail-if 'token_ppl > 30'        exit code 7 when true");
   add_config_arguments(command, *arguments,
                        "YAML file with an eval group, a checkpoint, or a run folder (its best checkpoint)");

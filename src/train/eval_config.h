@@ -20,9 +20,8 @@ struct EvalDataConfig {
   void fields(FieldVisitor& v);
 };
 
-struct EvalRunGroup {
-  std::vector<std::string> checkpoints;
-  std::vector<EvalDataConfig> data;
+// How a text is evaluated.
+struct EvalSettings {
   EvalMethod method = EvalMethod::chunked;
   bool per_document = false;
   std::vector<std::int64_t> contexts;  // empty: data.seq_len of the training; method tail: tail_contexts
@@ -35,9 +34,24 @@ struct EvalRunGroup {
   std::int64_t position_buckets = 32;
   std::vector<std::int64_t> recall;
   std::optional<std::int64_t> max_tokens;
+  void fields(FieldVisitor& v);
+};
+
+struct NamedEvalSettings : EvalSettings {
+  std::string name;
+  void fields(FieldVisitor& v);
+};
+
+struct EvalRunGroup : EvalSettings {
+  std::vector<std::string> checkpoints;
+  std::vector<EvalDataConfig> data;
+  std::vector<NamedEvalSettings> protocols;
   std::optional<std::string> out;
   std::vector<std::string> fail_if;
   void fields(FieldVisitor& v);
+
+  // What each text is evaluated by: `protocols`, without them the group's own settings, which have no name.
+  std::vector<NamedEvalSettings> evaluations() const;
 };
 
 struct EvalFile {
@@ -47,9 +61,10 @@ struct EvalFile {
 };
 
 // eval.tail, twice as many and so on below eval.span, and eval.span.
-std::vector<std::int64_t> tail_contexts(const EvalRunGroup& eval);
+std::vector<std::int64_t> tail_contexts(const EvalSettings& settings);
 
-// Relations between keys; problems are reported together, each with its place.
-void check_eval(const EvalRunGroup& eval, const ConfigTree& tree);
+// Keys that a protocol does not give become those of the group. Then relations between keys: problems are reported
+// together, each with its place.
+void resolve_eval(EvalRunGroup& eval, const ConfigTree& tree);
 
 }  // namespace sieve

@@ -65,27 +65,32 @@ std::string recall_text(const Perplexity& value) {
   return line;
 }
 
-std::vector<std::string> split_dots(const std::string& name) {
-  std::vector<std::string> parts{""};
-  for (const char c : name) {
-    if (c == '.') {
-      parts.emplace_back();
-    } else {
-      parts.back() += c;
-    }
-  }
-  return parts;
+// "a.b.metric" -> {"a.b.", "metric"}
+std::pair<std::string, std::string> split_metric(const std::string& name) {
+  const std::size_t dot = name.rfind('.');
+  const std::size_t metric = dot == std::string::npos ? 0 : dot + 1;
+  return {name.substr(0, metric), name.substr(metric)};
+}
+
+// Is the text a row of these labels, each with a point behind it? Labels may hold points themselves.
+bool is_row_of(std::string_view text, const std::vector<std::string>& labels) {
+  return text.empty() || std::any_of(labels.begin(), labels.end(), [&](const std::string& label) {
+           return text.size() > label.size() && text.starts_with(label) && text[label.size()] == '.' &&
+                  is_row_of(text.substr(label.size() + 1), labels);
+         });
 }
 
 }  // namespace
 
 std::string EvalResult::file_name() const {
+  if (!protocol_name.empty()) return cat(data, "-", protocol_name, "-", protocol.context, ".json");
   const bool apart = protocol.method != EvalMethod::tail && protocol.per_document;  // a tail is always by document
   return cat(data, "-", method_name(protocol), "-", protocol.context, apart ? "-per-document" : "", ".json");
 }
 
 std::string result_text(const EvalResult& r, bool named) {
   std::string text = named ? cat(r.model, " · ", r.data, " · ") : "";
+  if (named && !r.protocol_name.empty()) text += r.protocol_name + " · ";
   text += cat("tokens ", format_grouped(r.value.tokens), " · token-ppl ", format_fixed(r.value.token_ppl(), 3),
               " · word-ppl ", format_fixed(r.value.word_ppl(), 2), " · byte-ppl ", format_fixed(r.value.byte_ppl(), 3),
               " · bits/byte ", format_fixed(r.value.bits_per_byte(), 4), "   (", r.protocol.text(), ")");
@@ -96,6 +101,7 @@ Json result_json(const EvalResult& r) {
   Json positions = Json::array();
   for (const PositionBucket& b : r.value.positions) positions.push_back(bucket_json(b, b.from, b.to));
   Json json{{"model", r.model}, {"data", r.data}, {"protocol", protocol_json(r.protocol)}, {"positions", positions}};
+  if (!r.protocol_name.empty()) json["protocol_name"] = r.protocol_name;
   for (const char* count : {"tokens", "words", "bytes"}) json[count] = static_cast<std::int64_t>(r.value.metric(count));
   for (const char* metric : {"nll", "loss", "token_ppl", "word_ppl", "byte_ppl", "bits_per_byte"})
     json[metric] = number_or_null(r.value.metric(metric));
@@ -105,17 +111,15 @@ Json result_json(const EvalResult& r) {
 }
 
 double named_metric(const std::string& name, const std::vector<EvalResult>& results) {
-  auto labels = split_dots(name);
-  const std::string metric = labels.back();
-  labels.pop_back();
+  const auto [asked, metric] = split_metric(name);
   const EvalResult* found = nullptr;
   std::string known;
   for (const EvalResult& r : results) {
-    const std::string context = cat("ctx", r.protocol.context);
-    known += cat("\n  ", r.model, ".", r.data, ".", context);
-    const bool fits = std::all_of(labels.begin(), labels.end(),
-                                  [&](const std::string& l) { return l == r.model || l == r.data || l == context; });
-    if (!fits) continue;
+    std::vector<std::string> labels{r.model, r.data, cat("ctx", r.protocol.context)};
+    if (!r.protocol_name.empty()) labels.insert(labels.begin() + 2, r.protocol_name);
+    known += "\n  ";
+    for (const std::string& label : labels) known += (&label == labels.data() ? "" : ".") + label;
+    if (!is_row_of(asked, labels)) continue;
     if (found != nullptr) fail(Exit::config, "fail-if", "\"", name, "\" fits several results; name one of:", known);
     found = &r;
   }
@@ -123,6 +127,6 @@ double named_metric(const std::string& name, const std::vector<EvalResult>& resu
   return found->value.metric(metric);
 }
 
-void check_metric_name(const std::string& name) { Perplexity{}.metric(split_dots(name).back()); }
+void check_metric_name(const std::string& name) { Perplexity{}.metric(split_metric(name).second); }
 
 }  // namespace sieve

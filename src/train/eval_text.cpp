@@ -68,6 +68,22 @@ EvalText open_eval_text(const EvalDataConfig& data, const Tokenizer& tokenizer) 
   return TextTokens(tokenizer, data).read();
 }
 
+const EvalText& EvalTexts::open(const EvalDataConfig& data, const std::vector<std::string>& trained,
+                                const Tokenizer& tokenizer) {
+  std::string key = cat(tokenizer.hash(), " ", tokenizer.separator().value_or(-1));
+  const auto add = [&key](const std::string& part) { key += cat(" ", part.size(), ":", part); };
+  if (data.path.empty()) {
+    for (const std::string& path : trained) add(path);
+  } else {
+    for (const std::string& part : {data.path, data.field, data.document_separator.value_or("")}) add(part);
+  }
+  const auto found = texts_.find(key);
+  if (found != texts_.end()) return found->second;
+  EvalText text = data.path.empty() ? EvalText{std::make_shared<TokenStore>(trained, &tokenizer), {}}
+                                    : open_eval_text(data, tokenizer);
+  return texts_.emplace(key, std::move(text)).first->second;
+}
+
 std::string eval_data_name(const EvalDataConfig& data) {
   if (data.name) return *data.name;
   const std::filesystem::path path = std::filesystem::path(data.path).lexically_normal();

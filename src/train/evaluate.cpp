@@ -1,4 +1,4 @@
-// `sieve eval`: checkpoints x data x contexts, one table, one JSON report, thresholds.
+// `sieve eval`: checkpoints x data x protocols x contexts, one table, one JSON report, thresholds.
 #include <unistd.h>
 
 #include <algorithm>
@@ -7,7 +7,6 @@
 #include <iostream>
 
 #include "core/log.h"
-#include "data/token_store.h"
 #include "dist/gpus.h"
 #include "dist/watchdog.h"
 #include "io/json.h"
@@ -30,76 +29,106 @@ namespace {
 // A run's checkpoints are called after the run.
 std::string model_name(const LoadedModel& model) { return model.config.run.name; }
 
-EvalProtocol protocol_of(const EvalRunGroup& eval, std::int64_t context) {
+// A key of the settings as messages call it.
+std::string key_of(const NamedEvalSettings& settings, const char* key) {
+  return settings.name.empty() ? cat("eval.", key) : cat("eval.protocols: ", settings.name, ": ", key);
+}
+
+EvalProtocol protocol_of(const NamedEvalSettings& settings, std::int64_t context) {
   EvalProtocol p;
-  p.method = eval.method;
+  p.method = settings.method;
   p.context = context;
-  p.stride = std::llround(eval.stride < 1 ? eval.stride * static_cast<double>(context) : eval.stride);
-  if (eval.method == EvalMethod::sliding && (p.stride < 1 || p.stride > context))
-    fail(Exit::config, "eval.stride", eval.stride, " is ", p.stride, " tokens; it must lie between 1 and the context, ",
-         context);
+  const double stride = settings.stride;
+  p.stride = std::llround(stride < 1 ? stride * static_cast<double>(context) : stride);
+  if (settings.method == EvalMethod::sliding && (p.stride < 1 || p.stride > context))
+    fail(Exit::config, key_of(settings, "stride"), stride, " is ", p.stride,
+         " tokens; it must lie between 1 and the context, ", context);
   p.stride = std::clamp<std::int64_t>(p.stride, 1, context);
-  p.score_from = eval.score_from;
-  p.per_document = eval.per_document;
-  p.tail = eval.tail;
-  p.span = eval.span;
-  p.rows = eval.batch;
-  p.position_scale = eval.position_scale;
-  p.position_buckets = eval.position_buckets;
-  p.recall = eval.recall;
-  p.max_tokens = eval.max_tokens.value_or(0);
+  p.score_from = settings.score_from;
+  p.per_document = settings.per_document;
+  p.tail = settings.tail;
+  p.span = settings.span;
+  p.rows = settings.batch;
+  p.position_scale = settings.position_scale;
+  p.position_buckets = settings.position_buckets;
+  p.recall = settings.recall;
+  p.max_tokens = settings.max_tokens.value_or(0);
   return p;
 }
 
-void check_context(const LoadedModel& model, std::int64_t context) {
+void check_context(const LoadedModel& model, const NamedEvalSettings& settings, std::int64_t context) {
   const ModelConfig& c = model.config.model;
   if (c.arch == Arch::gpt2 && context > *c.max_seq)
-    fail(Exit::config, "eval.contexts", context, " is longer than the ", *c.max_seq, " learned positions of ",
-         model.path.string());
+    fail(Exit::config, key_of(settings, "contexts"), context, " is longer than the ", *c.max_seq,
+         " learned positions of ", model.path.string());
 }
 
+struct NamedProtocol {
+  std::string name;
+  EvalProtocol protocol;
+};
+
 // One protocol a context. The windows of a tail shrink with its context: more of them make a forward of as many tokens.
-std::vector<EvalProtocol> protocols_of(const EvalRunGroup& eval, const LoadedModel& model) {
-  std::vector<std::int64_t> contexts = eval.contexts;
-  const bool tail = eval.method == EvalMethod::tail;
-  if (contexts.empty() && tail) contexts = tail_contexts(eval);
+void add_protocols(const NamedEvalSettings& settings, const LoadedModel& model, std::vector<NamedProtocol>& protocols) {
+  std::vector<std::int64_t> contexts = settings.contexts;
+  const bool tail = settings.method == EvalMethod::tail;
+  if (contexts.empty() && tail) contexts = tail_contexts(settings);
   if (contexts.empty()) contexts.push_back(model.config.data.seq_len);
   const std::int64_t longest = *std::max_element(contexts.begin(), contexts.end());
-  std::vector<EvalProtocol> protocols;
   for (const std::int64_t context : contexts) {
-    check_context(model, context);
-    protocols.push_back(protocol_of(eval, context));
-    if (tail) protocols.back().rows *= longest / context;
+    check_context(model, settings, context);
+    protocols.push_back({settings.name, protocol_of(settings, context)});
+    if (tail) protocols.back().protocol.rows *= longest / context;
   }
-  return protocols;
+}
+
+std::vector<EvalDataConfig> sources_of(const EvalRunGroup& eval, const LoadedModel& model) {
+  if (!eval.data.empty()) return eval.data;
+  if (model.config.data.val.empty())
+    fail(Exit::config, "eval.data", "names nothing, and ", model.path.string(),
+         " was trained without a validation set");
+  return {{.name = "val", .path = "", .document_separator = {}, .field = "text"}};
+}
+
+// A text that a protocol finds nothing in is told of before the work, not after a part of it.
+void check_text(const TokenSource& text, const std::string& data, const std::vector<NamedProtocol>& protocols) {
+  std::vector<std::int64_t> starts;
+  text.document_starts(0, text.tokens(), starts);
+  for (const NamedProtocol& p : protocols) {
+    try {
+      eval_windows(p.protocol, text.tokens(), starts);
+    } catch (const Error& error) {
+      if (p.name.empty()) throw;
+      throw Error(error.code(), cat(error.what(), "\n  protocol ", p.name, ", data ", data));
+    }
+  }
 }
 
 std::vector<EvalResult> evaluate_model(const std::string& checkpoint, const EvalRunGroup& eval, DeviceType device,
-                                       Communicator& comm, std::vector<std::filesystem::path>& paths) {
+                                       Communicator& comm, EvalTexts& texts,
+                                       std::vector<std::filesystem::path>& paths) {
   LoadedModel model;
   on_every_rank(comm, "loading a checkpoint", [&] {
     model = load_model(checkpoint);
     place_parameters(model.model->parameters(), compute_stream(device, comm.local_rank()));
   });
   paths.push_back(model.path);
-  auto sources = eval.data;
-  if (sources.empty() && model.config.data.val.empty())
-    fail(Exit::config, "eval.data", "names nothing, and ", model.path.string(),
-         " was trained without a validation set");
-  if (sources.empty()) sources.push_back({.name = "val", .path = "", .document_separator = {}, .field = "text"});
-  const std::vector<EvalProtocol> protocols = protocols_of(eval, model);
+  const auto sources = sources_of(eval, model);
+  std::vector<NamedProtocol> protocols;
+  for (const auto& settings : eval.evaluations()) add_protocols(settings, model, protocols);
+  std::vector<const EvalText*> opened;
+  on_every_rank(comm, "opening the text", [&] {
+    for (const auto& data : sources) {
+      opened.push_back(&texts.open(data, model.config.data.val, *model.tokenizer));
+      check_text(*opened.back()->tokens, eval_data_name(data), protocols);
+    }
+  });
   std::vector<EvalResult> results;
-  for (const auto& data : sources) {
-    EvalText text;
-    on_every_rank(comm, "opening the text", [&] {
-      text = data.path.empty()
-                 ? EvalText{std::make_shared<TokenStore>(model.config.data.val, model.tokenizer.get()), {}}
-                 : open_eval_text(data, *model.tokenizer);
-    });
-    const auto files = std::make_shared<const std::vector<std::string>>(std::move(text.files));
-    for (const EvalProtocol& protocol : protocols) {
-      EvalResult result{model_name(model), eval_data_name(data), protocol, {}, files};
-      result.value = evaluate_perplexity(*model.model, *text.tokens, *model.tokenizer, protocol,
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const auto files = std::make_shared<const std::vector<std::string>>(opened[i]->files);
+    for (const auto& [name, protocol] : protocols) {
+      EvalResult result{model_name(model), eval_data_name(sources[i]), protocol, {}, files, name};
+      result.value = evaluate_perplexity(*model.model, *opened[i]->tokens, *model.tokenizer, protocol,
                                          model.config.model.attention.document_mask, comm);
       results.push_back(std::move(result));
     }
@@ -169,7 +198,7 @@ EvalRunGroup load_eval(const EvalOptions& options) {
   EvalFile file;
   tree.bind(file);
   if (!is_file) file.eval.checkpoints.insert(file.eval.checkpoints.begin(), options.target);
-  check_eval(file.eval, tree);
+  resolve_eval(file.eval, tree);
   file.eval.fail_if.insert(file.eval.fail_if.end(), options.fail_if.begin(), options.fail_if.end());
   // A malformed expression or an unknown metric is found before the work, not after it.
   for (const auto& expression : file.eval.fail_if) {
@@ -192,8 +221,10 @@ Exit evaluate(const EvalOptions& options, Communicator& comm) {
   check_own_gpus(comm, compute_stream(device, comm.local_rank()).device);
   std::vector<EvalResult> results;
   std::vector<std::filesystem::path> paths;
+  EvalTexts texts;
   for (const auto& checkpoint : eval.checkpoints) {
-    for (auto& result : evaluate_model(checkpoint, eval, device, comm, paths)) results.push_back(std::move(result));
+    for (auto& result : evaluate_model(checkpoint, eval, device, comm, texts, paths))
+      results.push_back(std::move(result));
   }
   if (comm.rank() == 0) {
     write_reports(eval, results, paths, results.size() / paths.size());
@@ -222,15 +253,15 @@ Exit evaluate(const EvalOptions& options, Communicator& comm) {
 }
 
 void check_config(const std::string& config, const std::vector<std::string>& overrides, int world_size) {
-  // A file with a probe group is one for `sieve probe`, one with eval.checkpoints for `sieve eval`; the training's
-  // schema has an eval group too.
+  // A file with a probe group is one for `sieve probe`, one with eval.checkpoints or such for `sieve eval`; the
+  // training's schema has an eval group too.
   ConfigTree tree;
   if (!config.empty()) tree.load(config);
   if (tree.given("probe")) {
     load_probe(config, overrides, world_size);
     return;
   }
-  if (!tree.given("eval.checkpoints") && !tree.given("eval.data")) {
+  if (!tree.given("eval.checkpoints") && !tree.given("eval.data") && !tree.given("eval.protocols")) {
     const LoadedConfig loaded = load_run_config(config, overrides, world_size);
     warn_of_idle_keys(loaded.config, loaded.tree);
     return;

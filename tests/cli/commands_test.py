@@ -65,6 +65,37 @@ def test_evaluation_by_document():
         expect(f.run("eval", "run", "eval.data=text", "eval.method=tail", code=3).err, "eval.span", "16385 tokens")
 
 
+def test_named_protocols_say_what_separate_calls_say():
+    with Folder() as f:
+        f.run("pretrain", "tiny.yaml", "train.steps=8")
+        protocols = {"books": {"per_document": True, "position_scale": "log2", "recall": [4, 16]}, "context.64": {"method": "tail", "tail": 8, "span": 64},
+                     "far-off": {"method": "sliding", "contexts": [32, 64], "stride": 0.25, "max_tokens": 300}}
+        data = [{"name": "val", "path": "data/val"}, {"name": "texts", "path": "text"}]
+        group = {"checkpoints": ["run"], "data": data, "batch": 4, "protocols": [{"name": name, **keys} for name, keys in protocols.items()]}
+        f.config(json.dumps({"schema": 1, "eval": group}), "evaluations.yaml")
+        results = json.loads(f.run("eval", "evaluations.yaml", "--json").out)["results"]
+        names = [(r["data"], r["protocol_name"], r["protocol"]["context"]) for r in results]
+        contexts = [("books", 64), ("context.64", 8), ("context.64", 16), ("context.64", 32), ("context.64", 64), ("far-off", 32), ("far-off", 64)]
+        assert names == [(d["name"], *rest) for d in data for rest in contexts], names
+        for d, name, context in names:
+            assert (f.path / f"run/eval/{d}-{name}-{context}.json").exists()
+        alone = []
+        for d in data:
+            for keys in protocols.values():
+                settings = [f"eval.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+                alone += json.loads(f.run("eval", "run", f"eval.data=[{json.dumps(d)}]", "eval.batch=4", *settings, "--json").out)["results"]
+        assert all("protocol_name" not in r for r in alone)
+        assert alone == [{key: value for key, value in r.items() if key != "protocol_name"} for r in results]  # to the last digit
+        table = f.run("eval", "evaluations.yaml", "--fail-if", "val.books.ppl > 1e9", "--fail-if", "texts.context.64.ctx16.ppl > 1e9").out
+        expect(table, "tiny · texts · far-off · tokens 300")
+        expect(f.run("eval", "evaluations.yaml", "--fail-if", "texts.far-off.ctx32.ppl > 1", code=7).err, "texts.far-off.ctx32.ppl > 1")
+        expect(f.run("eval", "evaluations.yaml", "--fail-if", "books.ppl > 1", code=2).err, "fits several", "tiny.val.books.ctx64")
+        # On the command line too, and two checkpoints: the text is shared.
+        (one,) = json.loads(f.run("eval", "run", "eval.data=text", 'eval.protocols=[{"name": "a", "contexts": [32]}]', "--json").out)["results"]
+        both = json.loads(f.run("eval", "run", "eval.checkpoints=[run/checkpoints/latest]", "eval.data=text", "eval.contexts=[32]", "--json").out)["results"]
+        assert one["protocol_name"] == "a" and len(both) == 2 and one["nll"] == both[0]["nll"] == both[1]["nll"]
+
+
 def test_dense_checkpoint_becomes_sparse():
     with Folder() as f:
         f.config(CONFIG.replace("sk: {type: sparsek, k: 8, window: 8}", "full: {type: full}").replace("[sk]", "[full]").replace("dir: run", "dir: dense"), "dense.yaml")

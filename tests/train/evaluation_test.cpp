@@ -336,7 +336,7 @@ TEST_CASE("options of an evaluation that do not fit are named") {
     tree.overlay(options);
     EvalFile file;
     tree.bind(file);
-    check_eval(file.eval, tree);
+    resolve_eval(file.eval, tree);
     return file.eval;
   };
   const auto refused = [&](const std::vector<std::string>& options, const std::string& key, const std::string& why) {
@@ -357,4 +357,58 @@ TEST_CASE("options of an evaluation that do not fit are named") {
   CHECK(load({"eval.per_document=true", "eval.method=tail", "eval.recall=[1, 2]"}).recall.size() == 2);
   const EvalRunGroup tail = load({"eval.method=tail", "eval.tail=512", "eval.span=3000"});
   CHECK(tail_contexts(tail) == std::vector<std::int64_t>{512, 1024, 2048, 3000});
+}
+
+TEST_CASE("protocols take from the group what they do not give") {
+  const auto load = [](const std::string& group) {
+    ConfigTree tree;
+    tree.load_text("eval:\n  checkpoints: [run]\n" + group, "eval.yaml");
+    EvalFile file;
+    tree.bind(file);
+    resolve_eval(file.eval, tree);
+    return file.eval;
+  };
+  const auto refused = [&](const std::string& group, const std::vector<std::string>& parts) {
+    const std::string message = message_of([&] { load(group); });
+    INFO("got: " << message);
+    for (const std::string& part : parts) {
+      INFO(part);
+      CHECK(message.find(part) != std::string::npos);
+    }
+  };
+  // Every key of the group, each with a value of its own.
+  const EvalRunGroup all = load(
+      "  method: sliding\n  per_document: true\n  contexts: [6]\n  stride: 2\n  batch: 3\n  position_buckets: 5\n"
+      "  recall: [7]\n  max_tokens: 8\n  score_from: 0.5\n  tail: 4\n  span: 9\n  position_scale: linear\n  "
+      "protocols:\n"
+      "    - {name: moved}\n    - {name: parts, method: chunked, batch: 1}\n    - {name: ends, method: tail, recall: "
+      "[]}\n"
+      "    - {name: log, position_scale: log2}\n");
+  const auto texts = [](EvalSettings settings) { return flatten_config(settings); };
+  REQUIRE(all.evaluations().size() == 4);
+  CHECK(texts(all.protocols[0]) == texts(all));
+  EvalSettings changed = all;
+  changed.method = EvalMethod::chunked;
+  changed.batch = 1;
+  CHECK(texts(all.protocols[1]) == texts(changed));
+  changed = all;
+  changed.method = EvalMethod::tail;
+  changed.recall.clear();
+  CHECK(texts(all.protocols[2]) == texts(changed));
+  refused("  protocols: [{method: tail}]\n", {"eval.yaml:3:15: error: eval.protocols[0].name", "does not name"});
+  refused("  protocols: [{name: a b}]\n", {"protocols[0].name", "\"a b\""});
+  refused("  protocols: [{name: a.}]\n", {"protocols[0].name", "\"a.\""});
+  refused("  protocols: [{name: a}, {name: b}, {name: a}]\n", {"protocols[2].name", "a names eval.protocols[0] too"});
+  refused("  protocols: [{name: a, stride: 1}]\n", {"eval.protocols[0].stride", "eval.method=chunked"});
+  refused("  protocols: [{name: a, method: tail, tail: 4, span: 2}]\n",
+          {"eval.protocols[0].tail", "protocols[0].span, 2"});
+  refused("  protocols: [{name: a, contexts: [0]}]\n", {"eval.protocols[0].contexts", "0 is not"});
+  refused("  recall: [3, 3]\n  protocols: [{name: a}, {name: b}]\n",
+          {"eval.yaml:3:3: error: eval.recall", "3 follows 3"});
+  refused("  stride: 2\n  protocols: [{name: a}, {name: b, method: sliding, stride: 1}]\n",
+          {"eval.yaml:3:3: error: eval.stride", "on any of eval.protocols"});
+  refused("  batch: 2\n  protocols: [{name: a, batch: 1}]\n", {"eval.batch", "on any of eval.protocols"});
+  refused("  protocols: [{name: a, checkpoints: [b]}]\n", {"eval.protocols[0].checkpoints", "unknown key"});
+  CHECK(load("  stride: 2\n  protocols: [{name: a}, {name: b, method: sliding}]\n").protocols[1].stride == 2);
+  CHECK(load("  stride: 0.25\n  method: sliding\n").evaluations().front().name.empty());
 }
