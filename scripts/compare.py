@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Runs a grid of trainings one after the other, each to one result.json; docs/comparison.md describes grids.
+"""Runs a grid of trainings, one or several at once, each to one result.json; docs/comparison.md describes grids.
   python3 scripts/compare.py run GRID.yaml OUT [--stage a ...] [--only GLOB ...] [--list] [--budget-seconds N] [--sieve PATH] [--path name=PATH ...]
-                                               [--retry-failed] [--redo GLOB]
+                                               [--gpus N|0,1,3] [--per-gpu M] [--jobs N] [--retry-failed] [--redo GLOB] [--allow-dirty]
   python3 scripts/compare.py json GRID.yaml > GRID.json     the same grid for a machine without PyYAML
 OUT/runs/NAME: config.yaml, train/ (the run folder), train.log, evaluations/, result.json (written last). Call it again after any interruption: finished runs
 are kept, an unfinished one goes on from its last checkpoint. A run whose configuration has changed is refused, never replaced.
@@ -22,10 +22,14 @@ import time
 
 import compare_grid
 from compare_grid import Grid, GridError, NotNeeded, Waiting
-from compare_program import Failed, Program, Stopped, find_sieve, first_line, last_words, read_json, write_json, write_whole
+from compare_program import Failed, Program, Stopped, find_sieve, first_line, gpu_ids, last_words, read_json, slots_of, write_json, write_whole
 
 CURVE = ("step", "tokens", "time", "loss/train", "loss/val", "bpb/val", "lr", "grad_norm", "tok_s", "mem/peak_gib", "skipped_steps")
 REQUEUE, INTERRUPTED = 75, 130
+
+
+class TooLong(Stopped):
+    """A run that would end after the budget; a shorter one may still fit."""
 
 
 def stamp():
@@ -48,8 +52,14 @@ class Runner:
         self.out = pathlib.Path(a.out)
         self.paths = grid.paths(dict(item.split("=", 1) for item in a.path))
         self.sieve = find_sieve(a.sieve)
+        self.version = first_line([self.sieve, "--version"])
+        if not self.version:
+            raise GridError(f"{self.sieve}: does not even say its --version; run it by hand to see why")
+        self.slots = slots_of([] if a.gpus is None else gpu_ids(a.gpus), a.per_gpu or 1, a.jobs or 1)
+        self.gpu_names, self.costs = {}, {}
         self.program = Program()
         self.start = time.monotonic()
+        self.ending = False  # nothing more begins
         self.load()
 
     def load(self):
@@ -60,6 +70,9 @@ class Runner:
 
     def checkpoint_of(self, name):
         return self.out / "runs" / name / "train" / "checkpoints" / "latest"
+
+    def trained(self, cell):
+        return (read_json(self.folder(cell) / "train" / "status.json") or {}).get("status") == "finished" and self.checkpoint_of(cell.name).exists()
 
     def chosen(self):
         for stage in self.a.stage:
@@ -97,6 +110,14 @@ class Runner:
             raise GridError(f"nothing is replaced silently:\n  {names}\nGive another OUT, put the grid back, or let them be run anew: --redo '{changed[0][0].name}' "
                             "(the old folder is kept in OUT/replaced)")
 
+    def refuse_dirty(self, cells):
+        """What a table quotes comes from a build that its commit names."""
+        there = ("finished",) if self.a.retry_failed else ("finished", "failed")
+        final = [cell for cell in cells if self.grid.data["stages"][cell.stage].get("final") and self.state(cell)[0] not in there]
+        if final and "-dirty" in self.version and not self.a.allow_dirty:
+            raise GridError(f"{self.version}: is no clean build (it has changes that no commit names), and {len(final)} runs of final stages are to be made, "
+                            f"first {final[0].name}. Commit and build again, or give --allow-dirty for numbers that nobody quotes")
+
     def redo(self, cells):
         for cell in cells:
             folder = self.folder(cell)
@@ -111,48 +132,58 @@ class Runner:
     def remaining(self):
         return None if self.a.budget_seconds is None else self.a.budget_seconds - (time.monotonic() - self.start)
 
-    def estimate(self, cell, plan):
-        """Seconds that a run will take, from the finished run that is most like it; None where nothing has finished yet."""
-        best = None
-        for result in self.results.values():
-            if result["status"] != "finished" or "probe" in result or not result["plan"].get("flops_per_token"):
-                continue
-            likeness = (result["resolved_type"] == plan["type"]) + 2 * (result["context"] == cell.context) + 2 * (result["size"] == cell.size)
-            per_token = result["seconds"]["train"] / result["plan"]["tokens"] * plan["cost"]["flops_per_token"] / result["plan"]["flops_per_token"]
-            evaluations = sum(len(one) for one in result["evaluations"].values())
-            seconds = per_token * plan["cost"]["tokens"]
-            seconds += result["seconds"]["evaluate"] * len(plan["splits"]) * len(plan["evaluations"]) / max(1, evaluations)
-            if best is None or (likeness, seconds) > best:
-                best = (likeness, seconds)
-        return best[1] if best else None
+    def most_alike(self, cell, plan, results, seconds):
+        """seconds(result) of the result most like a run: its own type counts most, then size and context; of equal ones the longest training, then the slowest."""
+        return max(((result["resolved_type"] == plan["type"], result["size"] == cell.size, result["context"] == cell.context, result["plan"]["tokens"]), seconds(result))
+                   for result in results)[1] if results else 0.0
+
+    def estimate(self, cell, plan, cost):
+        """Seconds that a run will still take, from the finished runs most like it; None where nothing has finished yet."""
+        known = [result for result in self.results.values() if result["status"] == "finished" and "probe" not in result and result["plan"].get("flops_per_token")]
+        if not known:
+            return None
+        training = self.most_alike(cell, plan, known, lambda result: result["seconds"]["train"] / result["plan"]["tokens"] / result["plan"]["flops_per_token"])
+        status = read_json(self.folder(cell) / "train" / "status.json") or {}
+        done = status.get("step", 0) / max(1, status.get("total_steps", 1)) if (self.folder(cell) / "train" / "checkpoints").exists() else 0
+        count = len(plan["splits"]) * len(plan["evaluations"])
+        evaluated = [result for result in known if any(result["evaluations"].values())] if count else []
+        evaluation = self.most_alike(cell, plan, evaluated, lambda result: result["seconds"]["evaluate"] / sum(len(one) for one in result["evaluations"].values()))
+        return training * cost["flops_per_token"] * cost["tokens"] * (1 - done) + evaluation * count
 
     # -- one run ----------------------------------------------------------------------------------------------------------------------------------
-    def call(self, words, log):
-        code, out = self.program.run([self.sieve, *words], log)
+    # A run is a generator: it yields each program that it has started, and goes on once that has ended.
+    def call(self, words, log, slot):
+        child = self.program.start([self.sieve, *words], log, slot.env)
+        yield child
+        code, out = child.answer()
+        if self.program.signal:
+            raise Stopped
         if code:
             raise Failed(f"sieve {words[0]}: exit code {code}\n{last_words(log)}", code)
         return out
 
-    def cost(self, config, log):
-        """What `sieve plan` counts: nothing is timed for it, and nothing that depends on the machine is kept."""
-        plan = json.loads(self.call(["plan", str(config), "--json", "--peak-tflops", "1"], log))
-        return {key: value for key, value in plan.items() if key not in ("peak_tflops", "seconds")}
+    def cost(self, plan, config, log, slot):
+        """What `sieve plan` counts: nothing is timed for it, and nothing that depends on the machine is kept. Runs that differ by name and rate cost the same."""
+        shape = compare_grid.config_hash(compare_grid.merge(plan["config"], {"run": None, "train": {"optimizer": {"lr": None}}}))
+        if shape not in self.costs:
+            found = json.loads((yield from self.call(["plan", str(config), "--json", "--peak-tflops", "1"], log, slot)))
+            self.costs[shape] = {key: value for key, value in found.items() if key not in ("peak_tflops", "seconds")}
+        return self.costs[shape]
 
-    def train(self, cell, plan, log):
-        train = self.folder(cell) / "train"
-        if (read_json(train / "status.json") or {}).get("status") == "finished" and self.checkpoint_of(cell.name).exists():
+    def train(self, cell, plan, log, slot):
+        if self.trained(cell):
             return
         words = [plan["command"], str(self.folder(cell) / "config.yaml"), "--resume", "auto", "--no-progress"]
         if self.remaining() is not None:
             words.append(f"run.max_time={max(1, int(self.remaining()))}s")  # saves in time and goes on in the next call
         try:
-            self.call(words, log)
+            yield from self.call(words, log, slot)
         except Failed as failed:
             if failed.args[1] in (REQUEUE, INTERRUPTED):
                 raise Stopped from None
             raise
 
-    def evaluate(self, cell, plan, log):
+    def evaluate(self, cell, plan, log, slot):
         folder, found = self.folder(cell) / "evaluations", {}
         folder.mkdir(exist_ok=True)
         for split, path in plan["splits"].items():
@@ -163,15 +194,23 @@ class Runner:
                     settings = [f"eval.{key}={json.dumps(value)}" if not isinstance(value, str) else f"eval.{key}={value}" for key, value in keys.items()]
                     words = ["eval", str(self.checkpoint_of(cell.name)), f"eval.data={compare_grid.substitute(path, self.paths)}", *settings]
                     began = time.monotonic()
-                    results = {"results": json.loads(self.call([*words, "--json"], log))["results"], "seconds": time.monotonic() - began, "keys": keys}
+                    results = {"results": json.loads((yield from self.call([*words, "--json"], log, slot)))["results"], "seconds": time.monotonic() - began, "keys": keys}
                     write_json(kept, results)
                 found.setdefault(split, {})[name] = results
         return found
 
-    def provenance(self, plan, manifest):
+    def gpu_name(self, slot):
+        if slot.gpu not in self.gpu_names:
+            which = [] if slot.gpu is None else ["-i", slot.gpu]
+            self.gpu_names[slot.gpu] = first_line(["nvidia-smi", *which, "--query-gpu=name,driver_version", "--format=csv,noheader"])
+        return self.gpu_names[slot.gpu]
+
+    def provenance(self, cell, plan, manifest, slot):
+        """gpu_index, side_by_side, at_once: which GPU, how many runs shared it at most (or, without GPUs, the cores), and how many the machine; more than
+        one side by side, and the run's speed says little."""
         on_gpu = manifest.get("build", {}).get("cuda")
-        gpu = first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]) if on_gpu else ""
-        return {"sieve": first_line([self.sieve, "--version"]), "commit": os.environ.get("SIEVE_COMMIT") or manifest.get("git"), "date": stamp(), "gpu": gpu,
+        return {"sieve": self.version, "commit": os.environ.get("SIEVE_COMMIT") or manifest.get("git"), "date": stamp(), "gpu": self.gpu_name(slot) if on_gpu else "",
+                "gpu_index": slot.gpu, "side_by_side": read_json(self.folder(cell) / "run.json")["side_by_side"], "at_once": len(self.slots),
                 "device": manifest.get("device"), "cpu": manifest.get("cpu"), "python": platform.python_version(), "grid": pathlib.Path(self.grid.where).name,
                 "command": f"sieve {plan['command']} config.yaml", "tokenizer": manifest.get("tokenizer"), "data": manifest.get("data"), "config_hash": plan["hash"]}
 
@@ -182,45 +221,48 @@ class Runner:
                 "lr": job["lr"], "searched_lr": cell.searched, "search": {f"{lr:g}": loss for lr, loss in job["search"].items()}, "hash": job["hash"],
                 "config": job["config"], "source": job["source"], **more}
 
-    def run(self, cell, plan):
+    def begins(self, cell, plan, slot, again=False):
+        """From here on a run counts as begun, by this configuration."""
+        known = read_json(self.folder(cell) / "run.json") or {"name": cell.name, "hash": plan["hash"], "started": stamp(), "config": plan["config"]}
+        write_json(self.folder(cell) / "run.json", {**known, "side_by_side": max(known.get("side_by_side", 1), slot.side_by_side)})
+        print(f"{cell.name}: {'goes on' if again else 'begins'}{'' if slot.gpu is None else f' on GPU {slot.gpu}'}", file=sys.stderr, flush=True)
+
+    def run(self, cell, plan, slot):
         """Trains, evaluates and writes result.json; returns it. Every step that is done already is left as it is."""
         folder, train = self.folder(cell), self.folder(cell) / "train"
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "train.log"
-        if not (folder / "run.json").exists():
-            write_json(folder / "run.json", {"name": cell.name, "hash": plan["hash"], "started": stamp(), "config": plan["config"]})
         names = dict(self.paths)
         if plan["source"]:
             names["source"] = str(self.checkpoint_of(plan["source"]).resolve())
         config = compare_grid.merge(compare_grid.substitute(plan["config"], names), {"run": {"dir": str(train.resolve())}})
         write_whole(folder / "config.yaml", compare_grid.config_text(config))
-        plan["cost"] = self.cost(folder / "config.yaml", log)
-        self.check_budget(cell, plan)
-        print(f"{cell.name}: begins" if not train.exists() else f"{cell.name}: goes on", file=sys.stderr, flush=True)
-        self.train(cell, plan, log)
-        found = self.evaluate(cell, plan, log)
+        cost = yield from self.cost(plan, folder / "config.yaml", log, slot)
+        self.check_budget(cell, plan, cost)
+        self.begins(cell, plan, slot, again=train.exists())
+        yield from self.train(cell, plan, log, slot)
+        found = yield from self.evaluate(cell, plan, log, slot)
         curve, selection = curve_of(train)
         rates = [row["tok_s"] for row in curve if row.get("tok_s")]
         manifest = read_json(train / "manifest.json", {})
         result = self.result(
-            cell, plan, "finished", plan=plan["cost"], curve=curve, selection=selection, tok_s=statistics.median(rates[len(rates) // 4:]) if rates else None,
+            cell, plan, "finished", plan=cost, curve=curve, selection=selection, tok_s=statistics.median(rates[len(rates) // 4:]) if rates else None,
             peak_gib=max((row["mem/peak_gib"] for row in curve if row.get("mem/peak_gib") is not None), default=None),
             seconds={"train": curve[-1]["time"], "evaluate": sum(e["seconds"] for one in found.values() for e in one.values())},
-            evaluations={split: {name: e["results"] for name, e in one.items()} for split, one in found.items()}, provenance=self.provenance(plan, manifest))
+            evaluations={split: {name: e["results"] for name, e in one.items()} for split, one in found.items()}, provenance=self.provenance(cell, plan, manifest, slot))
         write_json(folder / "result.json", result)
         self.drop_checkpoints(cell, result)
         return result
 
-    def probe(self, cell, plan):
+    def probe(self, cell, plan, slot):
         """A probe keeps nothing on the way: one that was interrupted begins anew, with the same rows."""
         folder = self.folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         self.check_probe_budget(cell)
-        write_json(folder / "run.json", {"name": cell.name, "hash": plan["hash"], "started": stamp(), "config": plan["config"]})
         write_whole(folder / "config.yaml", compare_grid.config_text(compare_grid.substitute(plan["config"], self.paths)))
-        print(f"{cell.name}: begins", file=sys.stderr, flush=True)
-        found = json.loads(self.call(["probe", str(folder / "config.yaml"), "--json"], folder / "train.log"))
-        provenance = self.provenance(plan, {"git": found["git"], "device": found["device"], "build": {"cuda": not found["device"].startswith("CPU")}})
+        self.begins(cell, plan, slot)
+        found = json.loads((yield from self.call(["probe", str(folder / "config.yaml"), "--json"], folder / "train.log", slot)))
+        provenance = self.provenance(cell, plan, {"git": found["git"], "device": found["device"], "build": {"cuda": not found["device"].startswith("CPU")}}, slot)
         result = self.result(cell, plan, "finished", probe=found, seconds=found["seconds"], provenance=provenance)
         write_json(folder / "result.json", result)
         return result
@@ -231,44 +273,44 @@ class Runner:
                 if result["status"] == "finished" and "probe" in result and (result["stage"], result["context"]) == (cell.stage, cell.context)]
         left = self.remaining()
         if left is not None and left <= max(like, default=0):
-            raise Stopped(f"{cell.name} would take about {max(like, default=0):.0f} s, {max(0, left):.0f} s of the budget are left")
+            raise TooLong(f"{cell.name} would take about {max(like, default=0):.0f} s, {max(0, left):.0f} s of the budget are left")
 
     def drop_checkpoints(self, cell, result):
         if result["status"] == "finished" and not self.grid.data["stages"][cell.stage].get("keep_checkpoint"):
             shutil.rmtree(self.folder(cell) / "train" / "checkpoints", ignore_errors=True)
 
-    def check_budget(self, cell, plan):
-        left, estimate = self.remaining(), self.estimate(cell, plan)
+    def check_budget(self, cell, plan, cost):
+        left, estimate = self.remaining(), self.estimate(cell, plan, cost)
         if left is not None and (left <= 0 or (estimate is not None and estimate > left)):
-            raise Stopped(f"{cell.name} would take about {estimate or 0:.0f} s, {max(0, left):.0f} s of the budget are left")
+            raise TooLong(f"{cell.name} would take about {estimate or 0:.0f} s, {max(0, left):.0f} s of the budget are left")
 
-    def attempt(self, cell):
-        """True where the grid may go on."""
-        known = self.results.get(cell.name)
-        if known and (known["status"] == "finished" or not self.a.retry_failed):
-            self.drop_checkpoints(cell, known)
-            return True
-        if self.state(cell)[0] in ("waits", "not needed"):
-            return True
+    def attempt(self, cell, slot):
+        """One run, to its result: finished, failed, or none where it was stopped."""
         plan = self.grid.resolve(cell, self.results)
-        if not known and (read_json(self.folder(cell) / "run.json") or plan)["hash"] != plan["hash"]:
-            self.refuse_changed([cell])  # it waited for a choice until now
-        if known:
-            (self.folder(cell) / "result.json").unlink()
-            shutil.rmtree(self.folder(cell) / "train", ignore_errors=True)
-            del self.results[cell.name]
+        if self.results.pop(cell.name, None):
+            self.clear_failed(cell)
         try:
-            result = self.probe(cell, plan) if plan["command"] == "probe" else self.run(cell, plan)
+            result = yield from (self.probe if plan["command"] == "probe" else self.run)(cell, plan, slot)
             print(f"{cell.name}: finished, {result['seconds']['train']:.0f} s of training, {result['seconds']['evaluate']:.0f} s of evaluation", file=sys.stderr, flush=True)
         except Failed as failed:
             result = self.result(cell, plan, "failed", message=failed.args[0], exit_code=failed.args[1], date=stamp())
             write_json(self.folder(cell) / "result.json", result)
             print(f"{cell.name}: FAILED: {failed.args[0]}", file=sys.stderr, flush=True)
-        except Stopped as stopped:
-            print(str(stopped) or f"{cell.name}: stopped; call again to go on", file=sys.stderr, flush=True)
-            return False
+        except TooLong as reason:
+            print(reason, file=sys.stderr, flush=True)
+            return
+        except Stopped:
+            print(f"{cell.name}: stopped; call again to go on", file=sys.stderr, flush=True)
+            self.ending = True
+            return
         self.results[cell.name] = result
-        return True
+
+    def clear_failed(self, cell):
+        """A training that had ended well is not what failed: its checkpoint is kept, and what follows is done anew."""
+        (self.folder(cell) / "result.json").unlink()
+        shutil.rmtree(self.folder(cell) / "evaluations", ignore_errors=True)
+        if not self.trained(cell):
+            shutil.rmtree(self.folder(cell) / "train", ignore_errors=True)
 
     # -- the grid ---------------------------------------------------------------------------------------------------------------------------------
     def write_grid(self):
@@ -280,15 +322,55 @@ class Runner:
                           "state": state, "remark": remark})
         write_json(self.out / "grid.json", {"schema": 1, "grid": self.grid.data, "cells": cells, "date": stamp()})
 
+    def next_ready(self, cells):
+        """The first run, in the grid's order, that can begin; taken out of `cells`, as is what needs no run. What waits stays."""
+        for cell in list(cells):
+            known = self.results.get(cell.name)
+            if known and (known["status"] == "finished" or not self.a.retry_failed):
+                self.drop_checkpoints(cell, known)
+                cells.remove(cell)
+                continue
+            state, remark = self.state(cell)
+            if state == "waits":
+                continue
+            cells.remove(cell)
+            if state == "changed":  # it waited for a choice until now
+                print(f"{cell.name}: not run: {remark}; --redo '{cell.name}'", file=sys.stderr, flush=True)
+            elif state != "not needed":
+                return cell
+        return None
+
+    def go_on(self, run, slot):
+        """Lets a run go on to its next program, or to its end, which frees the slot."""
+        child = next(run, None)
+        if child is None:
+            self.free.append(slot)
+        else:
+            self.under_way[child] = (run, slot)
+
+    def work(self, cells):
+        """As many runs at once as there are slots; whenever one ends, the next that is ready begins."""
+        left, self.free, self.under_way = list(cells), list(self.slots), {}
+        try:
+            while True:
+                while self.free and not self.ending and (self.remaining() is None or self.remaining() > 0) and (cell := self.next_ready(left)):
+                    slot = self.free.pop(0)
+                    self.go_on(self.attempt(cell, slot), slot)
+                if not self.under_way:
+                    return
+                self.go_on(*self.under_way.pop(self.program.wait()))
+        finally:
+            self.program.end()
+
     def go(self, cells):
-        for cell in cells:
-            if not self.attempt(cell):
-                break
+        self.work(cells)
         self.write_grid()
         states = [self.state(cell)[0] for cell in cells]
         print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)), file=sys.stderr)
         if self.program.signal:
             return INTERRUPTED
+        if "changed" in states:
+            return 2
         if "failed" in states:
             return 1
         return REQUEUE if {"to do", "begun", "waits"} & set(states) else 0
@@ -313,6 +395,10 @@ def arguments():
     run.add_argument("--budget-seconds", type=float, help="begin no run that would end later; a training that would is saved in time")
     run.add_argument("--sieve", help="the program (default: $SIEVE, then PATH, then build/cpu)")
     run.add_argument("--path", action="append", default=[], metavar="NAME=PATH", help="another place for one of the grid's paths")
+    run.add_argument("--gpus", metavar="N|0,1,3", help="runs side by side, one on each of these GPUs: the first N, or a list (one alone: 3,)")
+    run.add_argument("--per-gpu", type=int, metavar="M", help="with --gpus: M runs on each at once; their speeds then mean little")
+    run.add_argument("--jobs", type=int, metavar="N", help="N runs at once, without giving out GPUs: for the CPU")
+    run.add_argument("--allow-dirty", action="store_true", help="final stages even with a sieve whose --version says -dirty")
     run.add_argument("--retry-failed", action="store_true", help="run failed ones anew")
     run.add_argument("--redo", action="append", default=[], metavar="GLOB", help="move these runs to OUT/replaced and run them anew")
     convert = commands.add_parser("json", help="print a grid as JSON, for machines without PyYAML; its runs are the same")
@@ -325,6 +411,12 @@ def arguments():
             parser.error(f"--path {item}: want NAME=PATH")
     if a.budget_seconds is not None and a.budget_seconds <= 0:
         parser.error("--budget-seconds: want more than 0")
+    if a.gpus is not None and a.jobs is not None:
+        parser.error("--jobs gives out no GPUs; beside --gpus say --per-gpu")
+    if a.per_gpu is not None and a.gpus is None:
+        parser.error("--per-gpu: want --gpus too")
+    if any(count is not None and count < 1 for count in (a.per_gpu, a.jobs)):
+        parser.error("--per-gpu, --jobs: want at least 1")
     return a
 
 
@@ -351,6 +443,7 @@ def main():
             runner.load()
             runner.redo(cells)
             runner.refuse_changed(cells)
+            runner.refuse_dirty(cells)
             runner.write_grid()
             return runner.go(cells)
     except GridError as error:

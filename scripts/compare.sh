@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparison of attentions by one command: runs a grid of configs/compare/ and writes its report.
 #   bash scripts/compare.sh tiny OUT [options of compare.py run]              minutes on a CPU, on the C++ headers of this machine: what the tests run
-#   bash scripts/compare.sh novels OUT --path data=DATA [options]             the study; DATA is a folder of scripts/prepare_novels.sh
+#   bash scripts/compare.sh novels OUT --path data=DATA [options]             the study; DATA is a folder of scripts/prepare_novels.sh; --gpus 4: four runs at once
 # Safe to call again after any interruption: what is finished is kept. OUT/report.html and OUT/tables.md are written in any case.
 set -uo pipefail
 [ $# -ge 2 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
@@ -38,7 +38,7 @@ prepare_tiny() {  # folder: 36 headers as 36 documents; every sixth is val, ever
 mkdir -p "$out" || exit 2
 if [ "$grid" = tiny ]; then
   prepare_tiny "$out/data" 2>"$out/prepare.log" || { cat "$out/prepare.log" >&2; exit 3; }
-  set -- --path data="$out/data" "$@"
+  set -- --path data="$out/data" --allow-dirty "$@"  # nobody quotes its numbers
 fi
 python3 "$root/scripts/compare.py" run "$file" "$out" "$@"
 code=$?

@@ -2,70 +2,15 @@
 import json
 import math
 import os
-import pathlib
 import random
-import signal
 import subprocess
 import sys
-import time
 
-from harness import SIEVE, Folder, expect, main, until
+from compare_harness import ROOT, result, script
+from harness import SIEVE, Folder, expect, main
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
 import compare_grid  # noqa: E402
 import compare_stats as stats  # noqa: E402
-
-# Models this small want one thread; waiting ones would only be in the way of whoever shares the machine.
-os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
-
-GRID = """\
-schema: 1
-name: small
-paths: {data: data}
-reference: sparsek
-base:
-  schema: 1
-  device: {type: cpu}
-  model: {n_layers: 1, d_model: 16, n_heads: 2}
-  data: {train: ["${data}/train"], val: ["${data}/val"]}
-  train: {steps: 400, global_batch: 256, micro_batch: 4}
-  eval: {every: 0, at_start: false}
-  checkpoint: {every: 50, keep_last: 1, keep_best: 0}
-  log: {every: 10, sinks: [jsonl], peak_tflops: 1}
-splits: {val: "${data}/val"}
-evaluations: {books: {method: chunked, per_document: true}}
-sizes: {tiny: {}}
-contexts: {"64": {data: {seq_len: 64}}}
-types:
-  full: {kinds: {a: {type: full}}, pattern: [a]}
-  sparsek: {kinds: {a: {type: sparsek, k: 8, window: 8}}, pattern: [a]}
-  broken: {kinds: {a: {type: sliding_window, window: 0}}, pattern: [a]}
-stages:
-  a: {types: [full, sparsek], sizes: [tiny], contexts: ["64"], seeds: [1], evaluations: [books]}
-"""
-
-
-def start(f, *words, **kw):
-    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "compare.py"), "run", "grid.yaml", "out", "--sieve", SIEVE, *words], cwd=f.path, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
-
-
-def compare(f, *words, code=0):
-    job = start(f, *words)
-    out, err = job.communicate(timeout=300)
-    assert job.returncode == code, f"exit code {job.returncode}, expected {code}\n{out[-2000:]}\n{err[-3000:]}"
-    return out + err
-
-
-def script(*command, cwd, code=0):
-    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=500, env={**os.environ, "SIEVE": SIEVE})
-    assert done.returncode == code, f"{command}: exit code {done.returncode}, expected {code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
-
-
-def result(f, name, out="out"):
-    return json.loads((f.path / out / "runs" / name / "result.json").read_text())
 
 
 def test_tiny_grid_and_its_report():
@@ -102,124 +47,6 @@ def test_tiny_grid_and_its_report():
         expect(script(sys.executable, report, "out", "-o", "x.html", "--reference", "nobody", cwd=f.path, code=2), "nobody", "sparsek")
         (f.path / "out/runs/a-XXS-128-full-s1/result.json").write_text("{")
         expect(script(sys.executable, report, "out", "-o", "x.html", cwd=f.path, code=2), "a-XXS-128-full-s1", "move it away")
-
-
-def test_interrupted_grid_goes_on():
-    with Folder() as f:
-        f.config(GRID.replace("steps: 400", "steps: 2000").replace("every: 50", "every: 200"), "grid.yaml")
-        whole = f.path / "whole"
-        log = f.path / "out/runs/a-tiny-64-sparsek-s1/train.log"
-        for number, (how, code) in enumerate(((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)), 1):
-            job = start(f, "--only", "*sparsek*")
-            until(lambda: log.exists() and "saved" in (log.read_text().split("sieve pretrain") + [""] * 3)[number])
-            job.send_signal(how)
-            job.communicate(timeout=60)
-            assert job.returncode == code and not (f.path / "out/runs/a-tiny-64-sparsek-s1/result.json").exists(), job.returncode
-        compare(f)
-        first = (f.path / "out/runs/a-tiny-64-sparsek-s1/result.json").stat().st_mtime_ns
-        assert log.read_text().count("sieve pretrain") == 3, log.read_text()
-        compare(f)
-        assert first == (f.path / "out/runs/a-tiny-64-sparsek-s1/result.json").stat().st_mtime_ns
-        (f.path / "out").rename(whole)
-        compare(f, "--only", "*sparsek*")  # never interrupted: the same bits
-        again, once = result(f, "a-tiny-64-sparsek-s1", "whole"), result(f, "a-tiny-64-sparsek-s1")
-        assert again["evaluations"]["val"]["books"][0]["nll"] == once["evaluations"]["val"]["books"][0]["nll"]
-        assert again["hash"] == once["hash"]
-
-
-def test_changed_configuration_is_refused():
-    with Folder() as f:
-        f.config(GRID.replace("steps: 400", "steps: 20"), "grid.yaml")
-        compare(f, "--only", "*full*")
-        before = result(f, "a-tiny-64-full-s1")
-        f.config(GRID.replace("steps: 400", "steps: 30"), "grid.yaml")
-        expect(compare(f, code=2), "a-tiny-64-full-s1", before["hash"], "--redo")
-        assert result(f, "a-tiny-64-full-s1") == before
-        expect(compare(f, "--list"), "changed", "to do")
-        expect(compare(f, "--redo", "*full*"), "replaced", "2 finished")
-        assert result(f, "a-tiny-64-full-s1")["plan"]["steps"] == 30 and len(list((f.path / "out" / "replaced").iterdir())) == 1
-        f.config(GRID.replace("steps: 400", "steps: 30").replace("name: small", "name: other"), "grid.yaml")
-        expect(compare(f, code=2), "'small'", "another folder")
-        f.config(GRID.replace("steps: 400", "steps: 30"), "grid.yaml")
-        f.config(script(sys.executable, ROOT / "scripts" / "compare.py", "json", "grid.yaml", cwd=f.path), "grid.json")
-        without = "import sys; sys.modules['yaml'] = None; sys.argv[0] = 'compare.py'; import compare; sys.exit(compare.main())"
-        hide = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); {without}", "run"]
-        expect(script(*hide, "grid.json", "out", "--list", cwd=f.path), "a-tiny-64-full-s1", "finished")  # the same configurations, without PyYAML
-        expect(script(*hide, "grid.json", "out2", "--only", "*full*", cwd=f.path), "1 finished")
-        expect(script(*hide, "grid.yaml", "out", cwd=f.path, code=2), "PyYAML is missing", "compare.py json")
-        expect(compare(f, "--path", "data=elsewhere/data"), "2 finished")  # where the data lies is no part of a configuration
-
-
-def test_failed_run_is_recorded():
-    with Folder() as f:
-        f.config(GRID.replace("[full, sparsek]", "[broken, full]").replace("steps: 400", "steps: 10"), "grid.yaml")
-        expect(compare(f, code=1), "a-tiny-64-broken-s1: FAILED", "window", "1 failed, 1 finished")
-        failed = result(f, "a-tiny-64-broken-s1")
-        assert failed["status"] == "failed" and "window" in failed["message"] and failed["exit_code"] == 2, failed
-        compare(f, code=1)
-        assert result(f, "a-tiny-64-broken-s1") == failed  # kept until it is asked for
-        time.sleep(1.1)
-        compare(f, "--retry-failed", code=1)
-        assert result(f, "a-tiny-64-broken-s1")["date"] != failed["date"]
-        expect(script(sys.executable, ROOT / "scripts" / "compare_report.py", "out", "-o", "r.html", "--markdown", "r.md", cwd=f.path), "2 results")
-        expect((f.path / "r.md").read_text(), "## The runs", "Not run", "a-tiny-64-broken-s1 | failed")
-
-
-def test_budget_stops_in_time():
-    with Folder() as f:
-        f.config(GRID.replace("steps: 400", "steps: 20"), "grid.yaml")
-        compare(f, "--only", "*full*")
-        f.config(GRID.replace("steps: 400", "steps: 20").replace("seeds: [1]", "seeds: [1, 2]"), "grid.yaml")
-        path = f.path / "out/runs/a-tiny-64-full-s1/result.json"
-        slow = result(f, "a-tiny-64-full-s1")
-        slow["seconds"]["train"] = 1000.0
-        path.write_text(json.dumps(slow))
-        said = compare(f, "--budget-seconds", "60", code=75)
-        expect(said, "of the budget are left", "to do")
-        assert not (f.path / "out/runs/a-tiny-64-sparsek-s1/train").exists()
-        # A training that nobody could estimate is saved when the budget ends, and goes on in the next call.
-        path.unlink()
-        f.config(GRID.replace("steps: 400", "steps: 200000"), "grid.yaml")
-        compare(f, "--only", "*sparsek*", "--redo", "*", "--budget-seconds", "8", code=75)
-        assert list((f.path / "out/runs/a-tiny-64-sparsek-s1/train/checkpoints").glob("step_0*"))
-
-
-def test_bad_grids_are_refused():
-    with Folder(prepared=False) as f:
-        for change, parts in ((("reference: sparsek", "reference: nobody"), ["reference", "nobody"]), (("seeds: [1]", "seeds: 1"), ["stages.a.seeds", "list"]),
-                              (("[full, sparsek]", "[full, absent]"), ["stages.a.types", "absent", "sparsek"]), (("name: small", "nme: small"), ["nme", "unknown key"]),
-                              (("name: small", "name: small\nname: two"), ["grid.yaml:3", "twice"]), (("evaluations: [books]}", "evaluations: [books], final: true}"), ["no test"]),
-                              (("evaluations: [books]}\n", "probe: {a: {task: mqar}}}\n"), ["stages.a.contexts", "probe"]), (("schema: 1\nname", "schema: 7\nname"), ["schema", "7"]), (("paths: {data: data}", "paths: {}"), ["${data}", "not a path of the grid"])):
-            assert change[0] in GRID
-            f.config(GRID.replace(*change, 1), "grid.yaml")
-            expect(compare(f, code=2), *parts)
-        f.config(GRID, "grid.yaml")
-        expect(compare(f, "--stage", "z", code=2), "--stage z", "there are: a")
-        expect(compare(f, "--only", "nothing", code=2), "--only", "--list")
-        expect(script(sys.executable, ROOT / "scripts" / "compare.py", "run", "absent.yaml", "out", cwd=f.path, code=2), "absent.yaml")
-        expect(script(sys.executable, ROOT / "scripts" / "compare_report.py", ".", "-o", "r.html", cwd=f.path, code=2), "grid.json")
-
-
-def test_every_run_of_the_study_can_be_planned():
-    """A grid that fails after hours of other runs is found here: the program accepts every configuration of novels.yaml."""
-    with Folder(prepared=False) as f:
-        grid, seen = compare_grid.Grid.load(ROOT / "configs" / "compare" / "novels.yaml"), set()
-        for cell in grid.cells:
-            if "best_of" in grid.data["types"][cell.type]:
-                continue
-            if "probe" in grid.data["stages"][cell.stage]:
-                f.config(compare_grid.yaml.safe_dump(grid.probe_config(cell)), "probe.yaml")
-                f.run("config", "check", "probe.yaml")
-                continue
-            config = grid.config(cell, cell.type, cell.lr or 1e-3)
-            config["run"] = {"name": "x"}
-            key = json.dumps(config, sort_keys=True)
-            if key not in seen:
-                seen.add(key)
-                f.config(compare_grid.yaml.safe_dump(compare_grid.substitute(config, {"data": "data"})), "x.yaml")
-                plan = json.loads(f.run("plan", "x.yaml", "model.vocab_size=8192", "--json", "--gpu", "h100").out)
-                assert 10e6 < plan["parameters"] < 32e6 and plan["memory_bytes"]["total"] < 60 * 2**30, (cell.name, plan)
-        assert len(grid.cells) == 210 and len(seen) > 90, (len(grid.cells), len(seen))
 
 
 def small_grid(**results):

@@ -1,0 +1,257 @@
+"""The runner of the comparison, scripts/compare.py: what it keeps, what it refuses, several runs at once."""
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from compare_harness import GRID, ROOT, compare, pretend, result, script, start
+from harness import Folder, expect, main, until
+
+import compare_grid  # noqa: E402
+import compare_program  # noqa: E402
+
+
+def test_interrupted_grid_goes_on():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 2000").replace("every: 50", "every: 200"), "grid.yaml")
+        whole = f.path / "whole"
+        log = f.path / "out/runs/a-tiny-64-sparsek-s1/train.log"
+        for number, (how, code) in enumerate(((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)), 1):
+            job = start(f, "--only", "*sparsek*")
+            until(lambda: log.exists() and "saved" in (log.read_text().split("sieve pretrain") + [""] * 3)[number])
+            job.send_signal(how)
+            job.communicate(timeout=60)
+            assert job.returncode == code and not (f.path / "out/runs/a-tiny-64-sparsek-s1/result.json").exists(), job.returncode
+        compare(f)
+        first = (f.path / "out/runs/a-tiny-64-sparsek-s1/result.json").stat().st_mtime_ns
+        assert log.read_text().count("sieve pretrain") == 3, log.read_text()
+        compare(f)
+        assert first == (f.path / "out/runs/a-tiny-64-sparsek-s1/result.json").stat().st_mtime_ns
+        (f.path / "out").rename(whole)
+        compare(f, "--only", "*sparsek*")  # never interrupted: the same bits
+        again, once = result(f, "a-tiny-64-sparsek-s1", "whole"), result(f, "a-tiny-64-sparsek-s1")
+        assert again["evaluations"]["val"]["books"][0]["nll"] == once["evaluations"]["val"]["books"][0]["nll"]
+        assert again["hash"] == once["hash"]
+
+
+def test_changed_configuration_is_refused():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 20"), "grid.yaml")
+        compare(f, "--only", "*full*")
+        before = result(f, "a-tiny-64-full-s1")
+        f.config(GRID.replace("steps: 400", "steps: 30"), "grid.yaml")
+        expect(compare(f, code=2), "a-tiny-64-full-s1", before["hash"], "--redo")
+        assert result(f, "a-tiny-64-full-s1") == before
+        expect(compare(f, "--list"), "changed", "to do")
+        expect(compare(f, "--redo", "*full*"), "replaced", "2 finished")
+        assert result(f, "a-tiny-64-full-s1")["plan"]["steps"] == 30 and len(list((f.path / "out" / "replaced").iterdir())) == 1
+        f.config(GRID.replace("steps: 400", "steps: 30").replace("name: small", "name: other"), "grid.yaml")
+        expect(compare(f, code=2), "'small'", "another folder")
+        f.config(GRID.replace("steps: 400", "steps: 30"), "grid.yaml")
+        f.config(script(sys.executable, ROOT / "scripts" / "compare.py", "json", "grid.yaml", cwd=f.path), "grid.json")
+        without = "import sys; sys.modules['yaml'] = None; sys.argv[0] = 'compare.py'; import compare; sys.exit(compare.main())"
+        hide = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); {without}", "run"]
+        expect(script(*hide, "grid.json", "out", "--list", cwd=f.path), "a-tiny-64-full-s1", "finished")  # the same configurations, without PyYAML
+        expect(script(*hide, "grid.json", "out2", "--only", "*full*", cwd=f.path), "1 finished")
+        expect(script(*hide, "grid.yaml", "out", cwd=f.path, code=2), "PyYAML is missing", "compare.py json")
+        expect(compare(f, "--path", "data=elsewhere/data"), "2 finished")  # where the data lies is no part of a configuration
+
+
+def test_failed_run_is_recorded():
+    with Folder() as f:
+        f.config(GRID.replace("[full, sparsek]", "[broken, full]").replace("steps: 400", "steps: 10"), "grid.yaml")
+        expect(compare(f, code=1), "a-tiny-64-broken-s1: FAILED", "window", "1 failed, 1 finished")
+        failed = result(f, "a-tiny-64-broken-s1")
+        assert failed["status"] == "failed" and "window" in failed["message"] and failed["exit_code"] == 2, failed
+        compare(f, code=1)
+        assert result(f, "a-tiny-64-broken-s1") == failed  # kept until it is asked for
+        time.sleep(1.1)
+        compare(f, "--retry-failed", code=1)
+        assert result(f, "a-tiny-64-broken-s1")["date"] != failed["date"]
+        expect(script(sys.executable, ROOT / "scripts" / "compare_report.py", "out", "-o", "r.html", "--markdown", "r.md", cwd=f.path), "2 results")
+        expect((f.path / "r.md").read_text(), "## The runs", "Not run", "a-tiny-64-broken-s1 | failed")
+
+
+def test_budget_stops_in_time():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 20"), "grid.yaml")
+        compare(f, "--only", "*full*")
+        f.config(GRID.replace("steps: 400", "steps: 20").replace("seeds: [1]", "seeds: [1, 2]"), "grid.yaml")
+        path = f.path / "out/runs/a-tiny-64-full-s1/result.json"
+        slow = result(f, "a-tiny-64-full-s1")
+        slow["seconds"]["train"] = 1000.0
+        path.write_text(json.dumps(slow))
+        said = compare(f, "--budget-seconds", "60", code=75)
+        expect(said, "of the budget are left", "to do")
+        assert not (f.path / "out/runs/a-tiny-64-sparsek-s1/train").exists()
+        # A training that nobody could estimate is saved when the budget ends, and goes on in the next call.
+        path.unlink()
+        f.config(GRID.replace("steps: 400", "steps: 200000"), "grid.yaml")
+        compare(f, "--only", "*sparsek*", "--redo", "*", "--budget-seconds", "8", code=75)
+        assert list((f.path / "out/runs/a-tiny-64-sparsek-s1/train/checkpoints").glob("step_0*"))
+
+
+def test_a_shorter_run_takes_the_rest_of_the_budget():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 20"), "grid.yaml")
+        compare(f)
+        f.config(GRID.replace("steps: 400", "steps: 20").replace("seeds: [1]", "seeds: [1, 2]"), "grid.yaml")
+        slow = result(f, "a-tiny-64-full-s1")
+        slow["seconds"]["train"] = 1000.0
+        (f.path / "out/runs/a-tiny-64-full-s1/result.json").write_text(json.dumps(slow))
+        expect(compare(f, "--budget-seconds", "60", code=75), "a-tiny-64-full-s2 would take about 10", "a-tiny-64-sparsek-s2: finished", "3 finished", "1 to do")
+
+
+def test_two_at_once_give_what_one_at_a_time_gives():
+    with Folder() as f:
+        f.config(GRID.replace("[full, sparsek]", "[broken, full, sparsek]").replace("steps: 400", "steps: 30").replace("seeds: [1]", "seeds: [1, 2]"), "grid.yaml")
+        compare(f, out="one", code=1)
+        said = compare(f, "--jobs", "2", code=1)
+        expect(said, "2 failed, 4 finished")  # and a failing one stops nobody
+        for name in ("full-s1", "sparsek-s1", "full-s2", "sparsek-s2"):
+            one, two = (result(f, f"a-tiny-64-{name}", out) for out in ("one", "out"))
+            assert all(one[key] == two[key] for key in ("evaluations", "config", "hash", "plan", "lr")), name
+            assert [row["loss/train"] for row in one["curve"]] == [row["loss/train"] for row in two["curve"]], name
+            assert (one["provenance"]["side_by_side"], two["provenance"]["side_by_side"], two["provenance"]["at_once"]) == (1, 2, 2)
+        lines = [line for line in said.splitlines() if "full-s1" in line or "sparsek-s1" in line]
+        assert [line.split(": ")[1][:6] for line in lines[:2]] == ["begins", "begins"], said
+
+
+def test_signal_saves_every_run_and_none_outlives_its_parent():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 2000").replace("every: 50", "every: 200"), "grid.yaml")
+        names = ("a-tiny-64-full-s1", "a-tiny-64-sparsek-s1")
+        logs = [f.path / "out/runs" / name / "train.log" for name in names]
+        for number, (how, code) in enumerate(((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)), 1):
+            job = start(f, "--jobs", "2")
+            until(lambda: all(log.exists() and "saved" in (log.read_text().split("sieve pretrain") + [""] * 3)[number] for log in logs))
+            job.send_signal(how)
+            job.communicate(timeout=60)
+            assert job.returncode == code, job.returncode
+            for name in names:
+                status = json.loads((f.path / "out/runs" / name / "train/status.json").read_text())
+                until(lambda: not (pathlib.Path("/proc") / str(status["pid"])).exists())
+                assert not (f.path / "out/runs" / name / "result.json").exists()
+                assert how == signal.SIGKILL or status["status"] != "running", status
+        expect(compare(f, "--jobs", "2"), "goes on", "2 finished")
+        compare(f, out="once")
+        for name, log in zip(names, logs):
+            assert log.read_text().count("sieve pretrain") == 3
+            assert result(f, name)["evaluations"] == result(f, name, "once")["evaluations"]
+
+
+def test_a_run_begins_as_soon_as_its_search_has_ended():
+    with Folder() as f:
+        stages = GRID[GRID.index("stages:"):]
+        search = "  {0}: {{types: [{1}], sizes: [tiny], contexts: ['64'], seeds: [1], lrs: {2}, set: {{train: {{steps: {3}}}}}, evaluations: [books]}}\n"
+        f.config(GRID[:-len(stages)].replace("steps: 400", "steps: 10") + "learning_rate: {stages: [brief, long], split: val, evaluation: books, metric: loss}\nstages:\n" +
+                 search.format("brief", "full", "[1e-3, 3e-3]", 10) + search.format("long", "sparsek", "[1e-3]", 1000) + stages.split("\n", 1)[1], "grid.yaml")
+        said = compare(f, "--jobs", "2")
+        expect(said, "5 finished")
+        order = [said.index(part) for part in ("a-tiny-64-full-s1: begins", "long-tiny-64-sparsek-s1-lr0.001: finished", "a-tiny-64-sparsek-s1: begins")]
+        assert order == sorted(order), said
+        assert result(f, "a-tiny-64-sparsek-s1")["lr"] == 0.001
+
+
+def test_runs_are_given_their_gpu():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 10"), "grid.yaml")
+        sieve = pretend(f, f'[ "$1" != pretrain ] || echo "$CUDA_VISIBLE_DEVICES" >>{f.path}/seen')
+        compare(f, "--sieve", str(sieve), "--gpus", "0,", "--per-gpu", "2")
+        assert (f.path / "seen").read_text() == "0\n0\n"
+        given = result(f, "a-tiny-64-full-s1")["provenance"]
+        assert (given["gpu_index"], given["side_by_side"], given["at_once"]) == ("0", 2, 2), given
+        for words, parts in ((("--gpus", "two"), ["--gpus two", "how many"]), (("--gpus", "0,0"), ["twice", "--per-gpu"]), (("--gpus", "0"), ["how many"]),
+                             (("--per-gpu", "2"), ["--gpus"]), (("--gpus", "1", "--jobs", "2"), ["--jobs"]), (("--jobs", "0"), ["at least 1"])):
+            expect(compare(f, *words, code=2), *parts)
+    names = [slot.gpu for slot in compare_program.slots_of(["0", "2"], 2, 1)]
+    assert names == ["0", "2", "0", "2"]
+    threads, kept = os.environ.pop("OMP_NUM_THREADS"), os.environ["CUDA_VISIBLE_DEVICES"]
+    try:
+        share = compare_program.slots_of([], 1, 2)[1]
+        assert share.gpu is None and share.env == {"OMP_NUM_THREADS": str(max(1, compare_program.cores() // 2))}
+        assert compare_program.slots_of([], 1, 1)[0].env == {}
+        compare_program.lines_of, lines_of = lambda command: [], compare_program.lines_of  # as where there is no driver
+        os.environ["CUDA_VISIBLE_DEVICES"] = "4,7,GPU-abc"
+        assert compare_program.gpu_ids("2") == ["4", "7"] and compare_program.gpu_ids("3,") == ["3"]
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        assert compare_program.gpu_ids("2") == ["0", "1"]
+        compare_program.lines_of = lambda command: ["0", "1"]
+        try:
+            compare_program.gpu_ids("3")
+            raise AssertionError("a GPU that is not there was given out")
+        except compare_grid.GridError as error:
+            assert "no GPU 2" in str(error)
+        compare_program.lines_of = lines_of
+    finally:
+        os.environ.update(OMP_NUM_THREADS=threads, CUDA_VISIBLE_DEVICES=kept)
+
+
+def test_final_stages_want_a_clean_build():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 10").replace("evaluations: [books]}\n", "evaluations: [books], final: true}\n")
+                 .replace('splits: {val: "${data}/val"}', 'splits: {val: "${data}/val", test: "${data}/train"}'), "grid.yaml")
+        version = '[ "$1" != --version ] || {{ echo "sieve 0.1.0 (0123456789ab{}, Release)"; exit 0; }}'
+        dirty = str(pretend(f, version.format("-dirty")))
+        expect(compare(f, "--sieve", dirty, code=2), "0123456789ab-dirty", "no clean build", "2 runs of final stages", "--allow-dirty")
+        assert not list((f.path / "out").glob("runs/*"))
+        compare(f, "--sieve", dirty, "--only", "*full*", "--allow-dirty")
+        assert "-dirty" in result(f, "a-tiny-64-full-s1")["provenance"]["sieve"]
+        compare(f, "--sieve", dirty, "--only", "*full*")  # nothing to be made
+        compare(f, "--sieve", str(pretend(f, version.format(""))))
+        assert result(f, "a-tiny-64-sparsek-s1")["provenance"]["sieve"] == "sieve 0.1.0 (0123456789ab, Release)"
+        expect(compare(f, "--sieve", str(pretend(f, "exit 127")), code=2), "--version")
+
+
+def test_failed_evaluation_keeps_the_training():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 10"), "grid.yaml")
+        broken = pretend(f, '[ "$1" != eval ] || { echo "error: no luck" >&2; exit 3; }')
+        compare(f, "--only", "*full*", "--sieve", str(broken), code=1)
+        assert "no luck" in result(f, "a-tiny-64-full-s1")["message"]
+        compare(f, "--only", "*full*", "--retry-failed")
+        assert (f.path / "out/runs/a-tiny-64-full-s1/train.log").read_text().count("sieve pretrain") + \
+            (f.path / "out/runs/a-tiny-64-full-s1/train.log").read_text().count("pretended pretrain") == 1
+
+
+def test_bad_grids_are_refused():
+    with Folder(prepared=False) as f:
+        for change, parts in ((("reference: sparsek", "reference: nobody"), ["reference", "nobody"]), (("seeds: [1]", "seeds: 1"), ["stages.a.seeds", "list"]),
+                              (("[full, sparsek]", "[full, absent]"), ["stages.a.types", "absent", "sparsek"]), (("name: small", "nme: small"), ["nme", "unknown key"]),
+                              (("name: small", "name: small\nname: two"), ["grid.yaml:3", "twice"]), (("evaluations: [books]}", "evaluations: [books], final: true}"), ["no test"]),
+                              (("evaluations: [books]}\n", "probe: {a: {task: mqar}}}\n"), ["stages.a.contexts", "probe"]), (("schema: 1\nname", "schema: 7\nname"), ["schema", "7"]), (("paths: {data: data}", "paths: {}"), ["${data}", "not a path of the grid"])):
+            assert change[0] in GRID
+            f.config(GRID.replace(*change, 1), "grid.yaml")
+            expect(compare(f, code=2), *parts)
+        f.config(GRID, "grid.yaml")
+        expect(compare(f, "--stage", "z", code=2), "--stage z", "there are: a")
+        expect(compare(f, "--only", "nothing", code=2), "--only", "--list")
+        expect(script(sys.executable, ROOT / "scripts" / "compare.py", "run", "absent.yaml", "out", cwd=f.path, code=2), "absent.yaml")
+        expect(script(sys.executable, ROOT / "scripts" / "compare_report.py", ".", "-o", "r.html", cwd=f.path, code=2), "grid.json")
+
+
+def test_every_run_of_the_study_can_be_planned():
+    """A grid that fails after hours of other runs is found here: the program accepts every configuration of novels.yaml."""
+    with Folder(prepared=False) as f:
+        grid, seen = compare_grid.Grid.load(ROOT / "configs" / "compare" / "novels.yaml"), set()
+        for cell in grid.cells:
+            if "best_of" in grid.data["types"][cell.type]:
+                continue
+            if "probe" in grid.data["stages"][cell.stage]:
+                f.config(compare_grid.yaml.safe_dump(grid.probe_config(cell)), "probe.yaml")
+                f.run("config", "check", "probe.yaml")
+                continue
+            config = grid.config(cell, cell.type, cell.lr or 1e-3)
+            config["run"] = {"name": "x"}
+            key = json.dumps(config, sort_keys=True)
+            if key not in seen:
+                seen.add(key)
+                f.config(compare_grid.yaml.safe_dump(compare_grid.substitute(config, {"data": "data"})), "x.yaml")
+                plan = json.loads(f.run("plan", "x.yaml", "model.vocab_size=8192", "--json", "--gpu", "h100").out)
+                assert 10e6 < plan["parameters"] < 32e6 and plan["memory_bytes"]["total"] < 60 * 2**30, (cell.name, plan)
+        assert len(grid.cells) > 200 and len(seen) > 90, (len(grid.cells), len(seen))
+
+
+main(globals())
