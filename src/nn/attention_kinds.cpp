@@ -38,6 +38,7 @@ void AttentionKindConfig::fields(FieldVisitor& v) {
              .none = "exact"},
             pool);
   v.boolean({"linear", "keys that are neither in the window nor selected go into a linear state (sparsek)"}, linear);
+  v.integer({.name = "seed", .doc = "seed of the random numbers (random_rows); auto = run.seed", .min = 0}, seed);
   PatternSpec& p = pattern;
   const auto count = [&v](std::string_view name, std::string_view doc, std::int64_t& value) {
     v.integer({.name = name, .doc = doc, .min = 0}, value);

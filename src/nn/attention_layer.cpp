@@ -1,5 +1,7 @@
 #include "nn/attention_layer.h"
 
+#include <utility>
+
 #include "attention/choose.h"
 #include "attention/random_scores.h"
 
@@ -28,11 +30,20 @@ AttentionLayer::AttentionLayer(ParameterFactory& make, const std::string& name, 
     linear_gate_ = make.make(name + ".sparsek.linear.gate", {spec_.n_heads}, {.constant = kLinearGateStart});
 }
 
+void AttentionState::meet(const Tensor& tokens) {
+  if (!by_document_) return;
+  numbers = document_numbers(tokens, {}, cache.length(), last_number_);
+  last_number_ = numbers.slice(1, tokens.size(1) - 1, tokens.size(1)).clone().flatten();
+}
+
 // (B, Hs, T), fp32 from the product on. `state`: of a generation, which goes on where it stands.
-Variable AttentionLayer::scores(const Variable& x, const Tensor& document_starts, AttentionState* state) const {
+Variable AttentionLayer::scores(const Variable& x, const Documents& documents, AttentionState* state) const {
   if (spec_.sparsek.random_scores) {
     const RandomScores what{.seed = spec_.pattern.seed, .first_position = state ? state->cache.length() : 0};
-    return Variable(random_scores(x.size(0), score_heads_, x.size(1), what, document_starts, x.value().stream()));
+    const Tensor numbers = state ? std::move(state->numbers) : documents.numbers;  // a prompt's are not kept
+    require(numbers.defined() && numbers.shape() == Shape{x.size(0), x.size(1)}, "random rows",
+            "want the numbers of the documents: the decoder and the generation make them from the tokens");
+    return Variable(random_scores(numbers, score_heads_, what, documents.starts));
   }
   if (!has_scorer()) return {};
   // A frozen scorer neither learns nor teaches: through it the layers below would learn what to mark, and it would be
@@ -41,27 +52,28 @@ Variable AttentionLayer::scores(const Variable& x, const Tensor& document_starts
   const Variable s = score(in, score_weight_->value);
   if (!score_gain_) return s;
   if (state) return Variable(timestep_norm_extend(s.value(), score_gain_->value.value(), state->running));
-  return timestep_norm(s, score_gain_->value, document_starts);
+  return timestep_norm(s, score_gain_->value, documents.starts);
 }
 
-Variable AttentionLayer::operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+Variable AttentionLayer::operator()(const Variable& x, const Variable& residual, const Documents& documents,
                                     SelectionStats* stats) const {
-  const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = document_starts};
+  const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = documents.starts};
   const Variable qkv = qkv_(x);
   SelectionLives lives;
-  const Variable seen = attention(qkv, scores(x, document_starts, nullptr), inputs, score_heads_ > 0 ? stats : nullptr,
+  const Variable seen = attention(qkv, scores(x, documents, nullptr), inputs, score_heads_ > 0 ? stats : nullptr,
                                   linear_gate_ ? &lives : nullptr);
   if (!linear_gate_) return out_(seen, residual);
-  const KeyExits exits = key_exits(lives.from, lives.to, spec_.window, document_starts);
+  const KeyExits exits = key_exits(lives.from, lives.to, spec_.window, documents.starts);
   const LinearShape shape{spec_.n_heads, spec_.n_kv_heads, spec_.head_dim, spec_.head_dim};
-  const Variable evicted = linear_attention(qkv, shape, document_starts, exits);
+  const Variable evicted = linear_attention(qkv, shape, documents.starts, exits);
   return out_(add_gated_heads(seen, evicted, linear_gate_->value), residual);
 }
 
 std::unique_ptr<MixerState> AttentionLayer::start(std::int64_t batch, DType compute, std::int64_t max_tokens) const {
   if (shows_pairs(spec_.kind))
     return std::make_unique<PatternState>(PatternCache(spec_, rope_, batch, compute, max_tokens, next_choice(spec_)));
-  auto state = std::make_unique<AttentionState>(AttentionCache(spec_, rope_, batch, compute, max_tokens, score_heads_));
+  auto state = std::make_unique<AttentionState>(AttentionCache(spec_, rope_, batch, compute, max_tokens, score_heads_),
+                                                spec_.sparsek.random_scores);
   if (linear_gate_) state->evicted.emplace(spec_, rope_, batch, score_heads_);
   return state;
 }

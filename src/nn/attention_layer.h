@@ -15,9 +15,13 @@ namespace sieve {
 
 // A cache, and the statistics of its scores so far.
 struct AttentionState final : MixerState {
-  AttentionState(AttentionCache c) : cache(std::move(c)) {}
+  AttentionState(AttentionCache c, bool by_document) : cache(std::move(c)), by_document_(by_document) {}
+  void meet(const Tensor& tokens) override;
   std::int64_t rows() const override { return cache.rows(); }
-  std::int64_t bytes() const override { return cache.bytes() + (evicted ? evicted->bytes() : 0); }
+  std::int64_t bytes() const override {
+    return cache.bytes() + (evicted ? evicted->bytes() : 0) +
+           (last_number_.defined() ? static_cast<std::int64_t>(last_number_.nbytes()) : 0);
+  }
   std::vector<std::int64_t> selected(std::int64_t batch, std::int64_t kv_head) const override {
     return cache.selected(batch, kv_head);
   }
@@ -25,6 +29,11 @@ struct AttentionState final : MixerState {
   AttentionCache cache;
   RunningScore running;
   std::optional<EvictedKeys> evicted;  // linear: true of SparseK
+  Tensor numbers;                      // of documents (B, n), between meet() and extend(), where scores are random
+
+ private:
+  bool by_document_;
+  Tensor last_number_;  // (B), of the last position
 };
 
 // The same for kinds that show pairs.
@@ -44,7 +53,7 @@ class AttentionLayer final : public Mixer {
  public:
   AttentionLayer(ParameterFactory& make, const std::string& name, const ModelConfig& config, std::int64_t layer);
 
-  Variable operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+  Variable operator()(const Variable& x, const Variable& residual, const Documents& documents,
                       SelectionStats* stats) const override;
   std::unique_ptr<MixerState> start(std::int64_t batch, DType compute, std::int64_t max_tokens) const override;
   Variable extend(const Variable& x, const Variable& residual, MixerState& state) const override;
@@ -58,7 +67,7 @@ class AttentionLayer final : public Mixer {
   Variable score_gain() const { return score_gain_ ? score_gain_->value : Variable(); }
 
  private:
-  Variable scores(const Variable& x, const Tensor& document_starts, AttentionState* state) const;
+  Variable scores(const Variable& x, const Documents& documents, AttentionState* state) const;
   Tensor extend_with_evicted(const Tensor& qkv, const Tensor& scores, AttentionState& state) const;
 
   AttentionSpec spec_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "attention/random_scores.h"
 #include "nn/attention_layer.h"
 #include "tensor/kernels/kernels.h"
 
@@ -26,15 +27,15 @@ Block::Block(ParameterFactory& make, const ModelConfig& config, std::int64_t lay
   mlp_ = Mlp(make, name + ".mlp", config);
 }
 
-Variable Block::operator()(const Variable& x, const Tensor& document_starts, const RecomputeConfig& again,
+Variable Block::operator()(const Variable& x, const Documents& documents, const RecomputeConfig& again,
                            SelectionStats* stats) const {
   using Part = std::function<Variable(const Variable&)>;
   const bool whole = std::find(again.layers.begin(), again.layers.end(), layer_) != again.layers.end();
   const bool attention_again = whole || again.attention;
   // A recomputed part runs once without recording and once more in backward, when `stats` may be gone: only the first
   // run fills them.
-  const Part attend = [this, document_starts, stats, attention_again](const Variable& in) {
-    return (*mixer_)(norm1_(in), in, document_starts, attention_again && grad_enabled() ? nullptr : stats);
+  const Part attend = [this, documents, stats, attention_again](const Variable& in) {
+    return (*mixer_)(norm1_(in), in, documents, attention_again && grad_enabled() ? nullptr : stats);
   };
   const Part think = [this, keep = layer_ >= again.activations](const Variable& in) {
     return mlp_(norm2_(in), in, keep);
@@ -64,7 +65,10 @@ Decoder::Decoder(const ModelConfig& resolved, const DecoderOptions& options) : c
   if (config_.arch == Arch::gpt2)
     position_embedding_ =
         make.make("embed.positions.weight", {*config_.max_seq, config_.d_model}, {.std = config_.init.std});
-  for (std::int64_t layer = 0; layer < config_.n_layers; ++layer) blocks_.emplace_back(make, config_, layer);
+  for (std::int64_t layer = 0; layer < config_.n_layers; ++layer) {
+    blocks_.emplace_back(make, config_, layer);
+    numbers_documents_ = numbers_documents_ || config_.attention_spec(layer).sparsek.random_scores;
+  }
   final_norm_ = Norm(make, "final_norm", config_);
   head_ = *config_.tie_embeddings
               ? token_embedding_
@@ -86,9 +90,11 @@ Variable Decoder::hidden(const Tensor& tokens, const Tensor& document_starts,
   if (stats) stats->assign(blocks_.size(), {});
   const bool packed = config_.attention.document_mask && document_starts.defined();
   const Tensor starts = packed ? document_starts.to(stream()) : Tensor();
-  Variable x = embed(tokens, 0);
+  const Tensor ids = tokens.to(stream());
+  const Documents documents{starts, numbers_documents_ ? document_numbers(ids, starts) : Tensor()};
+  Variable x = embed(ids, 0);
   for (std::size_t i = 0; i < blocks_.size(); ++i)
-    x = blocks_[i](x, starts, options_.recompute, stats ? &(*stats)[i] : nullptr);
+    x = blocks_[i](x, documents, options_.recompute, stats ? &(*stats)[i] : nullptr);
   return final_norm_(x);
 }
 

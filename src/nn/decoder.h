@@ -37,7 +37,7 @@ class AttentionLayer;
 class Block {
  public:
   Block(ParameterFactory& make, const ModelConfig& config, std::int64_t layer);
-  Variable operator()(const Variable& x, const Tensor& document_starts, const RecomputeConfig& recompute,
+  Variable operator()(const Variable& x, const Documents& documents, const RecomputeConfig& recompute,
                       SelectionStats* stats) const;
   Variable extend(const Variable& x, MixerState& state) const;
   const Mixer& mixer() const { return *mixer_; }
@@ -90,6 +90,7 @@ class Decoder {
 
   ModelConfig config_;
   DecoderOptions options_;
+  bool numbers_documents_ = false;                            // a layer goes by what its document is
   ParameterPtr token_embedding_, position_embedding_, head_;  // head_ is the token embedding when tied
   std::vector<Block> blocks_;
   Norm final_norm_;

@@ -39,8 +39,12 @@ Generation::States Generation::start(std::int64_t batch) const {
 
 Tensor Generation::extend(const Tensor& tokens, const States& states) const {
   const NoGrad no_grad;
-  Variable x = model_.embed(tokens, length_);
-  for (std::size_t i = 0; i < states.size(); ++i) x = model_.blocks()[i].extend(x, *states[i]);
+  const Tensor ids = tokens.to(model_.stream());
+  Variable x = model_.embed(ids, length_);
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    states[i]->meet(ids);
+    x = model_.blocks()[i].extend(x, *states[i]);
+  }
   const Variable last = slice(x, 1, tokens.size(1) - 1, tokens.size(1));
   const Tensor out = model_.head_logits(model_.final_norm_(last).value());
   return out.reshape({tokens.size(0), out.size(2)});

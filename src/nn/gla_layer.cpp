@@ -27,9 +27,9 @@ Variable GlaLayer::finish(const Variable& mixed, const Variable& x, const Variab
   return out_(silu_gate(normed, out_gate_(x)), residual);
 }
 
-Variable GlaLayer::operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+Variable GlaLayer::operator()(const Variable& x, const Variable& residual, const Documents& documents,
                               SelectionStats*) const {
-  return finish(gated_linear_attention(qkv_(x), gates(x), shape_, document_starts), x, residual);
+  return finish(gated_linear_attention(qkv_(x), gates(x), shape_, documents.starts), x, residual);
 }
 
 std::unique_ptr<MixerState> GlaLayer::start(std::int64_t batch, DType compute, std::int64_t) const {

@@ -19,9 +19,9 @@ Variable HashLayer::qkv(const Variable& x) const {
   return shared_qk(qv_(x), spec_.n_heads, value_heads_, spec_.head_dim);
 }
 
-Variable HashLayer::operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+Variable HashLayer::operator()(const Variable& x, const Variable& residual, const Documents& documents,
                                SelectionStats*) const {
-  const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = document_starts};
+  const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = documents.starts};
   return out_(pattern_attention(qkv(x), {}, inputs), residual);
 }
 

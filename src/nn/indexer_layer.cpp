@@ -59,11 +59,11 @@ IndexInputs IndexerLayer::index(const Variable& x, std::int64_t position) const 
           .weights = scale(score(in, index_weights_->value), 1 / std::sqrt(static_cast<double>(Hi * Di)))};
 }
 
-Variable IndexerLayer::operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+Variable IndexerLayer::operator()(const Variable& x, const Variable& residual, const Documents& documents,
                                   SelectionStats*) const {
-  const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = document_starts};
+  const AttentionInputs inputs{.spec = spec_, .rope = rope_, .document_starts = documents.starts};
   const IndexInputs scored = index(x, 0);
-  const Tensor choice = index_choice(scored, spec_.pattern.k, document_starts);
+  const Tensor choice = index_choice(scored, spec_.pattern.k, documents.starts);
   const Variable qkv = qkv_(x);
   Variable mixed = pattern_attention(qkv, choice, inputs);
   if (grad_enabled()) mixed = with_loss(mixed, index_loss(scored, choice, qkv.value(), inputs));

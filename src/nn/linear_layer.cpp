@@ -9,9 +9,9 @@ LinearLayer::LinearLayer(ParameterFactory& make, const std::string& name, const 
   out_ = Linear(make, name + ".out", shape_.H * shape_.V, config.d_model, bias, residual_std(config));
 }
 
-Variable LinearLayer::operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+Variable LinearLayer::operator()(const Variable& x, const Variable& residual, const Documents& documents,
                                  SelectionStats*) const {
-  return out_(linear_attention(qkv_(x), shape_, document_starts), residual);
+  return out_(linear_attention(qkv_(x), shape_, documents.starts), residual);
 }
 
 std::unique_ptr<MixerState> LinearLayer::start(std::int64_t batch, DType compute, std::int64_t) const {

@@ -13,10 +13,19 @@
 
 namespace sieve {
 
+// How a batch falls into documents, on the model's device.
+struct Documents {
+  Tensor starts;   // document_starts as in AttentionInputs, or undefined: a row is one
+  Tensor numbers;  // document_numbers() (attention/random_scores.h) where a layer of the model wants them, or undefined
+};
+
 // What one layer keeps while it generates: B sequences of equal length.
 class MixerState {
  public:
   virtual ~MixerState() = default;
+  // The tokens that the next extend() appends, i32 (B, n) on the model's device: for layers that go by a document's
+  // number.
+  virtual void meet(const Tensor&) {}
   virtual std::int64_t rows() const = 0;   // key-value rows held per key-value head
   virtual std::int64_t bytes() const = 0;  // all that is held
   // Positions in the selected slots, ascending; empty where nothing is selected.
@@ -27,9 +36,9 @@ class Mixer {
  public:
   virtual ~Mixer() = default;
 
-  // x (B, T, C), already normed -> residual + what was mixed, (B, T, C). document_starts as in AttentionInputs. `stats`
-  // is filled where keys are selected by scores.
-  virtual Variable operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+  // x (B, T, C), already normed -> residual + what was mixed, (B, T, C). `stats` is filled where keys are selected
+  // by scores.
+  virtual Variable operator()(const Variable& x, const Variable& residual, const Documents& documents,
                               SelectionStats* stats) const = 0;
 
   // Generation. max_tokens bounds the length (0: unbounded).

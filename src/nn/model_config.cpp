@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/rng.h"
 
 namespace sieve {
 
@@ -66,7 +67,7 @@ void ModelConfig::fields(FieldVisitor& v) {
   v.group({"init", "initial weights"}, init);
 }
 
-void ModelConfig::resolve(std::int64_t tokenizer_vocab, std::int64_t seq_len) {
+void ModelConfig::resolve(std::int64_t tokenizer_vocab, std::int64_t seq_len, std::int64_t seed) {
   if (!n_kv_heads) n_kv_heads = n_heads;
   if (!head_dim) head_dim = d_model / n_heads;
   if (!d_ff) d_ff = arch == Arch::gpt2 ? 4 * d_model : ((8 * d_model + 2) / 3 + 63) / 64 * 64;
@@ -79,6 +80,7 @@ void ModelConfig::resolve(std::int64_t tokenizer_vocab, std::int64_t seq_len) {
     if (!kind.score.slope) kind.score.slope = 1.0 / static_cast<double>(seq_len);
     if (!kind.score.init_std) kind.score.init_std = 0.55 / std::sqrt(static_cast<double>(d_model));
     if (!kind.clamp_distance) kind.clamp_distance = std::max<std::int64_t>(1, kind.window);
+    if (!kind.seed && kind.type == AttentionKind::random_rows) kind.seed = seed;
   }
 }
 
@@ -140,7 +142,10 @@ AttentionSpec ModelConfig::attention_spec(std::int64_t layer) const {
                   .pool = kind.pool.value_or(0),
                   .random_scores = random,
                   .linear = kind.linear};
-  if (random) spec.sparsek.slope = 0, spec.sparsek.gate = GateMode::hard;
+  if (random) {
+    spec.sparsek.slope = 0, spec.sparsek.gate = GateMode::hard;
+    spec.pattern.seed = stream_of(kind.seed.value_or(0), layer);
+  }
   return spec;
 }
 

@@ -39,7 +39,8 @@ struct AttentionKindConfig {
   std::optional<std::int64_t> clamp_distance;  // auto: window
   std::optional<std::int64_t> pool = 4;        // exact: all scores
   bool linear = false;
-  PatternSpec pattern;  // of the other sparse kinds, its keys beside the ones above
+  std::optional<std::int64_t> seed;  // auto: run.seed, of random_rows
+  PatternSpec pattern;               // of the other sparse kinds, its keys beside the ones above
   void fields(FieldVisitor& v);
 };
 
@@ -81,8 +82,9 @@ struct ModelConfig {
   InitConfig init;
   void fields(FieldVisitor& v);
 
-  // Fills every `auto`. Call once per run; a resolved config resolves to itself.
-  void resolve(std::int64_t tokenizer_vocab, std::int64_t seq_len);
+  // Fills every `auto`. Call once per run; a resolved config resolves to itself. seed: run.seed, which random rows
+  // keep.
+  void resolve(std::int64_t tokenizer_vocab, std::int64_t seq_len, std::int64_t seed = 0);
   // Checks that need no data; `report(dotted path, message)` is called for each problem, paths relative to `model`.
   void check(std::int64_t seq_len, const std::function<void(const std::string&, const std::string&)>& report) const;
 

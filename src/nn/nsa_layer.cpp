@@ -93,18 +93,18 @@ NsaLayer::NsaLayer(ParameterFactory& make, const std::string& name, const ModelC
   out_ = Linear(make, name + ".out", HD, C, bias, residual_std(config));
 }
 
-Variable NsaLayer::operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+Variable NsaLayer::operator()(const Variable& x, const Variable& residual, const Documents& documents,
                               SelectionStats*) const {
   const Variable q = q_(x);
   Tensor choice;
-  const Variable compressed = compressed_attention(q, keys_.compress(keys_.project(x), document_starts),
-                                                   values_.compress(values_.project(x), document_starts), spec_,
-                                                   x.size(1), document_starts, &choice);
+  const Variable compressed = compressed_attention(q, keys_.compress(keys_.project(x), documents.starts),
+                                                   values_.compress(values_.project(x), documents.starts), spec_,
+                                                   x.size(1), documents.starts, &choice);
   const Variable selected =
       pattern_attention(join_features(q, selected_(x)), choice,
-                        {.spec = selected_spec_, .rope = rope_, .document_starts = document_starts});
+                        {.spec = selected_spec_, .rope = rope_, .document_starts = documents.starts});
   const Variable window = attention(join_features(q, window_(x)), {},
-                                    {.spec = window_spec_, .rope = rope_, .document_starts = document_starts});
+                                    {.spec = window_spec_, .rope = rope_, .document_starts = documents.starts});
   return out_(gate_branches(compressed, selected, window, gates_(x), spec_.n_heads), residual);
 }
 

@@ -52,7 +52,7 @@ class NsaLayer final : public Mixer {
  public:
   NsaLayer(ParameterFactory& make, const std::string& name, const ModelConfig& config, std::int64_t layer);
 
-  Variable operator()(const Variable& x, const Variable& residual, const Tensor& document_starts,
+  Variable operator()(const Variable& x, const Variable& residual, const Documents& documents,
                       SelectionStats* stats) const override;
   std::unique_ptr<MixerState> start(std::int64_t batch, DType compute, std::int64_t max_tokens) const override;
   Variable extend(const Variable& x, const Variable& residual, MixerState& state) const override;

@@ -16,6 +16,8 @@ void rules_of_kind(const std::string& name, const AttentionKindConfig& kind, Arc
   const std::string path = "model.attention.kinds." + name + ".";
   if (kind.type != AttentionKind::strided && kind.type != AttentionKind::fixed)
     rules.push_back({path + "part", "only types strided and fixed have two sets of keys"});
+  if (kind.type != AttentionKind::random_rows)
+    rules.push_back({path + "seed", "only type random_rows draws numbers of a seed of its own"});
   if (kind.type == AttentionKind::random_rows) {
     for (const char* key : {"gate", "pool", "score.slope", "score.norm", "score.temperature", "score.init_std"})
       rules.push_back({path + key, "type random_rows selects by random numbers, nothing learns or gates"});

@@ -242,7 +242,7 @@ LoadedProbe load_probe(const std::string& file, const std::vector<std::string>& 
   check_training(c.probe, world_size, problems);
   check_model(c, problems);
   loaded.tree.fail_all(problems);
-  c.model.resolve(probe_vocab(c.probe.spec()), c.probe.length);
+  c.model.resolve(probe_vocab(c.probe.spec()), c.probe.length, c.probe.seed);
   return loaded;
 }
 

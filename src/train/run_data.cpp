@@ -76,7 +76,7 @@ void resolve_config(RunConfig& config, std::int64_t vocab_size, int world_size) 
   if (!config.run.deterministic) config.run.deterministic = config.device.type == DeviceType::cpu;
   if (!config.model.from_checkpoint) config.model.from_checkpoint = config.init_from.path.has_value();
   if (!config.train.global_batch) config.train.global_batch = micro_step_tokens(config, world_size);
-  config.model.resolve(vocab_size, config.data.seq_len);
+  config.model.resolve(vocab_size, config.data.seq_len, config.run.seed);
 }
 
 }  // namespace sieve

@@ -139,6 +139,71 @@ TEST_CASE("every attention type: a cache holds the rows that the formula counts"
   }
 }
 
+// Which positions the layers hold after a text, sequence by sequence.
+static std::vector<std::vector<std::int64_t>> held_after(const Decoder& model, const Tensor& tokens) {
+  Generation generation(model, tokens.size(0), tokens.size(1));
+  generation.append(tokens);
+  std::vector<std::vector<std::int64_t>> held;
+  for (std::int64_t b = 0; b < tokens.size(0); ++b) {
+    held.emplace_back();
+    for (std::int64_t x = 0; x < 2 * 2; ++x) {
+      const auto own = generation.selected(x / 2, b, x % 2);
+      held.back().insert(held.back().end(), own.begin(), own.end());
+    }
+  }
+  return held;
+}
+
+TEST_CASE("random rows: documents of other first tokens and models of another seed keep other positions", "[nn]") {
+  constexpr std::int64_t T = 100;
+  ModelConfig config = model_of(Arch::llama, AttentionKind::random_rows, 32, T);
+  const Decoder model(config, {.compute = DType::f64, .seed = 3});
+  Tensor tokens = random_tokens(3, T, 53, 4);
+  for (std::int64_t t = 0; t < T; ++t) tokens.data<std::int32_t>()[T + t] = tokens.data<std::int32_t>()[t];
+  tokens.data<std::int32_t>()[T + 20] ^= 1;  // a document that begins like the first
+  const auto held = held_after(model, tokens);
+  CHECK(held[0] == held[1]);
+  CHECK(held[0] != held[2]);
+
+  config.attention.kinds["a"].seed = 1;  // 0 before
+  const Decoder other(config, {.compute = DType::f64, .seed = 3});
+  CHECK(held_after(other, tokens)[0] != held[0]);
+  REQUIRE(other.parameters().size() == model.parameters().size());
+  for (std::size_t i = 0; i < model.parameters().size(); ++i) {  // a checkpoint of the one is one of the other
+    CHECK(other.parameters()[i]->name == model.parameters()[i]->name);
+    CHECK(test::same_bits(other.parameters()[i]->master, model.parameters()[i]->master));
+  }
+}
+
+TEST_CASE("random rows: a packed document has the logits of the same document alone", "[nn]") {
+  constexpr std::int64_t T = 120;
+  const Decoder model(model_of(Arch::llama, AttentionKind::random_rows, 32, T), {.compute = DType::f64, .seed = 3});
+  const Tensor tokens = random_tokens(2, T, 53, 4);
+  Tensor starts = zeros({2, T}, DType::i32);
+  for (std::int64_t t = 35; t < T; ++t) starts.data<std::int32_t>()[T + t] = t < 41 ? 35 : 41;
+  const Tensor packed = model.logits(tokens, starts);
+  const auto part = [](const Tensor& t, std::int64_t b, std::int64_t begin, std::int64_t end) {
+    return t.slice(0, b, b + 1).slice(1, begin, end).contiguous();
+  };
+  const std::int64_t documents[][3] = {{0, 0, T}, {1, 0, 35}, {1, 35, 41}, {1, 41, T}};
+  for (const auto& [b, begin, end] : documents) {
+    CAPTURE(b, begin);
+    CHECK(test::max_difference(model.logits(part(tokens, b, begin, end)), part(packed, b, begin, end)) <= 1e-10);
+  }
+}
+
+TEST_CASE("random rows: run again in backward they give the same gradients", "[nn]") {
+  const ModelConfig config = model_of(Arch::llama, AttentionKind::random_rows, 32, 64);
+  const TokenBatch batch{random_tokens(2, 64, 53, 1), random_tokens(2, 64, 53, 2), {}};
+  std::vector<Tensor> gradients[2];
+  for (const bool again : {false, true}) {
+    const Decoder model(config, {.compute = DType::f64, .seed = 3, .recompute = {.attention = again}});
+    backward(model.loss_sum(batch));
+    for (const ParameterPtr& p : model.parameters()) gradients[again].push_back(p->value.grad());
+  }
+  for (std::size_t i = 0; i < gradients[0].size(); ++i) CHECK(test::same_bits(gradients[1][i], gradients[0][i]));
+}
+
 TEST_CASE("random rows report the statistics of their selection beside which a learned one is read", "[nn]") {
   const Decoder model(model_of(Arch::llama, AttentionKind::random_rows, 32, 256), {.seed = 3});
   std::vector<SelectionStats> stats;

@@ -56,11 +56,17 @@ TEST_CASE("model config: resolving fills every auto once", "[nn]") {
   sk.type = AttentionKind::sparsek;
   sk.k = 8, sk.window = 4;
   c.attention.kinds["sk"] = sk;
-  c.resolve(257, 64);
+  c.attention.kinds["r"] = {.type = AttentionKind::random_rows, .window = 4, .k = 8};
+  c.attention.kinds["own"] = {.type = AttentionKind::random_rows, .window = 4, .k = 8, .seed = 0};
+  c.resolve(257, 64, 1337);
   CHECK(*c.vocab_size == 257);
   CHECK(*c.attention.kinds["sk"].score.slope == 1.0 / 64);
+  CHECK(*c.attention.kinds["r"].seed == 1337);
+  CHECK(*c.attention.kinds["own"].seed == 0);
+  CHECK_FALSE(c.attention.kinds["sk"].seed.has_value());
   CHECK(c.attention_spec(3).sparsek.clamp_distance == 4);
-  c.resolve(999, 4096);  // a checkpoint's configuration keeps what training resolved
+  c.resolve(999, 4096, 7);  // a checkpoint's configuration keeps what training resolved
   CHECK(*c.vocab_size == 257);
   CHECK(*c.attention.kinds["sk"].score.slope == 1.0 / 64);
+  CHECK(*c.attention.kinds["r"].seed == 1337);
 }

@@ -175,7 +175,7 @@ TEST_CASE("an nsa layer follows its definition: documents and short rows and bot
       const Values add = values_of(rounded_residual);
       for (std::size_t e = 0; e < wanted.size(); ++e) wanted[e] += add[e];
       if (dtype == DType::f32 && oracle.margin != 0 && oracle.margin < 1e-5) continue;  // decided by a rounding
-      const Tensor out = layer(Variable(rounded_x), Variable(rounded_residual), documents, nullptr).value();
+      const Tensor out = layer(Variable(rounded_x), Variable(rounded_residual), {documents, {}}, nullptr).value();
       CHECK(relative_difference(out, from_values<double>(std::span(wanted), out.shape())) <=
             (dtype == DType::f64 ? 1e-11 : 1e-5));
       ++compared;

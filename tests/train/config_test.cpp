@@ -154,6 +154,9 @@ TEST_CASE("options without effect are named") {
   has(idle({"model.attention.kinds.w={type: random_rows, k: 4, window: 8, gate: prob}"}),
       "kinds.w.gate: has no effect: type random_rows selects by random numbers");
   CHECK(idle({"model.attention.kinds.w={type: random_rows, k: 4, window: 8, candidates: at_once}"}).empty());
+  CHECK(idle({"model.attention.kinds.w={type: random_rows, k: 4, window: 8, seed: 5}"}).empty());
+  has(idle({"model.attention.kinds.w={type: bigbird, block: 4, window_blocks: 2, seed: 5}"}),
+      "kinds.w.seed: has no effect: only type random_rows");
   has(idle({"model.attention.kinds.w={type: top_k, k: 4, part: local}"}),
       "kinds.w.part: has no effect: only types strided and fixed");
   CHECK(idle({"model.attention.kinds.w={type: fixed, stride: 8, summary: 2, part: local}"}).empty());
