@@ -3,7 +3,7 @@
   python3 scripts/compare.py run GRID.yaml OUT [--stage a ...] [--only GLOB ...] [--list] [--budget-seconds N] [--sieve PATH] [--path name=PATH ...]
                                                [--gpus N|0,1,3] [--per-gpu M] [--jobs N] [--retry-failed] [--redo GLOB] [--allow-dirty]
   python3 scripts/compare.py json GRID.yaml > GRID.json     the same grid for a machine without PyYAML
-OUT/runs/NAME: config.yaml, train/ (the run folder), train.log, evaluations/, result.json (written last). Call it again after any interruption: finished runs
+OUT/runs/NAME: config.yaml, train/ (the run folder), train.log, evaluations.json, result.json (written last). Call it again after any interruption: finished runs
 are kept, an unfinished one goes on from its last checkpoint. A run whose configuration has changed is refused, never replaced.
 Exit code: 0 all that was asked for is there, 1 a run failed, 2 usage, grid or a changed configuration, 75 more is to do (budget, or a run waits), 130 stopped."""
 import argparse
@@ -184,20 +184,24 @@ class Runner:
             raise
 
     def evaluate(self, cell, plan, log, slot):
-        folder, found = self.folder(cell) / "evaluations", {}
-        folder.mkdir(exist_ok=True)
-        for split, path in plan["splits"].items():
-            for name, keys in plan["evaluations"].items():
-                kept = folder / f"{split}-{name}.json"
-                results = read_json(kept)
-                if results is None:
-                    settings = [f"eval.{key}={json.dumps(value)}" if not isinstance(value, str) else f"eval.{key}={value}" for key, value in keys.items()]
-                    words = ["eval", str(self.checkpoint_of(cell.name)), f"eval.data={compare_grid.substitute(path, self.paths)}", *settings]
-                    began = time.monotonic()
-                    results = {"results": json.loads((yield from self.call([*words, "--json"], log, slot)))["results"], "seconds": time.monotonic() - began, "keys": keys}
-                    write_json(kept, results)
-                found.setdefault(split, {})[name] = results
-        return found
+        """({split: {evaluation: results}}, seconds) by one call of sieve eval, kept in evaluations.json; none where the stage names no evaluation."""
+        if not plan["evaluations"]:
+            return {}, 0.0
+        kept = self.folder(cell) / "evaluations.json"
+        found = read_json(kept)
+        if found is None:
+            data = [{"name": split, "path": compare_grid.substitute(path, self.paths)} for split, path in plan["splits"].items()]
+            protocols = [{"name": name, **keys} for name, keys in plan["evaluations"].items()]
+            file = self.folder(cell) / "evaluations.yaml"
+            write_whole(file, compare_grid.config_text({"schema": 1, "eval": {"checkpoints": [str(self.checkpoint_of(cell.name).absolute())], "data": data,
+                                                                              "protocols": protocols}}))
+            began = time.monotonic()
+            out = yield from self.call(["eval", str(file), "--json"], log, slot)
+            found = {"results": json.loads(out)["results"], "seconds": time.monotonic() - began}
+            write_json(kept, found)
+        sorted_by = {split: {name: [result for result in found["results"] if (result["data"], result["protocol_name"]) == (split, name)]
+                             for name in plan["evaluations"]} for split in plan["splits"]}
+        return sorted_by, found["seconds"]
 
     def gpu_name(self, slot):
         if slot.gpu not in self.gpu_names:
@@ -241,15 +245,14 @@ class Runner:
         self.check_budget(cell, plan, cost)
         self.begins(cell, plan, slot, again=train.exists())
         yield from self.train(cell, plan, log, slot)
-        found = yield from self.evaluate(cell, plan, log, slot)
+        evaluations, seconds = yield from self.evaluate(cell, plan, log, slot)
         curve, selection = curve_of(train)
         rates = [row["tok_s"] for row in curve if row.get("tok_s")]
         manifest = read_json(train / "manifest.json", {})
         result = self.result(
             cell, plan, "finished", plan=cost, curve=curve, selection=selection, tok_s=statistics.median(rates[len(rates) // 4:]) if rates else None,
             peak_gib=max((row["mem/peak_gib"] for row in curve if row.get("mem/peak_gib") is not None), default=None),
-            seconds={"train": curve[-1]["time"], "evaluate": sum(e["seconds"] for one in found.values() for e in one.values())},
-            evaluations={split: {name: e["results"] for name, e in one.items()} for split, one in found.items()}, provenance=self.provenance(cell, plan, manifest, slot))
+            seconds={"train": curve[-1]["time"], "evaluate": seconds}, evaluations=evaluations, provenance=self.provenance(cell, plan, manifest, slot))
         write_json(folder / "result.json", result)
         self.drop_checkpoints(cell, result)
         return result
@@ -308,7 +311,7 @@ class Runner:
     def clear_failed(self, cell):
         """A training that had ended well is not what failed: its checkpoint is kept, and what follows is done anew."""
         (self.folder(cell) / "result.json").unlink()
-        shutil.rmtree(self.folder(cell) / "evaluations", ignore_errors=True)
+        (self.folder(cell) / "evaluations.json").unlink(missing_ok=True)
         if not self.trained(cell):
             shutil.rmtree(self.folder(cell) / "train", ignore_errors=True)
 

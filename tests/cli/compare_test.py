@@ -27,6 +27,9 @@ def test_tiny_grid_and_its_report():
         assert len(books["documents"]) == 6 and abs(sum(d["nll"] for d in books["documents"]) - books["nll"]) < 1e-6 * books["nll"]
         assert len(one["evaluations"]["val"]["context"]) == 4 and len(books["recall"]) == 5
         assert one["plan"]["parameters"] > 0 and one["tok_s"] > 0 and one["curve"][-1]["step"] == 20 and one["provenance"]["sieve"].startswith("sieve")
+        assert len(one["selection"]) == 10 and 0 <= one["selection"]["attn/1/ever_selected"] <= 1, one["selection"]  # five statistics of two layers
+        assert result(f, "a-XXS-128-window-s1")["selection"] == {}
+        assert (f.path / "out/runs/a-XXS-128-sparsek-s1/train.log").read_text().count(" eval ") == 1  # four evaluations, one call
         assert "test" not in result(f, "c-XXS-128-sparsek_hard-s1")["evaluations"]
         probe = result(f, "probes-XXS-passkey-sparsek-s1")["probe"]
         assert [(r["length"], r["depth"], r["asked"]) for r in probe["results"]] == [(64, 0, 16), (64, 1, 16), (128, 0, 16), (128, 1, 16)], probe["results"]
