@@ -10,6 +10,7 @@
 #include "random_tokens.h"
 #include "support/catch.h"
 #include "support/compare.h"
+#include "support/gpu.h"
 
 using namespace sieve;
 using sieve::test::random_tokens;
@@ -202,6 +203,26 @@ TEST_CASE("random rows: run again in backward they give the same gradients", "[n
     for (const ParameterPtr& p : model.parameters()) gradients[again].push_back(p->value.grad());
   }
   for (std::size_t i = 0; i < gradients[0].size(); ++i) CHECK(test::same_bits(gradients[1][i], gradients[0][i]));
+}
+
+TEST_CASE("random rows on a GPU: logits of packed documents and of a generation are the CPU's", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  constexpr std::int64_t T = 100;
+  const ModelConfig config = model_of(Arch::llama, AttentionKind::random_rows, 32, T);
+  const Decoder here(config, {.seed = 3}), there(config, {.seed = 3});
+  place_parameters(there.parameters(), test::gpu_stream());
+  const Tensor tokens = random_tokens(2, T, 53, 4);
+  Tensor starts = zeros({2, T}, DType::i32);
+  for (std::int64_t t = 35; t < T; ++t) starts.data<std::int32_t>()[T + t] = 35;
+  CHECK(test::max_difference(there.logits(tokens, starts).to(Stream{}), here.logits(tokens, starts)) <= 1e-4);
+  const Tensor full = here.logits(tokens);
+  Generation generation(there, 2, T);
+  for (std::int64_t t = 0; t < T; t = generation.length()) {
+    const std::int64_t end = t == 0 ? 5 : t + 1;
+    const Tensor step = generation.append(tokens.slice(1, t, end).contiguous()).to(Stream{});
+    CAPTURE(end);
+    CHECK(test::max_difference(step, full.slice(1, end - 1, end).contiguous().reshape({2, 53})) <= 1e-4);
+  }
 }
 
 TEST_CASE("random rows report the statistics of their selection beside which a learned one is read", "[nn]") {
