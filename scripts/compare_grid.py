@@ -13,6 +13,7 @@ except ImportError:
     yaml = None
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")
+SUFFIXED = re.compile(r'"(\d+(?:\.\d+)?(?:[kKMBGT]|[KMG]i))"(?!:)')  # as a value in JSON
 GRID_KEYS = {"schema", "name", "title", "paths", "reference", "base", "splits", "evaluations", "sizes", "contexts", "types", "learning_rate", "stages"}
 STAGE_KEYS = {"title", "types", "sizes", "contexts", "seeds", "lrs", "lr", "set", "evaluations", "final", "only_if", "from", "keep_checkpoint", "probe"}
 TYPE_KEYS = {"label", "family", "cache", "kinds", "pattern", "set", "lr_of", "best_of", "stages"}
@@ -107,8 +108,8 @@ def substitute(value, names):
 
 
 def config_text(config):
-    """A configuration as sieve reads it; JSON is YAML too."""
-    return yaml.safe_dump(config, sort_keys=False, width=150) if yaml else json.dumps(config, indent=1) + "\n"
+    """A configuration as sieve reads it. JSON is YAML too, but for numbers such as 64Ki, which sieve does not take from between quotes."""
+    return yaml.safe_dump(config, sort_keys=False, width=150) if yaml else SUFFIXED.sub(r"\1", json.dumps(config, indent=1)) + "\n"
 
 
 def config_hash(*parts):

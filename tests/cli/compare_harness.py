@@ -24,7 +24,7 @@ base:
   model: {n_layers: 1, d_model: 16, n_heads: 2}
   data: {train: ["${data}/train"], val: ["${data}/val"]}
   train: {steps: 400, global_batch: 256, micro_batch: 4}
-  eval: {every: 0, at_start: false}
+  eval: {every: 0, at_start: false, tokens: 2Ki}
   checkpoint: {every: 50, keep_last: 1, keep_best: 0}
   log: {every: 10, sinks: [jsonl], peak_tflops: 1}
 splits: {val: "${data}/val"}
