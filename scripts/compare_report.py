@@ -12,7 +12,9 @@ import pathlib
 import re
 import sys
 
+import compare_costs as costs
 import compare_tables as tables
+from compare_goals import goals_table
 from compare_grid import GridError
 from compare_program import write_whole
 
@@ -96,7 +98,7 @@ class Figures:
             lines = {}
             for kind in kinds:
                 for result in group.results(kind):
-                    points = tables.validated(result, key)
+                    points = costs.validated(result, key)
                     if len(points) < 2:
                         points = [(row[key], row["loss/train"]) for row in result["curve"] if row.get("loss/train") is not None]
                     points = [(x / scale, y) for x, y in points if x >= 0.2 * points[-1][0]]
@@ -167,43 +169,42 @@ def evaluations_in(group):
     return list(dict.fromkeys(names))
 
 
-def families(group, reference):
-    """Types that share a figure: each family with the reference."""
-    names = sorted({group.family(kind) for kind in group.types}, reverse=True)
-    for name in names:
-        kinds = [kind for kind in group.types if kind == reference or group.family(kind) == name]
-        if kinds != [reference] or len(names) == 1:
-            yield kinds
+def families(group):
+    """Types that share a figure: each section with the reference."""
+    yield from ([kind for kind in group.types if kind == group.reference or kind in kinds] for kinds in group.sections().values() or [list(group.types)])
 
 
-def add_group(page, figures, group, reference, resamples):
+def add_group(page, figures, group, absent, speeds, resamples):
     page.heading(group.title)
-    for kinds in families(group, reference):
+    page.text(f"Not run here, or not to their end: {absent}." if absent else "Every type that the grid wants here has run.")
+    for kinds in families(group):
         page.figure(figures.curves(group, kinds), f"loss curves of {group.title}")
     for split in splits_of(group):
         for name in evaluations_in(group):
-            page.table(tables.loss_table(group, split, name, reference, resamples) if is_single(group, split, name) else None)
-    page.table(tables.cost_table(group))
-    page.table(tables.wall_clock_table(group))
+            for table in tables.loss_tables(group, split, name, resamples) if is_single(group, split, name) else []:
+                page.table(table)
+    page.table(costs.cost_table(group, speeds))
+    page.table(costs.wall_clock_table(group, speeds))
+    page.table(costs.selection_table(group))
     for name in evaluations_in(group):
-        add_evaluation(page, figures, group, splits_of(group)[0], name, reference, resamples)
+        add_evaluation(page, figures, group, splits_of(group)[0], name, resamples)
 
 
-def add_evaluation(page, figures, group, split, name, reference, resamples):
-    against = group.label(reference) if reference in group.types else None
-    table, losses = tables.context_table(group, split, name)
+def add_evaluation(page, figures, group, split, name, resamples):
+    against = group.label(group.reference) if group.reference in group.types else None
+    table, losses = tables.context_table(group, split, name, resamples)
     page.table(table)
     if table:
-        for kinds in families(group, reference):
+        for kinds in families(group):
             shown = {group.label(kind): losses[kind] for kind in kinds if kind in losses}
             page.figure(figures.against("tokens of visible context", shown, against), "loss by visible context")
         return
     for key, (title, note) in TITLES.items():
         table = tables.bucket_table(group, split, name, key, title, note)
         page.table(table)
-        for kinds in families(group, reference) if table else []:
+        for kinds in families(group) if table else []:
             page.figure(figures.buckets(group, kinds, split, name, key, against), title)
-    page.table(tables.recall_difference_table(group, split, name, reference, resamples))
+    page.table(tables.recall_difference_table(group, split, name, resamples))
 
 
 def is_single(group, split, name):
@@ -211,7 +212,7 @@ def is_single(group, split, name):
 
 
 def build(index, results, figures, reference, resamples):
-    grid, stages = index["grid"], list(index["grid"]["stages"])
+    grid, stages = index["grid"], list(dict.fromkeys(cell["stage"] for cell in index["cells"]))
     page = Page(grid.get("title") or f"Comparison {grid['name']}")
     page.text(NOT_THE_PAPERS)
     finished = sum(result["status"] == "finished" for result in results)
@@ -224,19 +225,25 @@ def build(index, results, figures, reference, resamples):
         title = grid["stages"][name].get("title")
         cells = [cell for cell in index["cells"] if cell["stage"] == name]
         page.text(f"Stage {name}{f' ({title})' if title else ''}: {sum(cell['state'] == 'finished' for cell in cells)} of {len(cells)} runs finished.")
-    groups = tables.groups_of(results, stages)
+    sources = {name: stage["from"]["type"] for name, stage in grid["stages"].items() if "from" in stage}
+    groups = tables.groups_of(results, stages, reference, sources)
+    single = next((name for group in groups for split in splits_of(group) for name in evaluations_in(group) if is_single(group, split, name)), None)
+    page.heading("What was to be shown")
+    page.table(goals_table(groups, results, index["cells"], grid, reference, single, resamples))
+    speeds = costs.speeds_of(results)
     for group in groups:
-        add_group(page, figures, group, reference, resamples)
-    probes = tables.probe_tables(results)
+        add_group(page, figures, group, tables.not_run(group, index["cells"], grid), speeds, resamples)
+    probes = costs.probe_tables(results, index["cells"])
     if probes:
         page.heading("Probes")
     for table in probes:
         page.table(table)
     page.heading("The runs")
-    page.table(tables.speed_table(groups))
-    page.table(tables.missing_table(index["cells"], results))
-    page.table(tables.search_table(results))
-    page.table(tables.provenance_table(results))
+    dense = next((name for name, kind in grid["types"].items() if {one["type"] for one in kind.get("kinds", {}).values()} == {"full"}), reference)
+    for table in (costs.speed_table(results, groups, index["cells"], dense), costs.search_table(results)):
+        page.table(table)
+    page.table(costs.missing_table(index["cells"], results))
+    page.table(costs.provenance_table(results))
     page.html.append("</body></html>")
     return page
 

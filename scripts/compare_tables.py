@@ -1,9 +1,15 @@
-"""From result.json files to tables: what scripts/compare_report.py prints. A table is a heading, a note, column names and rows of text."""
+"""From result.json files to tables: what scripts/compare_report.py prints. A table is a heading, a note, column names and rows of text. This file: the losses;
+compare_costs.py: what the types cost, and the runs; compare_goals.py: what was to be shown."""
 import dataclasses
 import math
 
 import compare_stats as stats
 from compare_grid import GridError
+
+# Holm's correction and the tables go by section: rivals by what they keep, every other family of the grid by its name.
+SECTIONS = {"constant": "types of constant cache or state", "growing": "types whose cache grows with the text (visited rows about equal, no goal of winning)",
+            "variant": "variants of the reference", "control": "controls", "ablation": "ablations", "converted": "from a dense checkpoint"}
+CACHES = {"all": "all keys", "grows": "grows", "bounded": "constant", "state": "a state"}
 
 
 @dataclasses.dataclass
@@ -18,15 +24,14 @@ def number(value, digits=3):
     return "" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
-def signed(value, digits=4):
-    return "" if value is None else f"{value:+.{digits}f}"
-
-
 def bracket(low, high, digits=3, sign=False):
     return "" if low is None else f"[{low:{'+' if sign else ''}.{digits}f}, {high:{'+' if sign else ''}.{digits}f}]"
 
 
-# -- what a type keeps and visits, as sieve plan counts it -------------------------------------------------------------------------------------------
+def kib(count):
+    return None if count is None else count / 1024
+
+
 def mean_over_layers(result, key):
     """Of the plan's attention kinds, weighed by their layers; None where the plan is older than the key."""
     kinds = result["plan"].get("attention") or []
@@ -34,14 +39,21 @@ def mean_over_layers(result, key):
     return sum(kind[key] * len(kind["layers"]) for kind in kinds) / layers if layers else None
 
 
+def kinds_of(result):
+    """The attention types of a run's layers, as sieve names them."""
+    return {kind["type"] for kind in result["config"]["model"]["attention"]["kinds"].values()}
+
+
 # -- groups -------------------------------------------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass
 class Group:
-    """Finished runs that may be compared: same size, context and tokens, all from scratch or all from a checkpoint. types: name -> seed -> result."""
+    """Finished runs that may be compared: same size, context and tokens, all from scratch or all from the checkpoint of one stage.
+    types: name -> seed -> result; reference: the type that the others are compared with."""
     size: str
     context: str
     tokens: int
     converted: bool
+    reference: str
     types: dict
 
     @property
@@ -56,93 +68,187 @@ class Group:
     def results(self, kind):
         return [self.types[kind][seed] for seed in sorted(self.types[kind])]
 
+    def every(self):
+        return [result for kind in self.types for result in self.results(kind)]
+
     def label(self, kind):
         return self.results(kind)[0]["label"]
 
-    def family(self, kind):
-        return self.results(kind)[0].get("family", "rival")
+    def section(self, kind):
+        first = self.results(kind)[0]
+        if self.converted:
+            return "converted"
+        if first.get("family", "rival") != "rival":
+            return first["family"]
+        if self.reference in self.types and kinds_of(first) == kinds_of(self.results(self.reference)[0]):
+            return "variant"
+        return "constant" if first["cache"] in ("bounded", "state") else "growing"
+
+    def sections(self):
+        """{section: its types without the reference}, in the order of SECTIONS, then by name."""
+        found = {}
+        for kind in self.types:
+            if kind != self.reference:
+                found.setdefault(self.section(kind), []).append(kind)
+        order = list(SECTIONS)
+        return {name: found[name] for name in sorted(found, key=lambda name: (order.index(name) if name in order else 99, name))}
+
+    def final_split(self):
+        """test where it was evaluated, else whatever was."""
+        found = [split for result in self.every() for split in result["evaluations"]]
+        return "test" if "test" in found else found[0] if found else None
 
 
-def groups_of(results, order):
-    """In the order of the stages, whose names are `order`. Where two stages have the same run, the earlier stage's counts: nothing is counted twice."""
+def is_speed(result):
+    """A run that only shows how fast a type trains: it evaluated nothing."""
+    return result["status"] == "finished" and "probe" not in result and not result["searched_lr"] and not result["evaluations"]
+
+
+def groups_of(results, order, reference, sources):
+    """In the order of the stages, whose names are `order`. Where two stages have the same run, the earlier stage's counts: nothing is counted twice.
+    sources: {stage: type whose checkpoint it starts from}; that type is the reference there."""
     groups = {}
-    for result in sorted((r for r in results if r["status"] == "finished" and not r["searched_lr"] and "probe" not in r), key=lambda r: (order.index(r["stage"]) if r["stage"] in order else 99, r["name"])):
-        key = (result["source"] is not None, result["size"], result["context"], result["plan"]["tokens"])
-        group = groups.setdefault(key, Group(result["size"], result["context"], result["plan"]["tokens"], key[0], {}))
+    kept = [r for r in results if r["status"] == "finished" and not r["searched_lr"] and "probe" not in r and not is_speed(r)]
+    for result in sorted(kept, key=lambda r: (order.index(r["stage"]) if r["stage"] in order else 99, r["name"])):
+        source = result["source"] is not None
+        key = (source and result["stage"], result["size"], result["context"], result["plan"]["tokens"])
+        against = sources.get(result["stage"], reference) if source else reference
+        group = groups.setdefault(key, Group(result["size"], result["context"], result["plan"]["tokens"], source, against, {}))
         group.types.setdefault(result["resolved_type"], {}).setdefault(result["seed"], result)
     return list(groups.values())
 
 
+def not_run(group, cells, grid):
+    """Types that stages of this size and context ask for and that have no finished run in the group: one line of text."""
+    if group.converted:
+        stages = set(group.stages())
+    else:
+        stages = {name for name, s in grid["stages"].items() if s.get("evaluations") and "lrs" not in s and "from" not in s}
+    absent = {}
+    for cell in cells:
+        if cell["stage"] in stages and (cell["size"], cell["context"]) == (group.size, group.context) and cell["type"] not in group.types and cell["state"] != "finished":
+            absent.setdefault(grid["types"][cell["type"]].get("label", cell["type"]), set()).add(cell["state"])
+    return ", ".join(f"{label} ({'/'.join(sorted(states))})" for label, states in absent.items())
+
+
+# -- losses of books ----------------------------------------------------------------------------------------------------------------------------------
 def evaluation_of(result, split, name):
     return result["evaluations"].get(split, {}).get(name) or []
 
 
-def books_of(group, split, name):
-    """(documents as (index, tokens, bytes), {type: {seed: [nll a document]}}) of the first result of an evaluation; an error where runs saw different text."""
+def plain_books(found):
+    """(sum of nll, tokens) of every document of an evaluation's first result."""
+    return [(d["nll"], d["tokens"]) for d in found[0]["documents"]]
+
+
+def books_of(group, split, name, pick=plain_books):
+    """(shape, {type: {seed: [sum a book]}}) of an evaluation: pick makes (sum, weight) a book of its results; shape: (index, weight, bytes) a book. An error
+    where runs saw different text; what is not finite (None) is left out: the list of what has not run names it."""
     shape, losses = None, {}
     for kind in group.types:
         for result in group.results(kind):
             found = evaluation_of(result, split, name)
             documents = found[0].get("documents") if found else None
-            if not documents:
+            picked = pick(found) if documents else None
+            if not picked:
                 continue
-            here = [(d["index"], d["tokens"], d["bytes"]) for d in documents]
+            here = [(d["index"], weight, d["bytes"]) for d, (_, weight) in zip(documents, picked)]
             if shape is not None and here != shape:
                 raise GridError(f"{result['name']}: evaluation {name} on {split} saw other documents than the other runs of {group.title}; were they evaluated "
                                 "on the same data? Run it anew: --redo")
-            if any(d["nll"] is None for d in documents):
-                continue  # a loss that is not finite has no mean; the run is named among the diverged
+            if any(value is None for value, _ in picked):
+                continue
             shape = here
-            losses.setdefault(kind, {})[result["seed"]] = [d["nll"] for d in documents]
+            losses.setdefault(kind, {})[result["seed"]] = [value for value, _ in picked]
     return shape, losses
 
 
-def pooled(losses, seeds):
-    """Mean over seeds, book by book."""
-    return [stats.mean(values) for values in zip(*(losses[seed] for seed in seeds))]
+def differences(group, losses, counts, weights, kinds=None):
+    """{type: Difference to the group's reference}."""
+    if group.reference not in losses:
+        return {}
+    others = [kind for kind in (losses if kinds is None else kinds) if kind != group.reference and kind in losses]
+    return {kind: stats.compare(counts, losses[kind], losses[group.reference], weights) for kind in others}
+
+
+def corrected(found):
+    """{type: Holm's p} of those differences that have one."""
+    tested = [kind for kind in found if found[kind].p is not None]
+    return dict(zip(tested, stats.holm([found[kind].p for kind in tested])))
+
+
+def difference_cells(difference, digits=4):
+    """value, interval over books, interval over seeds, in three cells."""
+    return [f"{difference.value:+.{digits}f}", bracket(*difference.books, digits, True), bracket(*difference.seeds, digits, True) or "one seed"]
+
+
+def difference_text(difference):
+    """The same in one cell."""
+    value, books, seeds = difference_cells(difference)
+    return f"{value}, books {books}, {'one seed' if difference.seeds[0] is None else 'seeds ' + seeds}"
+
+
+def judged(group, split, name, resamples):
+    """{section: {type: (Difference, Holm's p or None, verdict)}} of a single evaluation."""
+    shape, losses = books_of(group, split, name)
+    if not losses or group.reference not in losses:
+        return {}
+    counts, weights = stats.draws(len(shape), resamples), [weight for _, weight, _ in shape]
+    sections = {}
+    for section, kinds in group.sections().items():
+        found = differences(group, losses, counts, weights, kinds)
+        holm = corrected(found)
+        sections[section] = {kind: (d, holm.get(kind), d.verdict(holm.get(kind))) for kind, d in found.items()}
+    return sections
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------------------------------------
-def loss_table(group, split, name, reference, resamples):
+LOSS_COLUMNS = ["type", "seeds", "loss", "sd over seeds", "perplexity", "bits/byte", "cached rows", "visited rows", "cache KiB", "difference", "95 % over books",
+                "95 % over seeds (t)", "in perplexity", "p", "Holm p", "against the reference"]
+
+
+def loss_row(group, kind, seeds, shape, counts):
+    """Columns of a loss table that need no reference. seeds: {seed: [nll a book]}."""
+    tokens, size, first = [d[1] for d in shape], [d[2] for d in shape], group.results(kind)[0]
+    nll = stats.pooled(seeds)
+    low, high = stats.interval(stats.resampled_ratios(counts, nll, tokens))
+    low_bits, high_bits = stats.interval(stats.resampled_ratios(counts, nll, size))
+    spread = stats.deviation([sum(one) / sum(tokens) for one in seeds.values()])
+    return [group.label(kind), str(len(seeds)), number(sum(nll) / sum(tokens), 4), number(spread, 4),
+            f"{math.exp(sum(nll) / sum(tokens)):.3f} {bracket(math.exp(low), math.exp(high))}",
+            f"{sum(nll) / sum(size) / math.log(2):.4f} {bracket(low_bits / math.log(2), high_bits / math.log(2), 4)}",
+            number(mean_over_layers(first, "cached_rows"), 0), number(mean_over_layers(first, "visited_rows"), 0), number(kib(mean_over_layers(first, "cache_bytes")), 1)]
+
+
+def loss_tables(group, split, name, resamples):
+    """One table a section, the reference in each; verdicts corrected within it."""
     shape, losses = books_of(group, split, name)
     if not losses:
-        return None
+        return []
     counts = stats.draws(len(shape), resamples)
-    tokens, size = [d[1] for d in shape], [d[2] for d in shape]
-    compared = [kind for kind in losses if kind != reference and set(losses[kind]) & set(losses.get(reference, {}))]
-    differences = {}
-    for kind in compared:
-        common = sorted(set(losses[kind]) & set(losses[reference]))
-        differences[kind] = (*stats.paired_difference(counts, pooled(losses[kind], common), pooled(losses[reference], common), tokens), len(common))
-    holm = {}
-    for family in {group.family(kind) for kind in compared}:
-        members = [kind for kind in compared if group.family(kind) == family]
-        holm.update(zip(members, stats.holm([differences[kind][3] for kind in members])))
-    families = ", ".join(f"{family}: {sum(group.family(kind) == family for kind in compared)}" for family in sorted({group.family(kind) for kind in compared}))
-    rows = []
-    for kind in sorted(losses, key=lambda k: sum(pooled(losses[k], sorted(losses[k])))):
-        seeds = sorted(losses[kind])
-        nll = pooled(losses[kind], seeds)
-        low, high = stats.interval(stats.resampled_ratios(counts, nll, tokens))
-        low_bits, high_bits = stats.interval(stats.resampled_ratios(counts, nll, size))
-        spread = stats.deviation([sum(losses[kind][seed]) / sum(tokens) for seed in seeds])
-        row = [group.label(kind), str(len(seeds)), number(sum(nll) / sum(tokens), 4), number(spread, 4),
-               f"{math.exp(sum(nll) / sum(tokens)):.3f} {bracket(math.exp(low), math.exp(high))}",
-               f"{sum(nll) / sum(size) / math.log(2):.4f} {bracket(low_bits / math.log(2), high_bits / math.log(2), 4)}"]
-        if kind in differences:
-            gap, below, above, p, common = differences[kind]
-            verdict = "not decided"
-            if holm[kind] < 1 - stats.LEVEL and (below > 0 or above < 0):
-                verdict = "worse" if gap > 0 else "better"
-            row += [f"{gap:+.4f} {bracket(below, above, 4, True)}", f"{100 * math.expm1(gap):+.2f} %", str(common), f"{p:.4f}", f"{holm[kind]:.4f}", verdict]
-        else:
-            row += ["reference" if kind == reference else "", "", "", "", "", ""]
-        rows.append(row)
-    against = group.label(reference) if reference in losses else "none, the reference has not run"
-    return Table(f"Loss on {split} ({len(shape)} books), matched tokens", f"Intervals: 95 %, percentiles of {resamples:,} resamples of the books, seeds pooled by "
-                 f"their mean. Difference: type minus reference ({against}) in nats a token, paired over books and over the seeds that both have; positive is worse than "
-                 f"the reference. Holm: corrected over the types of a family ({families or 'none'}).",
-                 ["type", "seeds", "loss", "sd over seeds", "perplexity", "bits/byte", "difference", "in perplexity", "paired seeds", "p", "Holm p", "against the reference"], rows)
+    decided = judged(group, split, name, resamples)
+    made = []
+    for section, kinds in (group.sections() or {"alone": []}).items():
+        shown = [kind for kind in [group.reference, *kinds] if kind in losses]
+        if not shown or (shown == [group.reference] and len(losses) > 1):
+            continue
+        rows = []
+        for kind in sorted(shown, key=lambda k: sum(stats.pooled(losses[k]))):
+            row = loss_row(group, kind, losses[kind], shape, counts)
+            if kind in decided.get(section, {}):
+                difference, holm, verdict = decided[section][kind]
+                row += [*difference_cells(difference), f"{100 * math.expm1(difference.value):+.2f} %", number(difference.p, 4), number(holm, 4), verdict]
+            else:
+                row += ["reference" if kind == group.reference else "", *[""] * 6]
+            rows.append(row)
+        tested = sum(holm is not None for _, holm, _ in decided.get(section, {}).values())
+        against = group.label(group.reference) if group.reference in losses else "none, the reference has not run"
+        made.append(Table(f"Loss on {split} ({len(shape)} books), {SECTIONS.get(section, section)}",
+                          f"Matched tokens. Difference: type minus reference ({against}), nats a token, all seeds of each; positive is worse than the reference. "
+                          f"Intervals: 95 %, percentiles of {resamples:,} resamples of the books with seeds averaged; Welch's t over seeds. p: the larger of both tests, "
+                          f"from {stats.LEAST_SEEDS} seeds on; Holm: corrected over the types tested in this table ({tested}). Rows and bytes a layer, as sieve plan counts them.",
+                          LOSS_COLUMNS, rows))
+    return made
 
 
 def bucket_text(bucket, recall):
@@ -166,52 +272,51 @@ def pooled_buckets(group, kind, split, name, key):
     return table
 
 
+def with_seeds(group, kind):
+    count = len(group.types[kind])
+    return f"{group.label(kind)} ({count} seed{'s' if count > 1 else ''})"
+
+
 def bucket_table(group, split, name, key, title, note):
-    columns = {kind: found for kind in group.types if (found := pooled_buckets(group, kind, split, name, key))}
-    if not columns:
+    """A row a type, a column a bucket."""
+    found = {kind: column for kind in group.types if (column := pooled_buckets(group, kind, split, name, key))}
+    if not found:
         return None
-    first = next(iter(columns.values()))
-    same = {kind: column for kind, column in columns.items() if [c[:2] for c in column] == [c[:2] for c in first]}
-    rows = [[label, f"{tokens:,}", *(number(column[at][2], 4) for column in same.values())] for at, (label, tokens, _) in enumerate(first) if tokens]
-    return Table(f"{title} ({split})", note, ["", "targets a run", *(group.label(kind) for kind in same)], rows)
+    first = next(iter(found.values()))
+    same = {kind: column for kind, column in found.items() if [c[:2] for c in column] == [c[:2] for c in first]}
+    kept = [at for at, (_, tokens, _) in enumerate(first) if tokens]
+    rows = [["targets a run", *(f"{first[at][1]:,}" for at in kept)]] + [[with_seeds(group, kind), *(number(column[at][2], 4) for at in kept)] for kind, column in same.items()]
+    return Table(f"{title} ({split})", note, ["type", *(first[at][0] for at in kept)], rows)
 
 
-def recall_difference_table(group, split, name, reference, resamples):
-    """Paired differences against the reference by distance of the last occurrence, over books."""
-    if reference not in group.types or not books_of(group, split, name)[0]:
+def recall_difference_table(group, split, name, resamples):
+    """Differences to the reference by distance of the last occurrence, over books and over seeds."""
+    first = next((found[0] for kind in (group.reference,) if kind in group.types for result in group.results(kind) if (found := evaluation_of(result, split, name))), {})
+    if not first.get("recall") or not first.get("documents"):
         return None
-    first = evaluation_of(group.results(reference)[0], split, name)
-    if not first or "recall" not in first[0]:
+    counts, columns = stats.draws(len(first["documents"]), resamples), []
+    for at in range(len(first["recall"])):
+        def pick(found):
+            return [(d["recall"][at]["nll"], d["recall"][at]["tokens"]) for d in found[0]["documents"]] if found[0].get("recall") else None
+        shape, losses = books_of(group, split, name, pick)
+        weights = [weight for _, weight, _ in shape or []]
+        columns.append(differences(group, losses, counts, weights) if sum(weights) else {})
+    rows = [[with_seeds(group, kind), *(difference_text(column[kind]) if kind in column else "" for column in columns)]
+            for kind in group.types if any(kind in column for column in columns)]
+    return Table(f"Loss of repeated bigrams against {group.label(group.reference)} ({split})", "Nats a token, type minus reference; 95 % intervals over "
+                 "books and over seeds (t), not corrected for the number of cells. Columns: distance to the last occurrence of the target's bigram in the visible text.",
+                 ["type", *(bucket_text(bucket, True) for bucket in first["recall"])], rows) if rows else None
+
+
+def gain_of(found):
+    """Of the first context to the last, a book: nats won, and targets."""
+    if len(found) < 2 or any("documents" not in one for one in found):
         return None
-    buckets, rows = first[0]["recall"], []
-    counts = stats.draws(len(first[0]["documents"]), resamples)
-
-    def matrix(kind, seeds, at, field):
-        lists = [[d["recall"][at][field] for d in evaluation_of(group.types[kind][seed], split, name)[0]["documents"]] for seed in seeds]
-        return [None if None in values else stats.mean(values) for values in zip(*lists)]
-
-    for kind in group.types:
-        common = sorted(seed for seed in set(group.types[kind]) & set(group.types[reference])
-                        if all(evaluation_of(group.types[k][seed], split, name) for k in (kind, reference)))
-        if kind == reference or not common:
-            continue
-        row = [group.label(kind)]
-        for at in range(len(buckets)):
-            tokens = matrix(reference, common, at, "tokens")
-            mine, other = matrix(kind, common, at, "nll"), matrix(reference, common, at, "nll")
-            if not sum(tokens) or None in mine or None in other or matrix(kind, common, at, "tokens") != tokens:
-                row.append("")
-                continue
-            gap, low, high, _ = stats.paired_difference(counts, mine, other, tokens)
-            row.append(f"{gap:+.4f} {bracket(low, high, 4, True)}")
-        rows.append(row)
-    return Table(f"Loss of repeated bigrams against {group.label(reference)} ({split})", "Nats a token, type minus reference, 95 % intervals paired over books, not corrected "
-                 "for the number of cells. Columns: distance to the last occurrence of the target's bigram in the visible text.",
-                 ["type", *(bucket_text(bucket, True) for bucket in buckets)], rows) if rows else None
+    return [(None if a["nll"] is None or b["nll"] is None else a["nll"] - b["nll"], a["tokens"]) for a, b in zip(found[0]["documents"], found[-1]["documents"])]
 
 
-def context_table(group, split, name):
-    """Loss on identical targets by visible context: an evaluation with several results."""
+def context_table(group, split, name, resamples):
+    """(table, {type: {context: loss}}): loss on identical targets by visible context, an evaluation with several results; (None, {}) for others."""
     columns = {}
     for kind in group.types:
         runs = [found for result in group.results(kind) if len(found := evaluation_of(result, split, name)) > 1]
@@ -220,135 +325,21 @@ def context_table(group, split, name):
                              if all(run[at]["loss"] is not None for run in runs)}
     if not columns:
         return None, {}
+    shape, gains = books_of(group, split, name, gain_of)
+    counts, weights = stats.draws(len(shape), resamples) if shape else None, [weight for _, weight, _ in shape or []]
+    found = differences(group, gains, counts, weights) if shape else {}
     contexts = sorted(set().union(*columns.values()))
     rows = []
     for kind, losses in columns.items():
         gain = losses[contexts[0]] - losses[contexts[-1]] if contexts[0] in losses and contexts[-1] in losses else None
-        rows.append([group.label(kind), *(number(losses.get(c), 4) for c in contexts), number(gain, 4)])
-    text = next(found[0]["protocol"]["text"] for kind in columns for result in group.results(kind) if (found := evaluation_of(result, split, name)))
-    return Table(f"Loss by visible context: {name} ({split})", f"Same targets in every column ({text.split(', ctx')[0]}). Gain: first column minus last. Contexts beyond the "
-                 f"training's {group.context} are extrapolation.", ["type", *(f"{c:,}" for c in contexts), "gain"], rows), columns
-
-
-def kib(count):
-    return None if count is None else count / 1024
-
-
-def cost_table(group):
-    rows = []
-    for kind in group.types:
-        runs = group.results(kind)
-        first = runs[0]
-        T = first["config"]["data"]["seq_len"]
-        rates = [r["tok_s"] for r in runs if r["tok_s"]]
-        peaks = [r["peak_gib"] for r in runs if r["peak_gib"]]
-        rows.append([group.label(kind), f"{first['plan']['parameters']:,}", f"{first['plan']['flops_per_token'] / 1e6:,.1f}",
-                     number(stats.mean(rates), 0), number(stats.mean([r["seconds"]["train"] for r in runs]), 1), number(max(peaks) if peaks else None, 2),
-                     number(mean_over_layers(first, "cached_rows"), 0), number(mean_over_layers(first, "visited_rows"), 0),
-                     number(mean_over_layers(first, "scored_pairs"), 0), number(kib(mean_over_layers(first, "cache_bytes")), 1),
-                     {"all": "all keys", "grows": "grows", "bounded": "constant", "state": "a state"}[first["cache"]], f"{T:,}", f"{first['lr']:g}" if first["lr"] else ""])
-    return Table("Parameters, compute, speed, memory, cached rows", "MFLOP a token: forward and backward, as sieve plan counts them. Rows cached of a key-value head at the end of "
-                 "the context; rows that a query reads, and pairs that are scored beside to choose them, means over the positions of a document; all means over layers. A linear "
-                 "state has no rows, but bytes: those of a layer's cache for one sequence of T tokens (with the scalars of SparseK's selection where the plan is of a build that counts them). Speed and memory: measured while training, means (peak: maximum) over seeds; they depend on the machine named below.",
-                 ["type", "parameters", "MFLOP/token", "training tokens/s", "training s", "peak GiB", "cached rows", "visited rows", "scored pairs", "cache KiB", "cache", "T", "learning rate"], rows)
-
-
-def speed_table(groups):
-    """Training tokens/s of every type over sizes and contexts; of several groups of one size and context that which has most types."""
-    columns = {}
-    for group in groups:
-        if not group.converted:
-            key = (group.size, group.context)
-            columns[key] = max(columns.get(key, group), group, key=lambda g: len(g.types))
-    kinds = list(dict.fromkeys(kind for group in columns.values() for kind in group.types if group.family(kind) == "rival"))
-    rows = []
-    for kind in kinds:
-        label = next(group.label(kind) for group in columns.values() if kind in group.types)
-        rates = [stats.mean([r["tok_s"] for r in group.results(kind) if r["tok_s"]]) if kind in group.types else None for group in columns.values()]
-        rows.append([label, *(number(rate, 0) for rate in rates)])
-    names = [f"{group.size} at {group.context} (stage {', '.join(group.stages())})" for group in columns.values()]
-    return Table("Training speed", "Tokens/s, median of a run's rows but the first quarter, mean over seeds; each column from the section that has most types.",
-                 ["type", *names], rows) if rows else None
-
-
-def validated(result, key):
-    return [(row[key], row["loss/val"]) for row in result["curve"] if row.get("loss/val") is not None]
-
-
-def at_point(points, x):
-    """Value at x between two neighbours, None outside."""
-    for (x0, y0), (x1, y1) in zip(points, points[1:]):
-        if x0 <= x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
-    return None
-
-
-def wall_clock_table(group):
-    ends = [points[-1][0] for kind in group.types for result in group.results(kind) if (points := validated(result, "time"))]
-    devices = {result["provenance"].get("gpu") or result["provenance"].get("device") for kind in group.types for result in group.results(kind)}
-    if not ends or len(group.types) < 2:
-        return None
-    moment, rows = min(ends), []
-    for kind in group.types:
-        values = [at_point(validated(result, "time"), moment) for result in group.results(kind)]
-        tokens = [at_point([(row["time"], row["tokens"]) for row in result["curve"]], moment) for result in group.results(kind)]
-        if all(value is not None for value in values):
-            rows.append([group.label(kind), number(stats.mean(values), 4), number(stats.mean([t for t in tokens if t is not None]) / 1e6, 3) if any(t is not None for t in tokens) else ""])
-    warning = "" if len(devices) == 1 else f" The runs were made on different machines ({', '.join(sorted(map(str, devices)))}): their times do not compare."
-    return Table(f"Matched wall-clock: validation loss after {moment:,.1f} s of training", "From the curves, between the two nearest validations. Every run's learning rate "
-                 f"falls over its own length, so that a slower type is met before its rate has fallen: a bound in its disfavour, not a run tuned for that time.{warning}",
-                 ["type", "validation loss", "M tokens by then"], rows) if len(rows) > 1 else None
-
-
-def probe_tables(results):
-    """One table a probe: a row a type, a column a setting (length, items, depth), the accuracy of asked tokens, mean over seeds."""
-    probes, tables = {}, []
-    for result in results:
-        if result["status"] == "finished" and "probe" in result:
-            probes.setdefault((result["stage"], result["size"], result["context"]), {}).setdefault(result["label"], []).append(result["probe"])
-    for (_, size, name), types in probes.items():
-        first = next(iter(types.values()))[0]
-        trained = first["config"]["probe"]
-        settings = [(r["length"], r["items"], r["depth"]) for r in first["results"]]
-        title = lambda length, items, depth: f"{length:,} tokens, {items} items" + ("" if depth is None else f", depth {100 * depth:.0f} %")
-        rows = []
-        for label, runs in types.items():
-            cells = [stats.mean([run["results"][at]["accuracy"] for run in runs]) for at in range(len(settings))]
-            rows.append([label, str(len(runs)), *(f"{100 * cell:.1f} %" for cell in cells), number(stats.mean([run["seconds"]["train"] for run in runs]), 1)])
-        tables.append(Table(f"Probe {name}, {size}: {first['task']}", f"Right answers to fresh rows; trained on {trained['steps']:,} x {trained['batch']} rows of "
-                            f"{trained['length']:,} tokens with {trained['items']} items; chance {100 * first['chance']:.1f} %. docs/probes.md describes the tasks.",
-                            ["type", "seeds", *(title(*setting) for setting in settings), "training s"], rows))
-    return tables
-
-
-def search_table(results):
-    rows, seen = [], set()
-    for result in results:
-        key = (result["resolved_type"], tuple(result["search"].items()))
-        if result["status"] == "finished" and result["search"] and key not in seen:
-            seen.add(key)
-            rates = sorted(result["search"], key=float)
-            edge = len(rates) > 1 and f"{result['lr']:g}" in (rates[0], rates[-1])
-            rows.append([result["label"], *[", ".join(f"{rate}: {number(result['search'][rate], 4)}" for rate in rates)], f"{result['lr']:g}", "yes" if edge else "no"])
-    return Table("Learning rates", "Loss on val of each value searched; the lowest was taken. At the edge: a value beyond those tried might be better still.",
-                 ["type", "searched", "taken", "at the edge"], rows) if rows else None
-
-
-def provenance_table(results):
-    rows = []
-    for result in results:
-        p = result.get("provenance", {})
-        rows.append([result["name"], p.get("sieve", ""), str(p.get("commit") or ""), p.get("gpu") or str(p.get("device") or ""), p.get("date", result.get("date", "")),
-                     result["hash"], str((p.get("data") or {}).get("train_hash", ""))])
-    return Table("Provenance", "One row a run; configurations, raw losses of every book and curves are in its result.json.",
-                 ["run", "program", "commit", "device", "date (UTC)", "configuration", "training data"], rows)
-
-
-def missing_table(cells, results):
-    failed = {r["name"]: r for r in results if r["status"] == "failed"}
-    rows = []
-    for cell in cells:
-        if cell["state"] != "finished" or cell["name"] in failed:
-            reason = failed.get(cell["name"], {}).get("message") or cell["remark"]
-            rows.append([cell["name"], cell["state"], " ".join(reason.split())[:300]])
-    return Table("Not run", "Runs of the grid without a result, each with its reason.", ["run", "state", "reason"], rows) if rows else None
+        more = [*difference_cells(found[kind]), number(found[kind].p, 4)] if kind in found else ["reference" if kind == group.reference else "", "", "", ""]
+        rows.append([with_seeds(group, kind), *(number(losses.get(c), 4) for c in contexts), number(gain, 4), *more])
+    first = next(found for kind in columns for result in group.results(kind) if (found := evaluation_of(result, split, name)))
+    trained = group.every()[0]["config"]["data"]["seq_len"]
+    beyond, protocol = contexts[0] >= trained, first[0]["protocol"]
+    where = protocol["text"].replace(f", ctx {protocol['context']}", "")
+    return Table(f"{'Extrapolation' if beyond else 'Context gain'}: {name} ({split})",
+                 f"Same targets in every column ({where}), after so many tokens of context; trained at {trained:,}. Gain: first column minus last"
+                 f"{', negative where the model breaks beyond its training' if beyond else ''}. More gain: the type's gain minus the reference's, free of how well each "
+                 "training came out; 95 % intervals over books and seeds (t), p the larger of both, not corrected.",
+                 ["type", *(f"{c:,}" for c in contexts), "gain", "more gain than the reference", "95 % over books", "95 % over seeds (t)", "p"], rows), columns

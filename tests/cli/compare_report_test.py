@@ -1,0 +1,300 @@
+"""The report of the comparison: its statistics against numbers made by hand and by simulation, its tables on made-up results."""
+import json
+import math
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+from harness import Folder, expect, main
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+import compare_goals as goals  # noqa: E402
+import compare_stats as stats  # noqa: E402
+import compare_tables as tables  # noqa: E402
+
+BOOKS = 12
+
+
+# -- statistics ---------------------------------------------------------------------------------------------------------------------------------------
+def test_bootstrap_is_normal_on_many_books():
+    rng = random.Random(7)
+    tokens = [rng.randint(900, 1100) for _ in range(400)]
+    level = [rng.gauss(0, 0.3) for _ in tokens]  # of a book, the same for both types
+    first = [t * (3.05 + book + rng.gauss(0, 0.05)) for t, book in zip(tokens, level)]
+    second = [t * (3.00 + book + rng.gauss(0, 0.05)) for t, book in zip(tokens, level)]
+    counts = stats.draws(len(tokens))
+    assert len(counts) == 10000 and all(sum(row) == 400 for row in counts[:50])
+    low, high = stats.interval(stats.resampled_ratios(counts, first, tokens))
+    mean = sum(first) / sum(tokens)
+    # Delta method for a ratio: the residuals' deviation over the mean number of tokens.
+    error = stats.deviation([a - mean * t for a, t in zip(first, tokens)]) / math.sqrt(400) / (sum(tokens) / 400)
+    assert abs(low - (mean - 1.96 * error)) < 0.06 * error and abs(high - (mean + 1.96 * error)) < 0.06 * error, (low, high, mean, error)
+    gap, below, above, p = stats.paired_difference(counts, first, second, tokens)
+    difference = [a - b - gap * t for a, b, t in zip(first, second, tokens)]
+    paired = stats.deviation(difference) / math.sqrt(400) / (sum(tokens) / 400)
+    assert paired < 0.3 * error and abs((above - below) - 2 * 1.96 * paired) < 0.06 * paired, (below, above, paired)
+    assert p == 2 / 10001 and below > 0
+    assert abs(stats.paired_difference(counts, first, first, tokens)[3] - 1) < 1e-12
+    numpy, stats.numpy = stats.numpy, None
+    try:
+        plain = stats.resampled_ratios(counts[:200], first, tokens)
+    finally:
+        stats.numpy = numpy
+    assert all(abs(a - b) < 1e-12 for a, b in zip(plain, stats.resampled_ratios(counts[:200], first, tokens)))
+    assert stats.draws(12, 20) == stats.draws.__wrapped__(12, 20)
+
+
+def test_statistics_by_hand():
+    assert [round(p, 12) for p in stats.holm([0.01, 0.04, 0.03, 0.005])] == [0.03, 0.06, 0.06, 0.02]
+    assert stats.holm([0.5, 0.9]) == [1.0, 1.0] and stats.holm([]) == []
+    assert stats.percentile([0, 1, 2, 3], 0.5) == 1.5 and stats.percentile([5], 0.975) == 5
+    assert stats.p_value([1, 2, 3, -1]) == 2 * (1 + 1) / 5 and stats.p_value([0, 0]) == 1.0
+    assert stats.interval([None, 1.0, None]) == (1.0, 1.0) and stats.interval([]) == (None, None)
+    # Two books, every resample known: (2, 0), (1, 1), (0, 2).
+    counts = [[2, 0], [1, 1], [0, 2]]
+    assert stats.resampled_ratios(counts, [10, 30], [10, 10]) == [1.0, 2.0, 3.0]
+    assert stats.resampled_ratios(counts, [10, 0], [10, 0])[2] is None
+    assert stats.deviation([1, 3]) == math.sqrt(2) and stats.deviation([1]) is None
+
+
+def test_student_against_its_tables():
+    for degrees, quantile in ((1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (10, 2.22814), (30, 2.04227), (120, 1.97993)):
+        assert abs(stats.student_quantile(degrees) - quantile) < 6e-5 * quantile, degrees
+        assert abs(stats.student_p(quantile, degrees) - 0.05) < 1e-5, degrees
+    assert abs(stats.student_p(-2, 3) - 0.139326) < 1e-6 and stats.student_p(0, 7) == 1 and abs(stats.student_p(8, 4) - 0.0013238) < 1e-6
+    assert abs(stats.student_p(4.2, 2.5) - stats.student_p(-4.2, 2.5)) == 0 and stats.student_p(4.2, 3) < stats.student_p(4.2, 2.5) < stats.student_p(4.2, 2)
+    # Means 2 and 5, variances of them 1 / 3 and 4 / 3: degrees (5 / 3)^2 / ((1 / 3)^2 / 2 + (4 / 3)^2 / 2) = 50 / 17, t = -3 / sqrt(5 / 3).
+    low, high, p = stats.welch([1, 2, 3], [3, 5, 7])
+    assert abs((low + high) / 2 + 3) < 1e-12 and abs(p - stats.student_p(3 / math.sqrt(5 / 3), 50 / 17)) < 1e-12 and 0.10 < p < 0.11, (low, high, p)
+    assert abs((high - low) / 2 - stats.student_quantile(50 / 17) * math.sqrt(5 / 3)) < 1e-9
+    same = stats.welch([1, 2, 3, 4], [2, 3, 4, 5])  # equal sizes and variances: Student's own t, six degrees
+    assert abs(same[2] - stats.student_p(1 / math.sqrt(2 * 5 / 3 / 4), 6)) < 1e-12
+    assert stats.welch([1], [1, 2]) == (None, None, None) and stats.welch([2, 2], [1, 1]) == (1, 1, 0.0) and stats.welch([0, 0], [0, 0])[2] == 1
+
+
+
+def trainings(rng, seeds, gap, level):
+    """{seed: [sum a book]} of two types as the study's first runs vary: a training 0.009 nat, a book in a training 0.007, a type on a book 0.004. level: of
+    the books."""
+    made = []
+    for shift in (gap, 0.0):
+        taste = [rng.gauss(0, 0.004) for _ in range(BOOKS)]
+        centre = stats.mean(taste)
+        runs = {}
+        for seed in range(1, seeds + 1):
+            came_out = rng.gauss(0, 0.009)
+            runs[seed] = [3.7 + book + shift + own - centre + came_out + rng.gauss(0, 0.007) for book, own in zip(level, taste)]
+        made.append(runs)
+    return made
+
+
+def rejected(cases, seeds, gap, rng):
+    """How many of so many cases count as different: (by books and seeds, by books alone)."""
+    counts, level, ones = stats.draws(BOOKS, 1000), [rng.gauss(0, 0.15) for _ in range(BOOKS)], [1] * BOOKS
+    both = books = 0
+    for _ in range(cases):
+        difference = stats.compare(counts, *trainings(rng, seeds, gap, level), ones)
+        both += difference.verdict(difference.p) in ("better", "worse")
+        books += difference.books[0] > 0 or difference.books[1] < 0
+    return both, books
+
+
+def test_type_against_itself_is_not_different():
+    rng = random.Random(11)
+    for seeds in (3, 5):
+        both, books = rejected(1000, seeds, 0.0, rng)
+        assert both <= 50 + 1.96 * math.sqrt(1000 * 0.05 * 0.95), (seeds, both)
+        assert books >= 300, (seeds, books)  # the books alone take the noise of a training for a difference
+
+
+def test_true_difference_is_found():
+    both, _ = rejected(300, 5, 0.03, random.Random(12))
+    assert both >= 0.85 * 300, both
+
+
+def test_verdict_wants_books_and_seeds():
+    counts, ones = stats.draws(BOOKS, 2000), [1] * BOOKS
+    base = {seed: [3.0 + 0.1 * (book % 3) for book in range(BOOKS)] for seed in range(1, 6)}
+
+    def verdict(of_seed, of_book, seeds=5):
+        other = {seed: [value + of_seed[seed - 1] + of_book[book] for book, value in enumerate(base[seed])] for seed in range(1, seeds + 1)}
+        found = stats.compare(counts, other, base, ones)
+        return found, found.verdict(found.p)
+
+    flat, even = [0] * BOOKS, [0.02, 0.021, 0.019, 0.02, 0.02]
+    assert verdict(even, flat)[1] == "worse" and verdict([-x for x in even], flat)[1] == "better"
+    by_books, word = verdict([0.08, 0.0, 0.02, -0.02, 0.02], flat)
+    assert word == "not decided" and by_books.books[0] > 0 and by_books.seeds[0] < 0
+    by_seeds, word = verdict(even, [0.5 if book % 2 else -0.5 for book in range(BOOKS)])
+    assert word == "not decided" and by_seeds.seeds[0] > 0 and by_seeds.books[0] < 0
+    assert by_seeds.p > 0.5 and by_books.p > 0.2
+    assert verdict(even, flat, seeds=2)[1] == "too few seeds" and verdict(even, flat, seeds=1)[1] == "one seed"
+    assert verdict(even, flat, seeds=2)[0].p is None
+
+
+# -- tables on made-up results ------------------------------------------------------------------------------------------------------------------------
+GRID = {
+    "schema": 1, "name": "made", "title": "Made up", "reference": "sparsek", "splits": {"val": "v", "test": "t"},
+    "types": {"full": {"label": "full", "kinds": {"a": {"type": "full"}}}, "window": {"label": "window", "cache": "bounded", "kinds": {"a": {"type": "sliding_window"}}},
+              "sparsek": {"label": "SparseK", "cache": "bounded", "kinds": {"a": {"type": "sparsek", "k": 4}}},
+              "wide": {"label": "wide window", "cache": "bounded", "family": "control", "kinds": {"a": {"type": "sliding_window"}}},
+              "hard": {"label": "hard gates", "cache": "bounded", "family": "ablation", "kinds": {"a": {"type": "sparsek", "k": 4}}},
+              "linear": {"label": "linear", "cache": "state", "kinds": {"a": {"type": "linear"}}}, "moba": {"label": "MoBA", "kinds": {"a": {"type": "moba"}}}},
+    "stages": {"a": {"final": True, "evaluations": ["books", "context"]}, "far": {"final": True, "evaluations": ["books"]}, "dense": {"evaluations": ["books"]},
+               "speed": {"evaluations": []}, "turn": {"from": {"stage": "dense", "type": "full"}, "final": True, "evaluations": ["books"]}, "probes": {"probe": {}}}}
+ROWS = {"full": (128, 64), "wide": (128, 64), "window": (16, 15), "sparsek": (16, 15), "hard": (16, 15), "linear": (0, 0), "moba": (128, 15)}
+
+
+def book_results(loss, seed, contexts):
+    """Results of one evaluation, of six books; the later books are harder, the nearer context costs."""
+    found = []
+    for at, context in enumerate(contexts):
+        level = loss + 0.001 * ((seed * 7) % 5 - 2) - 0.01 * at
+        documents = [{"index": book, "tokens": 100, "bytes": 400, "nll": 100 * (level + 0.1 * book + 0.0002 * ((book * seed) % 3)),
+                      "recall": [{"tokens": 10, "nll": 10 * level}, {"tokens": 90, "nll": 90 * level}]} for book in range(6)]
+        nll = sum(d["nll"] for d in documents)
+        found.append({"loss": nll / 600, "nll": nll, "documents": documents, "protocol": {"context": context, "text": f"made, ctx {context}"},
+                      "positions": [{"from": 1, "to": None, "tokens": 600, "loss": nll / 600}],
+                      "recall": [{"from": 1, "to": 9, "tokens": 60, "loss": level}, {"from": None, "to": None, "tokens": 540, "loss": level}]})
+    return found
+
+
+def made(stage, kind, seed, loss=None, context="128", speed=1000.0, **more):
+    """A result as compare.py writes it."""
+    t = GRID["types"][kind]
+    evaluations = {} if loss is None else {split: {"books": book_results(loss, seed, [128]), "context": book_results(loss, seed, [16, 128])} for split in ("test", "val")}
+    cached, visited = ROWS[kind]
+    plan = {"parameters": 10, "flops_per_token": 1e6, "tokens": 4000,
+            "attention": [{"layers": [0], "cached_rows": cached, "visited_rows": visited, "scored_pairs": 0, "cache_bytes": 64.0 * max(cached, 4)}]}
+    result = {"schema": 1, "status": "finished", "name": f"{stage}-T-{context}-{kind}-s{seed}", "stage": stage, "type": kind, "resolved_type": kind, "label": t["label"],
+              "cache": t.get("cache", "all"), "family": t.get("family", "rival"), "size": "T", "context": context, "seed": seed, "lr": 1e-3, "searched_lr": False, "search": {},
+              "hash": "h", "config": {"model": {"attention": {"kinds": t["kinds"]}}, "data": {"seq_len": 128}}, "source": None, "evaluations": evaluations, "plan": plan,
+              "tok_s": speed, "peak_gib": 1.0, "seconds": {"train": 4.0, "evaluate": 1.0}, "selection": {"attn/0/band_over_k": 1.5} if kind == "sparsek" else {},
+              "curve": [{"tokens": t, "time": t / speed, "loss/val": 5 - t / 2000 + (loss or 0)} for t in (1000, 2000, 4000)],
+              "provenance": {"device": "a machine", "sieve": "sieve 1", "side_by_side": 1}}
+    return {**result, **more}
+
+
+def copied(kind, accuracy):
+    config = {"probe": {"steps": 3, "batch": 2, "length": 64, "items": 4}}
+    probe = {"task": "selective_copy", "chance": 0.125, "config": config, "seconds": {"train": 1.0}, "results": [{"length": 64, "items": 4, "depth": None, "accuracy": accuracy}]}
+    return made("probes", kind, 1, context="copy", probe=probe)
+
+
+def report(f, results, absent=()):
+    """tables.md of made-up results. absent: (stage, context, type) that have not run."""
+    for result in results:
+        folder = f.path / "out" / "runs" / result["name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps(result))
+    cells = [{**{key: r[key] for key in ("name", "stage", "size", "context", "type", "seed")}, "state": "finished", "remark": ""} for r in results]
+    cells += [{"name": f"{stage}-T-{context}-{kind}-s1", "stage": stage, "size": "T", "context": context, "type": kind, "seed": 1, "state": "waits", "remark": "for its turn"}
+              for stage, context, kind in absent]
+    (f.path / "out" / "grid.json").write_text(json.dumps({"schema": 1, "grid": GRID, "cells": cells}))
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "compare_report.py"), "out", "-o", "x.html", "--markdown", "x.md", "--resamples", "2000"], cwd=f.path,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return (f.path / "x.md").read_text()
+
+
+def table(text, title):
+    """[{column: cell}] of the first table whose heading begins so."""
+    assert f"### {title}" in text, (title, [line for line in text.split("\n") if line.startswith("#")])
+    lines = [line for line in text.split(f"### {title}", 1)[1].split("\n###")[0].split("\n## ")[0].split("\n") if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [dict(zip(rows[0], row)) for row in rows[2:]]
+
+
+def study():
+    seeds = {"sparsek": (3.00, 5), "full": (3.005, 5), "window": (3.05, 5), "linear": (3.2, 2), "moba": (2.99, 5), "wide": (3.005, 5), "hard": (3.01, 1)}
+    results = [made("a", kind, seed, loss) for kind, (loss, count) in seeds.items() for seed in range(1, count + 1)]
+    results = [r for r in results if r["type"] != "hard"] + [made("a", "hard", 1, 3.01)]
+    results += [made("speed", "full", 1, speed=500.0), made("speed", "sparsek", 1, speed=250.0), made("speed", "moba", 1, speed=999.0)]
+    results[-1]["provenance"]["side_by_side"] = 2
+    source = made("dense", "full", 1, 3.0)
+    source["plan"]["tokens"] = 80000  # of its own, so that it is not one with stage a
+    results += [source] + [made("turn", kind, 1, loss, source=source["name"]) for kind, loss in (("full", 2.9), ("sparsek", 2.92), ("window", 3.0))]
+    return results + [copied("sparsek", 0.995), copied("window", 0.3), copied("full", 1.0)]
+
+
+def test_tables_by_section():
+    with Folder(prepared=False) as f:
+        text = report(f, study(), [("a", "128", "linear")])
+        constant = {row["type"]: row for row in table(text, "Loss on test (6 books), types of constant cache")}
+        assert set(constant) == {"SparseK", "window", "linear"} and constant["SparseK"]["difference"] == "reference"
+        assert constant["window"]["against the reference"] == "worse" and constant["window"]["difference"] == "+0.0500"
+        assert constant["linear"]["against the reference"] == "too few seeds" and constant["linear"]["p"] == "" and constant["linear"]["seeds"] == "2"
+        growing = {row["type"]: row for row in table(text, "Loss on test (6 books), types whose cache grows")}
+        assert set(growing) == {"SparseK", "full", "MoBA"} and growing["MoBA"]["against the reference"] == "better" and growing["MoBA"]["cached rows"] == "128"
+        assert [row["type"] for row in table(text, "Loss on test (6 books), ablations")] == ["SparseK", "hard gates"]
+        assert table(text, "Loss on test (6 books), controls")[-1]["type"] == "wide window"
+        assert {row["type"] for row in table(text, "Loss on test (6 books), from a dense checkpoint")} == {"full", "SparseK", "window"}
+        assert next(row for row in table(text, "Loss on test (6 books), from a dense") if row["type"] == "full")["difference"] == "reference"
+        # All of the gain of a context is the same here: no difference of differences.
+        gain = {row["type"]: row for row in table(text, "Context gain: context (test)")}
+        assert gain["window (5 seeds)"]["more gain than the reference"] in ("+0.0000", "-0.0000") and gain["window (5 seeds)"]["gain"] == "0.0100"
+        recall = table(text, "Loss of repeated bigrams against SparseK (test)")
+        assert next(row for row in recall if row["type"] == "window (5 seeds)")["1-8"].startswith("+0.0500, books [+0.0500, +0.0500], seeds ["), recall
+        assert table(text, "What is selected")[0]["band_over_k"] == "1.500"
+
+
+def test_speeds_come_from_the_runs_that_measure_them():
+    with Folder(prepared=False) as f:
+        text = report(f, study(), [("speed", "128", "window")])
+        costs = {row["type"]: row for row in table(text, "Parameters, compute")}
+        assert (costs["full"]["training tokens/s"], costs["full"]["measured in"], costs["full"]["training s"]) == ("500", "stage speed", "8.0")
+        assert (costs["MoBA"]["training tokens/s"], costs["MoBA"]["measured in"]) == ("1,000", "its own runs")  # its speed run was not alone
+        speed = {row["type"]: row for row in table(text, "Training speed")}
+        assert set(speed) == {"full", "SparseK"} and speed["SparseK"]["relative"] == "0.50"
+        expect(text, "Not run: window at T 128 (waits)", "Left out, since they shared their device: speed-T-128-moba-s1")
+        # The window ends its 4,000 tokens after 4 s; at 250 tokens a second SparseK has seen 1,000 then.
+        clock = {row["type"]: row for row in table(text, "Matched wall-clock: validation loss after 4.0 s")}
+        assert clock["SparseK"]["M tokens by then"] == "0.001" and clock["SparseK"]["validation loss"] == "7.5000", clock["SparseK"]
+        assert clock["window"]["validation loss"] == "6.0500" and clock["window"]["difference"] == "-1.4500"
+
+
+def test_goals_say_what_was_reached():
+    with Folder(prepared=False) as f:
+        text = report(f, study(), [("a", "128", "linear"), ("far", "256", "full")])
+        rows = table(text, "Goals")
+        state = {(row["goal"].split(" ")[0], row["where"]): row["state"] for row in rows}
+        assert state["better", "T at 128: window"] == "reached" and state["better", "T at 128: linear"] == "open: too few seeds"
+        assert state["within", "T at 128: full"] == "reached" and state["within", "T at 128: wide window"] == "reached"
+        assert state["none:", "T at 128: MoBA (all keys)"] == "rival better" and state["all", "T at 256"] == "not run"
+        converted = next(row for row in rows if row["goal"].startswith("converted"))
+        assert converted["state"] == "by the mean; open: one seed" and "+2.02 %" in converted["measured"] and "5.0 %" in converted["measured"], converted
+        copies = [row for row in rows if row["goal"].startswith("selective copy")]
+        assert [row["state"] for row in copies] == ["reached", "missed"], copies
+        # The other way round: far behind full, and a window that wins.
+        worse = [made("a", kind, seed, loss) for kind, loss in (("sparsek", 3.1), ("full", 3.0), ("window", 3.0)) for seed in range(1, 6)]
+    with Folder(prepared=False) as f:
+        state = {(row["goal"].split(" ")[0], row["where"]): row["state"] for row in table(report(f, worse, [("a", "128", "linear")]), "Goals")}
+        assert state["better", "T at 128: window"] == "missed: the rival is better" and state["within", "T at 128: full"] == "missed"
+        assert state["better", "T at 128: linear"] == "not run (waits)"
+    near = stats.Difference(0.005, (0.0, 0.02), (0.001, 0.008), 5, 0.01)
+    assert goals.state_within(near, 0.01) == "by the mean, not by the intervals" and goals.turned(near).books == (-0.02, 0.0)
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    with Folder(prepared=False) as f:
+        results = [made("a", kind, seed, 3.0) for kind in ("sparsek", "window") for seed in (1, 2, 3)]
+        for found in results[-1]["evaluations"].values():
+            found["books"][0]["documents"][0]["nll"] = found["books"][0]["loss"] = None
+        text = report(f, results, [("a", "128", "full")])
+        assert next(row for row in table(text, "Loss on test (6 books), types of constant") if row["type"] == "window")["seeds"] == "2"
+        expect(text, "a-T-128-window-s3 | diverged", "a-T-128-full-s1 | waits | for its turn", "Not run here, or not to their end: full (waits)")
+
+
+def test_committed_results_make_the_report():
+    with Folder(prepared=False) as f:
+        done = subprocess.run([sys.executable, str(ROOT / "scripts" / "compare_report.py"), str(ROOT / "bench/results/comparison"), "-o", "x.html", "--markdown", "x.md"], cwd=f.path,
+                              capture_output=True, text=True, timeout=500, env=dict(os.environ))
+        assert done.returncode == 0, done.stderr[-3000:]
+        expect((f.path / "x.md").read_text(), "| goal | where |", "XS at 4k", "window 1024")
+        assert tables.SECTIONS["constant"] in (f.path / "x.md").read_text()
+
+
+main(globals())
