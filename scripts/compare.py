@@ -112,7 +112,7 @@ class Runner:
 
     def refuse_dirty(self, cells):
         """What a table quotes comes from a build that its commit names."""
-        there = ("finished",) if self.a.retry_failed else ("finished", "failed")
+        there = {"finished", "not needed"} | (set() if self.a.retry_failed else {"failed"})
         final = [cell for cell in cells if self.grid.data["stages"][cell.stage].get("final") and self.state(cell)[0] not in there]
         if final and "-dirty" in self.version and not self.a.allow_dirty:
             raise GridError(f"{self.version}: is no clean build (it has changes that no commit names), and {len(final)} runs of final stages are to be made, "
@@ -271,12 +271,12 @@ class Runner:
         return result
 
     def check_probe_budget(self, cell):
-        """Whether the time of the slowest run of the same probe is left."""
-        like = [sum(result["seconds"].values()) for result in self.results.values()
-                if result["status"] == "finished" and "probe" in result and (result["stage"], result["context"]) == (cell.stage, cell.context)]
-        left = self.remaining()
-        if left is not None and left <= max(like, default=0):
-            raise TooLong(f"{cell.name} would take about {max(like, default=0):.0f} s, {max(0, left):.0f} s of the budget are left")
+        """Whether the time of the slowest run of the same probe is left; of any probe where this one has not been run yet."""
+        probes = [result for result in self.results.values() if result["status"] == "finished" and "probe" in result]
+        like = [result for result in probes if (result["stage"], result["context"]) == (cell.stage, cell.context)] or probes
+        left, slowest = self.remaining(), max((sum(result["seconds"].values()) for result in like), default=0)
+        if left is not None and left <= slowest:
+            raise TooLong(f"{cell.name} would take about {slowest:.0f} s, {max(0, left):.0f} s of the budget are left")
 
     def drop_checkpoints(self, cell, result):
         if result["status"] == "finished" and not self.grid.data["stages"][cell.stage].get("keep_checkpoint"):

@@ -106,7 +106,7 @@ def test_a_shorter_run_takes_the_rest_of_the_budget():
 
 def test_two_at_once_give_what_one_at_a_time_gives():
     with Folder() as f:
-        f.config(GRID.replace("[full, sparsek]", "[broken, full, sparsek]").replace("steps: 400", "steps: 30").replace("seeds: [1]", "seeds: [1, 2]"), "grid.yaml")
+        f.config(GRID.replace("[full, sparsek]", "[broken, full, sparsek]").replace("steps: 400", "steps: 150").replace("seeds: [1]", "seeds: [1, 2]"), "grid.yaml")
         compare(f, out="one", code=1)
         said = compare(f, "--jobs", "2", code=1)
         expect(said, "2 failed, 4 finished")  # and a failing one stops nobody
