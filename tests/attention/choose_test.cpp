@@ -223,6 +223,14 @@ TEST_CASE("the best keys and the best blocks are those of a full sort and later 
   }
 }
 
+TEST_CASE("-0 and +0 are one logit") {
+  AttentionSpec spec = make_spec(AttentionKind::top_k, 1, 1, 1);
+  spec.pattern.k = 2;
+  const std::vector<float> keys{0.f, -1e-30f, 0.f, 1e-30f, -1e-30f};  // products vanish
+  const Tensor q = full({1, 1, 5, 1}, 1e-30, DType::f32), k = from_values<float>(keys, {1, 1, 5, 1});
+  CHECK(list_of(choose_best(q, k, spec), 0, 0, 4) == std::vector<std::int64_t>{3, 4});
+}
+
 TEST_CASE("hash buckets: unit directions by seed and head and the argmax of both signs") {
   Draw d(72, 0);
   ReferenceInput in = draw_case(d, AttentionKind::hash, 10);

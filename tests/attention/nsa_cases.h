@@ -92,15 +92,16 @@ inline void check_twice_naive(const Tensor& got, const std::vector<double>& naiv
 
 // How many lists differ from the oracle's, apart from those whose last place is nearly a tie.
 inline int wrong_choices(const Tensor& choice, const CompressedResult& wanted, double margin) {
-  int wrong = 0;
+  int wrong = 0, compared = 0;
   const std::int64_t n = choice.size(3);
   for (std::size_t x = 0; x < wanted.choice.size(); ++x) {
     const std::int32_t* list = choice.data<std::int32_t>() + static_cast<std::int64_t>(x) * n;
     if (wanted.margin[x] != 0 && wanted.margin[x] < margin) continue;
     std::vector<std::int32_t> blocks(wanted.choice[x].begin(), wanted.choice[x].end());
     blocks.resize(static_cast<std::size_t>(n), kNoChoice);
-    wrong += !std::equal(blocks.begin(), blocks.end(), list);
+    ++compared, wrong += !std::equal(blocks.begin(), blocks.end(), list);
   }
+  REQUIRE(compared > 0);
   return wrong;
 }
 
