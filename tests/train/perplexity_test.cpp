@@ -213,6 +213,42 @@ TEST_CASE("words are runs without white space, also across pieces of characters"
   CHECK(words("   ") == 0);
 }
 
+TEST_CASE("words that a part of the text begins") {
+  const auto tokenizer = make_byte_tokenizer();
+  constexpr std::int32_t kBytes[] = {'a', 'b', ' ', 0xE2, 0x80, 0x83, 0xC2, 0xA0, 0xE1, 256};
+  const Philox random{7, 8};
+  std::vector<std::int32_t> text;
+  for (int i = 0; i < 4000; ++i) text.push_back(kBytes[static_cast<std::size_t>(10 * random.uniform(text.size()))]);
+  // Pieces of every length up to 43 tokens, scored and not in turn.
+  std::vector<EvalWindow> windows;
+  std::vector<char> scored(text.size(), 0);
+  for (std::int64_t at = 3, i = 0; at + 50 < 4000; ++i) {
+    const std::int64_t end = at + 1 + i % 7;
+    windows.push_back({at - 1, at, end});
+    std::fill(scored.begin() + at, scored.begin() + end, 1);
+    at = end + i % 44;
+  }
+  // From each place by itself: a special token, a space, or a byte of a word.
+  const auto space_at = [&](std::size_t i) -> std::size_t {
+    if (text[i] == ' ' || text[i] == 256) return 1;
+    if (i + 1 < text.size() && text[i] == 0xC2 && text[i + 1] == 0xA0) return 2;
+    const bool wide = i + 2 < text.size() && text[i] == 0xE2 && text[i + 1] == 0x80;
+    return wide && (text[i + 2] == 0x80 || text[i + 2] == 0x83) ? 3 : 0;
+  };
+  std::int64_t words = 0, bytes = 0;
+  bool in_word = false;
+  for (std::size_t i = 0; i < text.size();) {
+    const std::size_t space = space_at(i);
+    if (space == 0 && !in_word && scored[i] != 0) ++words;
+    in_word = space == 0;
+    i += std::max<std::size_t>(space, 1);
+  }
+  for (std::size_t i = 0; i < text.size(); ++i) bytes += scored[i] != 0 && text[i] != 256;
+  const TextCounts got = count_scored_text(MemoryTokens("text", text), *tokenizer, windows);
+  CHECK(got.words == words);
+  CHECK(got.bytes == bytes);
+}
+
 TEST_CASE("sliding with stride = context is chunked, and ranks do not matter") {
   ModelConfig config = tiny_model(Arch::llama, 32);
   config.attention.kinds["sk"] = {.type = AttentionKind::sparsek, .window = 4, .k = 4};
