@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "train/scored_windows.h"
@@ -24,7 +23,17 @@ class RepeatFinder {
 
  private:
   std::span<const std::int64_t> starts_;
-  std::unordered_map<std::uint64_t, std::int64_t> last_;  // bigram -> where it last ended
+  // Where a bigram last ended in the window at hand. A table of slots, at most half full, that a new window takes over
+  // by its number: nothing is cleared or allocated for each of many windows.
+  struct Slot {
+    std::uint64_t bigram = 0;
+    std::int64_t last = 0;
+    std::uint64_t window = 0;  // 0: none yet
+  };
+  Slot& slot_of(std::uint64_t bigram);
+
+  std::vector<Slot> slots_;  // a power of two
+  std::uint64_t window_ = 0;
   std::vector<std::int64_t> distances_;
 };
 
