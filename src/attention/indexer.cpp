@@ -10,11 +10,20 @@
 #include "attention/registry.h"
 #include "attention/rotate.h"
 #include "autograd/record.h"
+#include "core/build.h"
 
 namespace sieve {
 namespace {
 
-constexpr std::int64_t kPieces = 128;  // of a batch's rows on a GPU: about a block a multiprocessor
+// fp32 (fp64), but for rows that a GPU's tiles take as they are: their products are exact in fp32.
+DType dtype_of_rows(const std::array<Tensor, 3>& in, const Tensor& q, const Tensor& k, const IndexLossArgs& args) {
+  const bool half = in[0].dtype() == DType::bf16 && in[1].dtype() == DType::bf16 && q.dtype() == DType::bf16 &&
+                    k.dtype() == DType::bf16;
+  if constexpr (build::with_cuda) {
+    if (half && q.device().is_cuda() && cuda::index_loss_by_tiles(args)) return DType::bf16;
+  }
+  return compute_dtype(q.dtype());
+}
 
 // Gradients are computed in forward, where the logits are, and scaled in backward.
 struct KlOfIndex {
@@ -26,35 +35,36 @@ struct KlOfIndex {
 
   Tensor forward(const std::array<Tensor, 3>& in, const Tensor& choice, const Tensor& q, const Tensor& k) {
     const DType exact = compute_dtype(q.dtype());
-    const auto dense = [&](const Tensor& t) {
-      const Tensor rows = t.to(exact).contiguous();
+    const std::int64_t B = in[0].size(0), T = q.size(2);
+    require(in[0].rank() == 4 && in[0].size(2) == T && in[1].shape() == Shape{B, 1, T, in[0].size(3)} &&
+                in[2].shape() == Shape{B, in[0].size(1), T} && choice.rank() == 4 && choice.size(0) == B &&
+                choice.size(1) == 1 && choice.size(2) == T,
+            name, "wants q (B, Hi, T, Di), k (B, 1, T, Di), weights (B, Hi, T), choice (B, 1, T, n); got ",
+            in[0].shape(), ", ", in[1].shape(), ", ", in[2].shape(), ", ", choice.shape());
+    IndexLossArgs args;
+    args.B = B, args.T = T, args.Hi = in[0].size(1), args.Di = in[0].size(3);
+    args.H = q.size(1), args.Hkv = k.size(1), args.D = q.size(3), args.M = choice.size(3);
+    args.scale = 1 / std::sqrt(static_cast<double>(args.D)), args.dtype = dtype_of_rows(in, q, k, args);
+    const auto dense = [&](const Tensor& t, DType dtype) {
+      const Tensor rows = t.to(dtype).contiguous();
       return reinterpret_cast<std::uintptr_t>(rows.raw()) % 16 == 0 ? rows : rows.clone();  // for wide loads
     };
-    const Tensor iq = dense(in[0]), ik = dense(in[1]), w = dense(in[2]), qs = dense(q), ks = dense(k),
-                 chosen = choice.contiguous();
-    const std::int64_t B = iq.size(0), T = iq.size(2);
-    require(iq.rank() == 4 && ik.shape() == Shape{B, 1, T, iq.size(3)} && w.shape() == Shape{B, iq.size(1), T} &&
-                choice.rank() == 4 && choice.size(0) == B && choice.size(1) == 1 && choice.size(2) == T,
-            name, "wants q (B, Hi, T, Di), k (B, 1, T, Di), weights (B, Hi, T), choice (B, 1, T, n); got ", iq.shape(),
-            ", ", ik.shape(), ", ", w.shape(), ", ", choice.shape());
-    const Tensor losses = empty({B, T}, DType::f64, q.stream());
-    IndexLossArgs args;
+    const Tensor iq = dense(in[0], args.dtype), ik = dense(in[1], args.dtype), w = dense(in[2], exact),
+                 qs = dense(q, args.dtype), ks = dense(k, args.dtype), chosen = choice.contiguous(),
+                 losses = empty({B, T}, DType::f64, q.stream());
     args.index_q_BHTD = iq.raw(), args.index_k_BTD = ik.raw(), args.weights_BHT = w.raw();
     args.q_BHTD = qs.raw(), args.k_BHTD = ks.raw(), args.choice_BTM = chosen.data<std::int32_t>();
-    args.B = B, args.T = T, args.Hi = iq.size(1), args.Di = iq.size(3);
-    args.H = q.size(1), args.Hkv = k.size(1), args.D = q.size(3), args.M = choice.size(3);
-    args.scale = 1 / std::sqrt(static_cast<double>(args.D)), args.dtype = exact;
     args.loss_BT = losses.data<double>();
     if (need[0] || need[1] || need[2]) {
-      grads = {empty_like(iq), empty_like(ik), empty_like(w)};
+      grads = {empty(iq.shape(), exact, q.stream()), empty(ik.shape(), exact, q.stream()), empty_like(w)};
       args.dq_BHTD = grads[0].raw(), args.dk_BTD = grads[1].raw(), args.dweights_BHT = grads[2].raw();
     }
-    Tensor sums;
-    if (q.device().is_cuda()) {
-      args.pieces = std::clamp<std::int64_t>(kPieces / std::max<std::int64_t>(1, B), 1, std::max<std::int64_t>(1, T));
-      const bool learns = args.dq_BHTD != nullptr;
-      sums = zeros({learns ? B * args.pieces * T * args.Di : 0}, DType::f32, q.stream());
-      args.piece_sums = sums.data<float>();
+    Tensor workspace;
+    if constexpr (build::with_cuda) {
+      if (q.device().is_cuda()) {
+        workspace = empty({static_cast<std::int64_t>(cuda::workspace_bytes(args, q.stream()))}, DType::u8, q.stream());
+        args.workspace = workspace.raw();
+      }
     }
     launch(q.stream(), args);
     return sum(Variable(losses)).value().to(exact);

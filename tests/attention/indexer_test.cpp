@@ -84,32 +84,71 @@ std::vector<double> softmax(std::vector<double> x) {
   return x;
 }
 
-// Sum over all queries of KL(p || r) over the keys of the definition; no rotary positions.
-double defined_loss(const Problem& p) {
+// What a query's loss is made of, by the definition; no rotary positions.
+struct Query {
+  std::int64_t b, i;
+  std::vector<std::int64_t> chosen;
+  std::vector<double> target, r;  // p and r
+};
+
+template <class See>
+void each_query(const Problem& p, const See& see) {
   const AttentionSpec& s = p.how.spec;
   const std::int64_t F = s.qkv_features(), D = s.head_dim;
-  double loss = 0;
   for (std::int64_t row = 0; row < p.B * p.T; ++row) {
-    const std::int64_t b = row / p.T, i = row % p.T;
-    const auto chosen = defined_choice(p, b, i);
-    std::vector<double> index, target(chosen.size());
-    for (const std::int64_t j : chosen) index.push_back(p.score(b, i, j));
+    Query q{row / p.T, row % p.T, defined_choice(p, row / p.T, row % p.T), {}, {}};
+    q.target.resize(q.chosen.size());
+    std::vector<double> index;
+    for (const std::int64_t j : q.chosen) index.push_back(p.score(q.b, q.i, j));
     for (std::int64_t h = 0; h < s.n_heads; ++h) {
       std::vector<double> logits;
-      for (const std::int64_t j : chosen) {
+      for (const std::int64_t j : q.chosen) {
         double x = 0;
         for (std::int64_t d = 0; d < D; ++d)
-          x += p.qkv.data<double>()[(b * p.T + i) * F + h * D + d] *
-               p.qkv.data<double>()[(b * p.T + j) * F + (s.n_heads + h / s.group()) * D + d];
+          x += p.qkv.data<double>()[row * F + h * D + d] *
+               p.qkv.data<double>()[(q.b * p.T + j) * F + (s.n_heads + h / s.group()) * D + d];
         logits.push_back(x / std::sqrt(static_cast<double>(D)));
       }
       const auto one = softmax(logits);
-      for (std::size_t x = 0; x < one.size(); ++x) target[x] += one[x] / static_cast<double>(s.n_heads);
+      for (std::size_t x = 0; x < one.size(); ++x) q.target[x] += one[x] / static_cast<double>(s.n_heads);
     }
-    const auto r = softmax(index);
-    for (std::size_t x = 0; x < r.size(); ++x) loss += target[x] * std::log(target[x] / r[x]);
+    q.r = softmax(index);
+    see(q);
   }
+}
+
+// Sum over all queries of KL(p || r) over the keys of the definition.
+double defined_loss(const Problem& p) {
+  double loss = 0;
+  each_query(p, [&](const Query& q) {
+    for (std::size_t x = 0; x < q.r.size(); ++x) loss += q.target[x] * std::log(q.target[x] / q.r[x]);
+  });
   return loss;
+}
+
+// Its derivatives by q, k and weights, dI = r - p carried back through I.
+std::vector<Tensor> defined_gradients(const Problem& p) {
+  std::vector<Tensor> grads{zeros(p.q.shape(), DType::f64), zeros(p.keys.shape(), DType::f64),
+                            zeros(p.weights.shape(), DType::f64)};
+  each_query(p, [&](const Query& q) {
+    for (std::size_t x = 0; x < q.r.size(); ++x) {
+      const double d = q.r[x] - q.target[x];
+      for (std::int64_t h = 0; h < p.Hi; ++h) {
+        const std::int64_t at = (q.b * p.Hi + h) * p.T + q.i, key = q.b * p.T + q.chosen[x];
+        const double *a = p.q.data<double>() + at * p.Di, *k = p.keys.data<double>() + key * p.Di;
+        double dot = 0;
+        for (std::int64_t e = 0; e < p.Di; ++e) dot += a[e] * k[e];
+        if (dot <= 0) continue;
+        const double w = p.weights.data<double>()[at];
+        grads[2].data<double>()[at] += d * dot;
+        for (std::int64_t e = 0; e < p.Di; ++e) {
+          grads[0].data<double>()[at * p.Di + e] += d * w * k[e];
+          grads[1].data<double>()[key * p.Di + e] += d * w * a[e];
+        }
+      }
+    }
+  });
+  return grads;
 }
 
 long wrong_lists(const Problem& p, const Tensor& choice) {
@@ -149,6 +188,30 @@ TEST_CASE("the indexer's loss is the divergence of its definition") {
     CHECK(index_loss(p.inputs(DType::f32), choice, p.qkv.to(DType::f32), p.how).value().item() ==
           Approx(wanted).epsilon(1e-5).margin(1e-5));
   }
+}
+
+TEST_CASE("the indexer's gradients are those of its definition") {
+  for (std::uint64_t c = 0; c < 40; ++c) {
+    Draw d(94, c);
+    const Problem p = draw_problem(d, false);
+    CAPTURE(c, p.T, p.k);
+    const IndexInputs leaves{Variable::leaf(p.q), Variable::leaf(p.keys), Variable::leaf(p.weights)};
+    const Tensor choice = index_choice(leaves, p.k, p.starts);
+    backward(index_loss(leaves, choice, p.qkv, p.how));
+    const auto wanted = defined_gradients(p);
+    CHECK(max_difference(leaves.q.grad(), wanted[0]) <= 1e-11);
+    CHECK(max_difference(leaves.k.grad(), wanted[1]) <= 1e-11);
+    CHECK(max_difference(leaves.weights.grad(), wanted[2]) <= 1e-11);
+  }
+}
+
+TEST_CASE("the indexer's loss is NaN where a target is") {
+  Draw d(95, 0);
+  Problem p = draw_problem(d, false);
+  const Tensor choice = index_choice(p.inputs(DType::f64), p.k, p.starts);
+  p.qkv.data<double>()[0] = std::nan("");
+  for (const DType dtype : {DType::f64, DType::f32})
+    CHECK(std::isnan(index_loss(p.inputs(dtype), choice, p.qkv.to(dtype), p.how).value().item()));
 }
 
 TEST_CASE("the indexer's gradients in fp32 and bf16 are those of fp64 on any number of threads") {

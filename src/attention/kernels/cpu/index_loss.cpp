@@ -100,7 +100,8 @@ class IndexLoss {
       const std::vector<Real> p = target(b, i, keys, n), index = r;
       const Real log_sum = softmax(r);
       for (std::size_t j = 0; j < n; ++j) {
-        if (p[j] > 0) loss += static_cast<double>(p[j] * (std::log(p[j]) - (index[j] - log_sum)));
+        if (!(p[j] <= 0))
+          loss += static_cast<double>(p[j] * (std::log(p[j]) - (index[j] - log_sum)));  // NaN is passed on
         r[j] -= p[j];
       }
     }

@@ -1,179 +1,167 @@
-// The indexer's loss and its gradients, query by query. A block of threads walks over its piece of a row and adds what
-// the index keys get to a sum of its own, so that no atomics are needed and the order of every sum is fixed.
-#include "attention/kernels/cuda/launch.cuh"
-#include "attention/kernels/index_loss.h"
-#include "attention/kernels/pattern.h"
-#include "tensor/kernels/cuda/block.cuh"
+// The indexer's loss on a GPU: which way it goes, and for tiles slab after slab what their passes share.
+#include <algorithm>
+
+#include "attention/kernels/cuda/index_tiles.cuh"
 
 namespace sieve::cuda {
 namespace {
 
-// q in shared memory, both aligned to 16 bytes where n is a multiple of 4.
-__device__ inline float dot(const float* row, const float* q, std::int64_t n) {
-  float sum = 0;
-  if (n % 4 == 0) {
-    for (std::int64_t d = 0; d < n; d += 4) {
-      const float4 x = *reinterpret_cast<const float4*>(row + d), y = *reinterpret_cast<const float4*>(q + d);
-      sum = fmaf(x.x, y.x, fmaf(x.y, y.y, fmaf(x.z, y.z, fmaf(x.w, y.w, sum))));
+constexpr std::int64_t kSlabBlocks = (std::int64_t{256} << 20) / (kSide * kSide * sizeof(float));
+
+// Rows of D numbers become rows of `parts` times `width` bf16 numbers whose sums they are; zeros beyond D.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    pack(const T* from, bf16* to, std::int64_t rows, std::int64_t D, std::int64_t width, int parts) {
+  SIEVE_GRID_STRIDE(x, rows * width) {
+    const std::int64_t row = x / width, d = x % width;
+    float rest = d < D ? static_cast<float>(from[row * D + d]) : 0.f;
+    for (int part = 0; part < parts; ++part) {
+      const bf16 near(rest);
+      to[(row * parts + part) * width + d] = near;
+      rest -= static_cast<float>(near);
     }
-  } else {
-    for (std::int64_t d = 0; d < n; ++d) sum = fmaf(row[d], q[d], sum);
   }
-  return sum;
 }
 
-constexpr std::int64_t kStaticBytes = 2048;  // more than the reductions take beside it
-
-struct Shared {
-  float *index_q, *q, *weights, *score, *target, *pair, *part;
-  std::int32_t* keys;
+struct Slab {
+  std::int64_t first, units;
 };
 
-__host__ __device__ inline std::int64_t rounded(std::int64_t n) { return (n + 3) / 4 * 4; }
-inline std::size_t shared_bytes(const IndexLossArgs& a) {
-  return static_cast<std::size_t>(
-      4 * (rounded(a.Hi * a.Di) + rounded(a.H * a.D) + rounded(a.Hi) + 4 * rounded(a.M) + kThreads));
-}
-__device__ Shared shared_of(const IndexLossArgs& a) {
-  Shared s;
-  s.index_q = reinterpret_cast<float*>(dynamic_shared());
-  s.q = s.index_q + rounded(a.Hi * a.Di);
-  s.weights = s.q + rounded(a.H * a.D);
-  s.score = s.weights + rounded(a.Hi);
-  s.target = s.score + rounded(a.M);
-  s.pair = s.target + rounded(a.M);
-  s.part = s.pair + rounded(a.M);
-  s.keys = reinterpret_cast<std::int32_t*>(s.part + kThreads);
-  return s;
-}
+// Where things lie in the workspace, in bytes, and how the tiles of the batch are cut.
+struct Space {
+  std::int64_t sides, blocks = 0, units = 0, slabs = 1;  // blocks and units: the most of a slab
+  std::size_t q = 0, k = 0, index_q = 0, index_k = 0, log_sums = 0, counts = 0, entries = 0, words = 0, part_losses = 0,
+              differences = 0, seen = 0, bytes = 0;
 
-__device__ inline const float* real(const void* x) { return static_cast<const float*>(x); }
+  explicit Space(const IndexLossArgs& a);
+  Slab slab(const IndexTiles& v, std::int64_t B, std::int64_t n) const;
+};
 
-// The query's rows and list; returns how many keys it chose. Ends with all threads together.
-__device__ int load_query(const IndexLossArgs& a, const Shared& s, std::int64_t b, std::int64_t i) {
-  int mine = 0;
-  for (std::int64_t x = threadIdx.x; x < a.M; x += kThreads) {
-    s.keys[x] = a.choice_BTM[(b * a.T + i) * a.M + x];
-    mine += s.keys[x] != kNoChoice;
-  }
-  for (std::int64_t x = threadIdx.x; x < a.Hi * a.Di; x += kThreads)
-    s.index_q[x] = real(a.index_q_BHTD)[((b * a.Hi + x / a.Di) * a.T + i) * a.Di + x % a.Di];
-  for (std::int64_t x = threadIdx.x; x < a.H * a.D; x += kThreads)
-    s.q[x] = real(a.q_BHTD)[((b * a.H + x / a.D) * a.T + i) * a.D + x % a.D];
-  for (std::int64_t x = threadIdx.x; x < a.Hi; x += kThreads)
-    s.weights[x] = real(a.weights_BHT)[(b * a.Hi + x) * a.T + i];
-  return block_reduce(mine);
-}
+int parts_of(const IndexLossArgs& a) { return a.dtype == DType::bf16 ? 1 : 3; }
+std::int64_t width_of(std::int64_t D) { return (D + 15) / 16 * 16; }
+bool stays(const IndexLossArgs& a, std::int64_t D) { return a.dtype == DType::bf16 && D % 16 == 0; }
 
-// score = I, target = p, of the keys that the calling thread owns (every kThreads-th).
-__device__ void score_keys(const IndexLossArgs& a, const Shared& s, std::int64_t b, int n) {
-  for (int j = threadIdx.x; j < n; j += kThreads) {
-    const float* row = real(a.index_k_BTD) + (b * a.T + s.keys[j]) * a.Di;
-    float index = 0;
-    for (std::int64_t h = 0; h < a.Hi; ++h) {
-      const float x = dot(row, s.index_q + h * a.Di, a.Di);
-      index += s.weights[h] * (x < 0 ? 0.f : x);
+// Slab n of `slabs` that have about as many blocks each: tiles as in IndexTiles::blocks_before.
+Slab Space::slab(const IndexTiles& v, std::int64_t B, std::int64_t n) const {
+  const std::int64_t all = B * sides, total = v.blocks_before(all);
+  const auto begin_of = [&](std::int64_t part) {  // the first tile that has that part of the blocks before it
+    std::int64_t low = 0, high = all;
+    while (low < high) {
+      const std::int64_t middle = (low + high) / 2;
+      if (v.blocks_before(middle) >= total / slabs * part) high = middle;
+      else low = middle + 1;
     }
-    s.score[j] = index, s.target[j] = 0;
+    return low;
+  };
+  const std::int64_t first = n == 0 ? 0 : begin_of(n), end = n + 1 == slabs ? all : begin_of(n + 1);
+  return {first, end - first};
+}
+
+Space::Space(const IndexLossArgs& a) : sides((a.T + kSide - 1) / kSide) {
+  const auto take = [&](std::int64_t elements, std::size_t size) {
+    const std::size_t at = bytes;
+    bytes += (static_cast<std::size_t>(elements) * size + 255) / 256 * 256;
+    return at;
+  };
+  const auto rows = [&](std::int64_t heads, std::int64_t D) {
+    return take(stays(a, D) ? 0 : a.B * heads * a.T * parts_of(a) * width_of(D), sizeof(bf16));
+  };
+  IndexTiles v;
+  v.lists.sides = sides;
+  slabs = (v.blocks_before(a.B * sides) + kSlabBlocks - 1) / kSlabBlocks;
+  for (std::int64_t n = 0; n < slabs; ++n) {
+    const Slab s = slab(v, a.B, n);
+    units = std::max(units, s.units);
+    blocks = std::max(blocks, v.blocks_before(s.first + s.units) - v.blocks_before(s.first));
   }
-  for (std::int64_t h = 0; h < a.H; ++h) {
-    const float* keys = real(a.k_BHTD) + (b * a.Hkv + h / (a.H / a.Hkv)) * a.T * a.D;
-    float top = -INFINITY, sum = 0;
-    for (int j = threadIdx.x; j < n; j += kThreads) {
-      const float x = static_cast<float>(a.scale) * dot(keys + s.keys[j] * a.D, s.q + h * a.D, a.D);
-      s.pair[j] = x, top = x > top ? x : top;
+  q = rows(a.H, a.D), k = rows(a.Hkv, a.D), index_q = rows(a.Hi, a.Di), index_k = rows(1, a.Di);
+  log_sums = take(a.B * (a.H + 1) * a.T, sizeof(float));
+  counts = take(units, sizeof(std::int32_t));
+  entries = take(units * sides, sizeof(std::int32_t));
+  words = take(units * sides * kSide, sizeof(Word));
+  part_losses = take(units * ((sides + kRun - 1) / kRun) * kSide, sizeof(double));
+  if (a.dq_BHTD == nullptr) return;
+  differences = take(blocks * kSide * kSide, sizeof(float));
+  seen = take(units * sides, sizeof(std::uint8_t));
+}
+
+// Rows as the passes take them: where they lie, or a copy.
+IndexRows rows_of(const IndexLossArgs& a, const void* from, std::size_t at, std::int64_t heads, std::int64_t D,
+                  const Stream& stream) {
+  const int parts = parts_of(a), width = static_cast<int>(width_of(D));
+  if (stays(a, D)) return {static_cast<const bf16*>(from), heads, width, width};
+  auto* to = reinterpret_cast<bf16*>(static_cast<unsigned char*>(a.workspace) + at);
+  const std::int64_t rows = a.B * heads * a.T;
+  const unsigned blocks = blocks_for(rows * width);
+  if (a.dtype == DType::bf16)
+    start("index rows", pack<bf16>, blocks, kThreads, 0, stream, static_cast<const bf16*>(from), to, rows, D,
+          std::int64_t{width}, parts);
+  else
+    start("index rows", pack<float>, blocks, kThreads, 0, stream, static_cast<const float*>(from), to, rows, D,
+          std::int64_t{width}, parts);
+  return {to, heads, width, parts * width};
+}
+
+IndexTiles tiles_of(const IndexLossArgs& a, const Space& space, const Stream& stream) {
+  auto* memory = static_cast<unsigned char*>(a.workspace);
+  IndexTiles v;
+  v.q = rows_of(a, a.q_BHTD, space.q, a.H, a.D, stream), v.k = rows_of(a, a.k_BHTD, space.k, a.Hkv, a.D, stream);
+  v.index_q = rows_of(a, a.index_q_BHTD, space.index_q, a.Hi, a.Di, stream);
+  v.index_k = rows_of(a, a.index_k_BTD, space.index_k, 1, a.Di, stream);
+  v.weights = static_cast<const float*>(a.weights_BHT);
+  v.T = a.T, v.H = a.H, v.group = a.H / a.Hkv, v.Hi = a.Hi, v.Di = a.Di;
+  v.factor = static_cast<float>(a.scale * kLog2E);
+  v.lists.rows = a.B, v.lists.T = a.T, v.lists.sides = space.sides;
+  v.lists.counts = reinterpret_cast<std::int32_t*>(memory + space.counts);
+  v.lists.entries = reinterpret_cast<std::int32_t*>(memory + space.entries);
+  v.lists.words = reinterpret_cast<Word*>(memory + space.words);
+  v.log_sums = reinterpret_cast<float*>(memory + space.log_sums);
+  v.part_losses = reinterpret_cast<double*>(memory + space.part_losses);
+  v.losses = a.loss_BT;
+  if (a.dq_BHTD == nullptr) return v;
+  v.differences = reinterpret_cast<float*>(memory + space.differences);
+  v.seen = memory + space.seen;
+  v.dq = static_cast<float*>(a.dq_BHTD), v.dk = static_cast<float*>(a.dk_BTD);
+  v.dweights = static_cast<float*>(a.dweights_BHT);
+  return v;
+}
+
+void by_tiles(const IndexLossArgs& a, const Stream& stream) {
+  const Space space(a);
+  IndexTiles v = tiles_of(a, space, stream);
+  PatternPhase phase;
+  phase.pattern.kind = AttentionKind::dsa;
+  phase.pattern.choice_BHTN = a.choice_BTM, phase.pattern.choice_size = a.M, phase.pattern.T = a.T;
+  const int parts = parts_of(a);
+  for (std::int64_t n = 0; n < space.slabs; ++n) {
+    const Slab slab = space.slab(v, a.B, n);
+    if (slab.units == 0) continue;
+    v.lists.first = slab.first, v.lists.units = slab.units, v.offset = v.blocks_before(slab.first);
+    if (v.seen != nullptr) {
+      check(cudaMemsetAsync(v.seen, 0, static_cast<std::size_t>(slab.units * space.sides), handle_of(stream)),
+            "index loss");
     }
-    top = block_reduce<float, true>(top);
-    for (int j = threadIdx.x; j < n; j += kThreads) sum += s.pair[j] = expf(s.pair[j] - top);
-    sum = block_reduce(sum) * static_cast<float>(a.H);
-    for (int j = threadIdx.x; j < n; j += kThreads) s.target[j] += s.pair[j] / sum;
-  }
-}
-
-// The loss of the query; score becomes r - p.
-__device__ double divergence(const Shared& s, int n) {
-  float top = -INFINITY, sum = 0, loss = 0;
-  for (int j = threadIdx.x; j < n; j += kThreads) top = s.score[j] > top ? s.score[j] : top;
-  top = block_reduce<float, true>(top);
-  for (int j = threadIdx.x; j < n; j += kThreads) sum += expf(s.score[j] - top);
-  sum = block_reduce(sum);
-  const float log_sum = top + logf(sum);
-  for (int j = threadIdx.x; j < n; j += kThreads) {
-    const float p = s.target[j], index = s.score[j];
-    if (!(p <= 0)) loss += p * (logf(p) - (index - log_sum));  // NaN is passed on
-    s.score[j] = expf(index - top) / sum - p;
-  }
-  return block_reduce(static_cast<double>(loss));
-}
-
-// Of index head h: dq, dweights, and what its keys get. Threads (group, d): keys group, group + groups, ...
-__device__ void gradient(const IndexLossArgs& a, const Shared& s, std::int64_t b, std::int64_t i, std::int64_t h, int n,
-                         float* sums) {
-  const std::int64_t at = (b * a.Hi + h) * a.T + i;
-  float weight = 0;
-  for (int j = threadIdx.x; j < n; j += kThreads) {
-    const float x = dot(real(a.index_k_BTD) + (b * a.T + s.keys[j]) * a.Di, s.index_q + h * a.Di, a.Di);
-    weight += x > 0 ? s.score[j] * x : 0.f;
-    s.pair[j] = x > 0 ? s.score[j] * s.weights[h] : 0.f;
-  }
-  weight = block_reduce(weight);  // all threads have written their pairs
-  if (threadIdx.x == 0) static_cast<float*>(a.dweights_BHT)[at] = weight;
-  const int width = static_cast<int>((a.Di + 31) / 32 * 32), groups = kThreads / width, group = threadIdx.x / width,
-            d = threadIdx.x % width;
-  float sum = 0;
-  if (group < groups && d < a.Di) {
-    const float q = s.index_q[h * a.Di + d];
-    for (int j = group; j < n; j += groups) {
-      const float factor = s.pair[j];
-      if (factor == 0) continue;
-      sum += factor * real(a.index_k_BTD)[(b * a.T + s.keys[j]) * a.Di + d];
-      sums[s.keys[j] * a.Di + d] += factor * q;
-    }
-  }
-  s.part[threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.x < a.Di) {
-    for (int g = 1; g < groups; ++g) sum += s.part[g * width + d];
-    static_cast<float*>(a.dq_BHTD)[at * a.Di + d] = sum;
-  }
-  __syncthreads();  // before the next head's pairs and parts
-}
-
-__global__ void __launch_bounds__(kThreads) index_loss(const IndexLossArgs a) {
-  const Shared s = shared_of(a);
-  const std::int64_t b = blockIdx.x / a.pieces, piece = blockIdx.x % a.pieces;
-  float* sums = a.piece_sums + blockIdx.x * a.T * a.Di;
-  for (std::int64_t i = a.T * piece / a.pieces; i < a.T * (piece + 1) / a.pieces; ++i) {
-    const int n = load_query(a, s, b, i);
-    score_keys(a, s, b, n);
-    const double loss = n == 0 ? 0 : divergence(s, n);
-    if (threadIdx.x == 0) a.loss_BT[b * a.T + i] = loss;
-    for (std::int64_t h = 0; a.dq_BHTD != nullptr && h < a.Hi; ++h) gradient(a, s, b, i, h, n, sums);
-    __syncthreads();  // before the next query's rows
-  }
-}
-
-__global__ void __launch_bounds__(kThreads) add_pieces(const IndexLossArgs a) {
-  const std::int64_t row = a.T * a.Di;
-  SIEVE_GRID_STRIDE(x, a.B * row) {
-    float sum = 0;
-    for (std::int64_t p = 0; p < a.pieces; ++p) sum += a.piece_sums[(x / row * a.pieces + p) * row + x % row];
-    static_cast<float*>(a.dk_BTD)[x] = sum;
+    fill_lists(phase, v.lists, false, stream);
+    index_log_sums(v, parts, stream);
+    index_differences(v, parts, stream);
+    if (v.differences == nullptr) continue;
+    index_query_gradients(v, parts, stream);
+    index_key_gradients(v, parts, stream);
   }
 }
 
 }  // namespace
 
+std::size_t workspace_bytes(const IndexLossArgs& a, Stream) {
+  if (a.B * a.T == 0) return 0;
+  if (index_loss_by_tiles(a)) return Space(a).bytes;
+  return a.dq_BHTD == nullptr ? 0 : static_cast<std::size_t>(a.B * index_loss_pieces(a) * a.T * a.Di) * sizeof(float);
+}
+
 void run(const IndexLossArgs& a, Stream stream) {
   if (a.B * a.T == 0) return;
-  require(a.dtype == DType::f32, "index_loss", "a GPU computes it in fp32");
-  const std::size_t shared = shared_bytes(a);
-  if (static_cast<std::int64_t>(shared) > most_shared_bytes() - kStaticBytes || a.Di > kThreads)
-    fail(Exit::config, "attention", a.M, " chosen keys a query and an index_dim of ", a.Di,
-         " are more than a GPU's kernel of the indexer's loss takes: take less, or device.type=cpu");
-  start("index loss", index_loss, a.B * a.pieces, kThreads, shared, stream, a);
-  if (a.dq_BHTD != nullptr)
-    start("index keys' gradient", add_pieces, blocks_for(a.B * a.T * a.Di), kThreads, 0, stream, a);
+  if (index_loss_by_tiles(a)) by_tiles(a, stream);
+  else index_loss_by_rows(a, stream);
 }
 
 }  // namespace sieve::cuda
