@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/parallel_for.h"
 #include "data/texts.h"
 #include "data/token_store.h"
 
@@ -20,7 +21,7 @@ bool is_shards(const std::string& path) {
                      [&](const auto& entry) { return ends(entry.path().filename().string()); });
 }
 
-// Documents of a text: each ends with the separator token, as in shards.
+// Documents of a text: each ends with the separator token, as in shards. They are gathered and encoded in parallel.
 class TextTokens {
  public:
   TextTokens(const Tokenizer& tokenizer, const EvalDataConfig& config) : tokenizer_(tokenizer), config_(config) {}
@@ -33,6 +34,7 @@ class TextTokens {
       split(document, piece.source->name);
       document.clear();
     });
+    encode();
     if (tokens_.size() < 2) fail(Exit::data, "eval.data", config_.path, " is empty: nothing to evaluate");
     return {std::make_shared<MemoryTokens>(config_.path, std::move(tokens_), std::move(starts_)), std::move(files_)};
   }
@@ -48,14 +50,31 @@ class TextTokens {
   }
   void add(std::string_view document, const std::string& file) {
     if (document.empty()) return;
-    starts_.push_back(static_cast<std::int64_t>(tokens_.size()));
+    documents_.emplace_back(document);
     files_.push_back(file);
-    tokenizer_.encode(document, tokens_);
-    if (tokenizer_.separator()) tokens_.push_back(*tokenizer_.separator());
+    bytes_ += document.size();
+    if (bytes_ >= kBatchBytes) encode();
+  }
+  void encode() {
+    std::vector<std::vector<std::int32_t>> ids(documents_.size());
+    parallel_for(static_cast<std::int64_t>(ids.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+      for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i)
+        tokenizer_.encode(documents_[i], ids[i]);
+    });
+    for (const std::vector<std::int32_t>& document : ids) {
+      starts_.push_back(static_cast<std::int64_t>(tokens_.size()));
+      tokens_.insert(tokens_.end(), document.begin(), document.end());
+      if (tokenizer_.separator()) tokens_.push_back(*tokenizer_.separator());
+    }
+    documents_.clear();
+    bytes_ = 0;
   }
 
+  static constexpr std::size_t kBatchBytes = 16 << 20;
   const Tokenizer& tokenizer_;
   const EvalDataConfig& config_;
+  std::vector<std::string> documents_;  // not encoded yet
+  std::size_t bytes_ = 0;               // of them
   std::vector<std::int32_t> tokens_;
   std::vector<std::int64_t> starts_;
   std::vector<std::string> files_;
