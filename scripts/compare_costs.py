@@ -43,10 +43,14 @@ def cost_table(group, speeds):
                      number(mean_over_layers(first, "visited_rows"), 0), number(mean_over_layers(first, "scored_pairs"), 0),
                      number(kib(mean_over_layers(first, "cache_bytes")), 1), CACHES[first["cache"]], f"{first['lr']:g}" if first["lr"] else ""])
     T = group.every()[0]["config"]["data"]["seq_len"]
-    return Table("Parameters, compute, speed, memory, cached rows", f"MFLOP a token: forward and backward, as sieve plan counts them. Rows cached of a key-value head at the end of "
-                 f"{T:,} tokens; rows that a query reads, and pairs that are scored beside to choose them, means over the positions of a document; all means over layers. A linear "
-                 "state has no rows, but bytes: those of a layer's cache for one sequence (with the scalars of SparseK's selection where the plan is of a build that counts them). "
-                 "Tokens/s: of the runs that only measure speed, alone on a device, where there are such; else of the trainings themselves. Training s: the tokens at that speed. "
+    return Table("Parameters, compute, speed, memory, cached rows",
+                 f"MFLOP a token: forward and backward, as sieve plan counts them. Rows cached of a key-value head at the end of "
+                 f"{T:,} tokens; rows that a query reads, and pairs that are scored beside to choose them, means over the positions of a document; all means "
+                 "over layers. A linear "
+                 "state has no rows, but bytes: those of a layer's cache for one sequence (with the scalars of SparseK's selection where the plan is of a "
+                 "build that counts them). "
+                 "Tokens/s: of the runs that only measure speed, alone on a device, where there are such; else of the trainings themselves. Training s: the "
+                 "tokens at that speed. "
                  "Peak: the largest of the seeds.",
                  ["type", "seeds", "parameters", "MFLOP/token", "training tokens/s", "measured in", "training s", "peak GiB", "cached rows", "visited rows", "scored pairs", "cache KiB",
                   "cache", "learning rate"], rows)
@@ -124,9 +128,12 @@ def wall_clock_table(group, speeds):
     devices = sorted({device_of(run) for run in used})
     left = [f"{group.label(kind)} ({why})" for kind, (rate, why) in rates.items() if kind not in found for why in [why if rate is None else "no curve"]]
     warning = "" if len(devices) == 1 else f" The speeds were measured on different machines ({', '.join(devices)}): these times do not compare."
-    return Table(f"Matched wall-clock: validation loss after {moment:,.1f} s of training", "Seconds are a curve's tokens over its type's tokens/s: those of the runs that only measure speed "
-                 "(same type, size and context, alone on a device), where there are such, since a training may have shared its machine; the column says which. Loss between the two nearest validations. "
-                 "Every run's learning rate falls over its own length, so that a slower type is met before its rate has fallen: a bound in its disfavour, not a run tuned for that time. "
+    return Table(f"Matched wall-clock: validation loss after {moment:,.1f} s of training",
+                 "Seconds are a curve's tokens over its type's tokens/s: those of the runs that only measure speed "
+                 "(same type, size and context, alone on a device), where there are such, since a training may have shared its machine; the column says "
+                 "which. Loss between the two nearest validations. "
+                 "Every run's learning rate falls over its own length, so that a slower type is met before its rate has fallen: a bound in its disfavour, "
+                 "not a run tuned for that time. "
                  f"Difference: minus the reference, 95 % by Welch's t over seeds.{f' Left out: ' + ', '.join(left) + '.' if left else ''}{warning}",
                  ["type", "seeds", "validation loss", "M tokens by then", "tokens/s", "measured in", "difference", "95 % over seeds (t)"], rows) if len(rows) > 1 else None
 
@@ -173,8 +180,10 @@ def probe_tables(results, cells):
                 shown.append(f"{stats.mean(values):.1f} %" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""))
             rows.append([runs[0]["label"], str(len(runs)), *shown, number(stats.mean([run["probe"]["seconds"]["train"] for run in runs]), 1)])
         absent = sorted({cell["type"] for cell in cells if (cell["stage"], cell["size"], cell["context"]) == (stage, size, name) and cell["type"] not in types})
-        tables.append(Table(f"Probe {name}, {size}: {first['task']}", f"Right answers to fresh rows, mean over seeds (least to most); trained on {trained['steps']:,} x {trained['batch']} rows of "
-                            f"{trained['length']:,} tokens with {trained['items']} items; chance {100 * first['chance']:.1f} %.{f' Not run: ' + ', '.join(absent) + '.' if absent else ''} "
+        tables.append(Table(f"Probe {name}, {size}: {first['task']}",
+                            f"Right answers to fresh rows, mean over seeds (least to most); trained on {trained['steps']:,} x {trained['batch']} rows of "
+                            f"{trained['length']:,} tokens with {trained['items']} items; chance {100 * first['chance']:.1f} "
+                            f"%.{f' Not run: ' + ', '.join(absent) + '.' if absent else ''} "
                             "docs/probes.md describes the tasks.",
                             ["type", "seeds", *(probe_setting(*setting) for setting in settings), "training s"], rows))
     return tables

@@ -79,7 +79,8 @@ def full_goal(group, decided, absent, grid):
     for kind, (difference, _, _) in [item for section in decided.values() for item in section.items()]:
         if is_dense(group.results(kind)[0]):
             excess = turned(difference)
-            rows.append([goal, f"{group.size} at {group.context}: {group.label(kind)}", seeds_text(excess), f"{share(excess.value)} perplexity ({difference_text(excess)} nat)", state_within(excess, WITHIN_FULL)])
+            measured = f"{share(excess.value)} perplexity ({difference_text(excess)} nat)"
+            rows.append([goal, f"{group.size} at {group.context}: {group.label(kind)}", seeds_text(excess), measured, state_within(excess, WITHIN_FULL)])
     for name, _, state in absent:
         if {one["type"] for one in grid["types"][name]["kinds"].values()} == {"full"}:
             rows.append([goal, f"{group.size} at {group.context}", "0", "", f"not run ({state})"])
@@ -108,7 +109,8 @@ def conversion_goal(group, decided, reference, results, grid):
     if part is not None and part > CONVERSION_SHARE * 1.005:  # a whole number of updates
         state = f"missed: took {100 * part:.1f} % of the tokens"
     measured = f"{share(difference.value)} perplexity ({difference_text(difference)} nat), with {'an unknown part' if part is None else f'{100 * part:.1f} %'} of the dense model's tokens"
-    return [[f"converted within {100 * WITHIN_DENSE:g} % perplexity of dense continued, after at most {100 * CONVERSION_SHARE:g} % of its tokens", f"{group.size} at {group.context}",
+    goal = f"converted within {100 * WITHIN_DENSE:g} % perplexity of dense continued, after at most {100 * CONVERSION_SHARE:g} % of its tokens"
+    return [[goal, f"{group.size} at {group.context}",
              seeds_text(difference), measured, state]]
 
 
@@ -150,11 +152,13 @@ def goals_table(groups, results, cells, grid, reference, name, resamples):
         splits |= {split} if decided else set()
     done = {(group.size, group.context) for group in groups if not group.converted}
     asked = dict.fromkeys((cell["size"], cell["context"]) for cell in cells if grid["stages"][cell["stage"]].get("final") and "from" not in grid["stages"][cell["stage"]])
-    rows += [["all of the above", f"{size} at {context}", "0", "", "not run"] for size, context in asked if (size, context) not in done]
+    rows += [["every goal of language modelling", f"{size} at {context}", "0", "", "not run"] for size, context in asked if (size, context) not in done]
     kinds = {one["type"] for one in grid["types"][reference]["kinds"].values()}
     probes = copy_goal(results, kinds)
     open_goals = [text for text, there in (("conversion", converted), ("selective copy", probes)) if not there]
-    note = (f"{grid['types'][reference].get('label', reference)} against the others, on {' and '.join(sorted(splits)) or 'no split yet'}; differences: type minus reference, or, against full and dense, "
-            f"reference minus type, in nats a token. Reached: clear of books and of seeds, at least {stats.LEAST_SEEDS} of each type. Holm's correction over the {SECTIONS['constant']}, "
+    note = (f"{grid['types'][reference].get('label', reference)} against the others, on {' and '.join(sorted(splits)) or 'no split yet'}; differences: type "
+            "minus reference, or, against full and dense, "
+            f"reference minus type, in nats a token. Reached: clear of books and of seeds, at least {stats.LEAST_SEEDS} of each type. Holm's correction over "
+            f"the {SECTIONS['constant']}, "
             f"and apart over the rivals whose cache grows.{f' Nothing has run yet for: ' + ', '.join(open_goals) + '.' if open_goals else ''}")
     return Table("Goals", note, ["goal", "where", "seeds", "measured", "state"], rows + probes + gaps) if rows + probes + gaps else None

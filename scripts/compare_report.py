@@ -20,9 +20,10 @@ from compare_program import write_whole
 
 NOT_THE_PAPERS = ("Every number on this page was measured by the runs named under Provenance. None is the SparseK paper's (arXiv 2406.16747), whose tables and "
                   "hyper-parameters were not at hand; models, data and tokens are far smaller than what such papers train.")
-COMPARED = ("What is held equal, and what is not: runs of one section have the same data order, batch, length in tokens and schedule (matched tokens); where types of "
-            "constant cache are set to the same number of cached rows, the cost table shows it (matched cached rows); parameters are listed, since some types add some; "
-            "matched wall-clock has a table of its own.")
+COMPARED = ("What is held equal, and what is not: runs of one section have the same data order, batch, length in tokens and schedule (matched tokens). Types of constant cache "
+            "and types whose cache grows have tables apart, their cached rows, visited rows and bytes beside (matched cached rows, or about equal visited "
+            "ones); parameters are listed, "
+            "since some types add some; matched wall-clock has a table of its own. Better and worse: clear of the books and of the seeds, after Holm's correction.")
 TITLES = {"positions": ("Loss by position", "Targets by the number of tokens of the window that they saw; mean over seeds."),
           "recall": ("Loss of repeated bigrams by distance", "Targets whose bigram the visible text holds already, by the distance to its last occurrence; mean over seeds.")}
 STYLE = """body{font:15px/1.45 sans-serif;max-width:1250px;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;font-size:13px;margin:.6em 0}
@@ -91,21 +92,21 @@ class Figures:
         self.pyplot.close(figure)
         return file.getvalue()
 
-    def curves(self, group, kinds):
-        """Validation loss over tokens and over seconds from a fifth of the run on, where it tells types apart; training loss where nothing was validated."""
-        panels = []
-        for key, scale, label in (("tokens", 1e6, "million tokens"), ("time", 1, "seconds of training")):
-            lines = {}
-            for kind in kinds:
-                for result in group.results(kind):
-                    points = costs.validated(result, key)
-                    if len(points) < 2:
-                        points = [(row[key], row["loss/train"]) for row in result["curve"] if row.get("loss/train") is not None]
-                    points = [(x / scale, y) for x, y in points if x >= 0.2 * points[-1][0]]
-                    if points:
-                        lines.setdefault(group.label(kind), []).append(points)
-            panels.append((label, "loss, nats a token", lines))
-        return self.lines(panels)
+    def curves(self, group, kinds, speeds):
+        """Validation loss over tokens, and over seconds at the type's training speed, from a fifth of the run on, where it tells types apart; training loss
+        where nothing was validated."""
+        by_tokens, by_seconds = {}, {}
+        for kind in kinds:
+            rate, _ = costs.rate_of(group, kind, speeds)
+            for result in group.results(kind):
+                points = costs.validated(result, "tokens")
+                if len(points) < 2:
+                    points = [(row["tokens"], row["loss/train"]) for row in result["curve"] if row.get("loss/train") is not None]
+                points = [(x, y) for x, y in points if x >= 0.2 * points[-1][0]]
+                for lines, scale in ((by_tokens, 1e6), (by_seconds, rate)):
+                    if points and scale:
+                        lines.setdefault(group.label(kind), []).append([(x / scale, y) for x, y in points])
+        return self.lines([("million tokens", "loss, nats a token", by_tokens), ("seconds at the type's training speed", "loss, nats a token", by_seconds)])
 
     def against(self, x_label, values, reference):
         """Two panels of values, label -> {x: loss}: as they are, and minus the reference's, where small differences show."""
@@ -178,11 +179,12 @@ def add_group(page, figures, group, absent, speeds, resamples):
     page.heading(group.title)
     page.text(f"Not run here, or not to their end: {absent}." if absent else "Every type that the grid wants here has run.")
     for kinds in families(group):
-        page.figure(figures.curves(group, kinds), f"loss curves of {group.title}")
+        page.figure(figures.curves(group, kinds, speeds), f"loss curves of {group.title}")
     for split in splits_of(group):
         for name in evaluations_in(group):
             for table in tables.loss_tables(group, split, name, resamples) if is_single(group, split, name) else []:
                 page.table(table)
+            page.table(tables.choice_table(group, split, name, resamples) if is_single(group, split, name) else None)
     page.table(costs.cost_table(group, speeds))
     page.table(costs.wall_clock_table(group, speeds))
     page.table(costs.selection_table(group))

@@ -7,20 +7,21 @@ came out. A difference counts only where it is clear of both:
 - seeds: Welch's t (Biometrika 34, 1947) on the whole-run losses of the two types, every seed of each.
 The p-value is the larger of the two; it goes into Holm's correction. With fewer than LEAST_SEEDS seeds on either side there is none, and nothing is decided.
 
-Why this rule and not its relatives: simulated with the deviations that the first runs showed (a training 0.009 nat, the rest of a book in a training 0.007, a type's taste for a
-book 0.006, 12 books), how often is a difference found at a level of 0.05, and of 0.0125, the first step of Holm's correction over four types?
+Why this rule and not its relatives: simulated with the deviations that the first runs showed (a training 0.009 nat, the rest of a book in a training 0.007,
+a type's taste for a book 0.006, 12 books), how often is a difference found at a level of 0.05, and of 0.0125, the first step of Holm's correction over four?
 
   seeds                        no difference             0.03 nat
                           3, 3   3, 5   5, 5    3, 3       3, 5       5, 5
   books alone             59 %   56 %   53 %    all        all        all
   books and paired t       5 %    6 %    6 %    57, 19 %   57, 20 %   96, 74 %
   books and Welch's t      4 %    5 %    6 %    74, 34 %   87, 59 %   99, 91 %
-  one test, Satterthwaite  5-7 %         5 %    60, 29 %              97, 77 %
+  one test, Satterthwaite  7 %           5 %    60, 29 %              97, 77 %
 
-A t paired by seed spends half of its degrees of freedom on a likeness of equal seeds that the first runs did not show clearly, and drops the seeds that only one type has; where equal
-seeds are alike, Welch's t errs on the careful side (rejects 1 % at a correlation of 0.7). Unequal noise of two types does not hurt it: 4 to 6 % where one is twice as noisy. One test
-by crossed random effects (Var = s2_books / B + s2_seeds / S + s2_rest / (B S)) is no stronger than the paired t, and harder to check by hand. The limit of a rule of two: each
-test leaves out the other's variance; were tastes for books as large as the noise of trainings, it would reject 10 % at five seeds."""
+A t paired by seed spends half of its degrees of freedom on a likeness of equal seeds that the first runs did not show clearly, and drops the seeds that only
+one type has; where equal seeds are alike, Welch's t errs on the careful side (rejects 1 % at a correlation of 0.7). Unequal noise hurts it little: 4 to 6 %
+where one type is twice as noisy. One test by crossed random effects (Var = s2_books / B + s2_seeds / S + s2_rest / (B S)) is about as strong as the paired t,
+and harder to check by hand. The limit of a rule of two: each test leaves out the other's variance; were tastes for books as large as the noise of trainings
+(0.02 nat), it would reject 10 % at five seeds."""
 import collections
 import dataclasses
 import functools

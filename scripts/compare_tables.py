@@ -245,10 +245,36 @@ def loss_tables(group, split, name, resamples):
         against = group.label(group.reference) if group.reference in losses else "none, the reference has not run"
         made.append(Table(f"Loss on {split} ({len(shape)} books), {SECTIONS.get(section, section)}",
                           f"Matched tokens. Difference: type minus reference ({against}), nats a token, all seeds of each; positive is worse than the reference. "
-                          f"Intervals: 95 %, percentiles of {resamples:,} resamples of the books with seeds averaged; Welch's t over seeds. p: the larger of both tests, "
-                          f"from {stats.LEAST_SEEDS} seeds on; Holm: corrected over the types tested in this table ({tested}). Rows and bytes a layer, as sieve plan counts them.",
+                          f"Intervals: 95 %, percentiles of {resamples:,} resamples of the books with seeds averaged; Welch's t over seeds. p: the larger of "
+                          "both tests, "
+                          f"from {stats.LEAST_SEEDS} seeds on; Holm: corrected over the types tested in this table ({tested}). Rows and bytes a layer, as "
+                          "sieve plan counts them.",
                           LOSS_COLUMNS, rows))
     return made
+
+
+def specs_of(group, kind):
+    return list(group.results(kind)[0]["config"]["model"]["attention"]["kinds"].values())
+
+
+def choice_table(group, split, name, resamples):
+    """SparseK with hard gates minus random rows of as many rows: both weigh what they keep with 1, so that the choice alone is between them."""
+    shape, losses = books_of(group, split, name)
+    if not losses:
+        return None
+    counts, weights, rows = stats.draws(len(shape), resamples), [weight for _, weight, _ in shape], []
+    same = lambda one, other: all(one.get(key) == other.get(key) for key in ("k", "window"))
+    for learned in losses:
+        for drawn in losses:
+            one, other = specs_of(group, learned), specs_of(group, drawn)
+            hard = all(spec["type"] == "sparsek" and spec.get("gate") == "hard" for spec in one)
+            if hard and all(spec["type"] == "random_rows" for spec in other) and len(one) == len(other) and all(map(same, one, other)):
+                difference = stats.compare(counts, losses[learned], losses[drawn], weights)
+                title = f"{with_seeds(group, learned)} minus {with_seeds(group, drawn)}"
+                rows.append([title, *difference_cells(difference), number(difference.p, 4), difference.verdict(difference.p)])
+    return Table(f"What the choice alone is worth ({split})",
+                 "Learned and random rows, as many of both, all with weights of 1: nats a token, negative where the learned choice is better. One comparison: not corrected.",
+                 ["difference", "mean", "95 % over books", "95 % over seeds (t)", "p", "the learned choice"], rows) if rows else None
 
 
 def bucket_text(bucket, recall):
@@ -304,7 +330,8 @@ def recall_difference_table(group, split, name, resamples):
     rows = [[with_seeds(group, kind), *(difference_text(column[kind]) if kind in column else "" for column in columns)]
             for kind in group.types if any(kind in column for column in columns)]
     return Table(f"Loss of repeated bigrams against {group.label(group.reference)} ({split})", "Nats a token, type minus reference; 95 % intervals over "
-                 "books and over seeds (t), not corrected for the number of cells. Columns: distance to the last occurrence of the target's bigram in the visible text.",
+                 "books and over seeds (t), not corrected for the number of cells. Columns: distance to the last occurrence of the target's bigram in the "
+                 "visible text.",
                  ["type", *(bucket_text(bucket, True) for bucket in first["recall"])], rows) if rows else None
 
 
@@ -340,6 +367,7 @@ def context_table(group, split, name, resamples):
     where = protocol["text"].replace(f", ctx {protocol['context']}", "")
     return Table(f"{'Extrapolation' if beyond else 'Context gain'}: {name} ({split})",
                  f"Same targets in every column ({where}), after so many tokens of context; trained at {trained:,}. Gain: first column minus last"
-                 f"{', negative where the model breaks beyond its training' if beyond else ''}. More gain: the type's gain minus the reference's, free of how well each "
+                 f"{', negative where the model breaks beyond its training' if beyond else ''}. More gain: the type's gain minus the reference's, free of "
+                 "how well each "
                  "training came out; 95 % intervals over books and seeds (t), p the larger of both, not corrected.",
                  ["type", *(f"{c:,}" for c in contexts), "gain", "more gain than the reference", "95 % over books", "95 % over seeds (t)", "p"], rows), columns
