@@ -68,11 +68,10 @@ __device__ inline void together_products(const float* const (&rows)[2], const fl
 template <int kQ, bool kTogether>
 __global__ void __launch_bounds__(kThreads, 2) choose(const ChooseArgs a, const ChooseLaunch how) {
   const int Dp = static_cast<int>((a.D + 7) / 8 * 8), heads = kTogether ? static_cast<int>(a.H) : 1;
-  auto* list_logits = reinterpret_cast<unsigned*>(dynamic_shared());                     // (kQ, room)
-  auto* list_candidates = reinterpret_cast<std::int32_t*>(list_logits + kQ * how.room);  // (kQ, room)
-  auto* logits = reinterpret_cast<unsigned*>(list_candidates + kQ * how.room);           // (kQ, kChunk)
-  auto* queries = reinterpret_cast<float*>(logits + kQ * kChunk);                        // (heads, kQ, Dp)
-  float* weights = queries + heads * kQ * Dp;                                            // (heads, kQ)
+  auto* lists = reinterpret_cast<unsigned*>(dynamic_shared());     // (kQ, 2, room)
+  unsigned* logits = lists + 2 * kQ * how.room;                    // (kQ, kChunk)
+  auto* queries = reinterpret_cast<float*>(logits + kQ * kChunk);  // (heads, kQ, Dp)
+  float* weights = queries + heads * kQ * Dp;                      // (heads, kQ)
 
   const ChooseTile e = tile_of<kQ>(a, how, kTogether);
   for (int x = threadIdx.x; x < heads * kQ * Dp; x += kThreads)
@@ -83,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 2) choose(const ChooseArgs a, const 
   const float* latest = static_cast<const float*>(how.candidates) +
                         (e.b * a.Hk + e.h0 / (a.H / a.Hk)) * how.candidate_head + e.from_the_latest(0) * a.D;
   const std::int64_t count = e.end - e.begin;
-  Owner owner(a, how, e, list_logits, list_candidates);
+  Owner owner(a, how, e, lists);
   for (std::int64_t first = 0; first < count; first += kChunk) {
     const std::int64_t x0 = first + threadIdx.x, x1 = x0 + kThreads;
     if (first + threadIdx.x / 32 * 32 < count) {  // nobody reads the logits of other warps

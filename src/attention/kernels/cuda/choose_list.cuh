@@ -23,57 +23,67 @@ __device__ inline unsigned ordered(float x) {
 __device__ inline float unordered(unsigned x) { return __uint_as_float((x >> 31) != 0 ? x ^ 0x80000000u : ~x); }
 
 // Candidates are counted from the latest back, so that of equal logits the first in the list are the best, and where
-// near keys matter most the list soon lets few pass. `room`, of each array, is a multiple of 4, and at least most +
+// near keys matter most the list soon lets few pass. `room` is a multiple of 4, and at least most +
 // kPiece or as many as there are candidates: what arrives fits once the list has been thinned out.
 struct List {
-  unsigned* logit;
-  std::int32_t* candidate;
+  unsigned* logit;     // (2, room): then the candidates
   int most, room;      // the list is to end with `most`; places
   int size = 0;        // places in use
   unsigned least = 1;  // what arrives and is smaller cannot be among the best
 };
 
-// A list's logits during the search for a cut: in registers, what is beyond them in shared memory.
+// 0 is no logit: behind the last one, up to a whole vector.
+__device__ inline void pad(const List& list) {
+  const int x = list.size + own_lane();
+  if (x < (list.size + 3) / 4 * 4) list.logit[x] = 0;
+  __syncwarp();
+}
+
+// The logits of a padded list during the search for a cut: in registers, what is beyond them in shared memory.
 class HeldLogits {
  public:
   __device__ explicit HeldLogits(const List& list) : list_(list) {
 #pragma unroll
-    for (int g = 0; g < kHeld / 8; ++g) {
-#pragma unroll
-      for (int y = 0; y < 8; ++y) {
-        const int x = (8 * g + y) * 32 + own_lane();
-        held_[8 * g + y] = x < list.size ? list.logit[x] : 0;
-      }
+    for (int v = 0; v < kHeld / 4; ++v) {
+      const int x = 128 * v + 4 * own_lane();
+      uint4 four{0, 0, 0, 0};
+      if (x < list.size) four = *reinterpret_cast<const uint4*>(list.logit + x);
+      held_[4 * v] = four.x, held_[4 * v + 1] = four.y, held_[4 * v + 2] = four.z, held_[4 * v + 3] = four.w;
     }
   }
-  // f(logit) of all this lane has; 0 stands for none.
+  // How many reach a threshold, which is not 0: logits - threshold borrow nothing. As carries of 64-bit sums, on two
+  // chains, they cost two instructions of different pipes each.
+  __device__ int reach(unsigned threshold) const {
+    unsigned n[2] = {0, 0};
+    each([&](unsigned logit, int y) {
+      n[y % 2] += static_cast<unsigned>((static_cast<std::uint64_t>(logit) + (0u - threshold)) >> 32);
+    });
+    return __reduce_add_sync(kEveryLane, static_cast<int>(n[0] + n[1]));
+  }
+  __device__ unsigned smallest() const {
+    unsigned least = kEveryLane;  // of logits - 1, which no logit passes
+    each([&](unsigned logit, int) { least = logit - 1 < least ? logit - 1 : least; });
+    return __reduce_min_sync(kEveryLane, least) + 1;
+  }
+  __device__ unsigned largest() const {
+    unsigned most = 0;
+    each([&](unsigned logit, int) { most = logit > most ? logit : most; });
+    return __reduce_max_sync(kEveryLane, most);
+  }
+
+ private:
+  // f(logit, y) of all this lane has, or 0.
   template <class F>
   __device__ void each(F&& f) const {
 #pragma unroll
     for (int g = 0; g < kHeld / 8; ++g) {
       if (256 * g >= list_.size) break;
 #pragma unroll
-      for (int y = 0; y < 8; ++y) f(held_[8 * g + y]);
+      for (int y = 0; y < 8; ++y) f(held_[8 * g + y], y);
     }
-    for (int x = 32 * kHeld + own_lane(); x < list_.size; x += 32) f(list_.logit[x]);
-  }
-  __device__ int reach(unsigned threshold) const {  // not 0
-    int n = 0;
-    each([&](unsigned logit) { n += logit >= threshold ? 1 : 0; });
-    return __reduce_add_sync(kEveryLane, n);
-  }
-  __device__ unsigned smallest() const {
-    unsigned least = kEveryLane;  // of logits - 1: 0 is no logit
-    each([&](unsigned logit) { least = logit - 1 < least ? logit - 1 : least; });
-    return __reduce_min_sync(kEveryLane, least) + 1;
-  }
-  __device__ unsigned largest() const {
-    unsigned most = 0;
-    each([&](unsigned logit) { most = logit > most ? logit : most; });
-    return __reduce_max_sync(kEveryLane, most);
+    for (int x = 32 * kHeld + own_lane(); x < list_.size; x += 32) f(list_.logit[x], 0);
   }
 
- private:
   const List& list_;
   unsigned held_[kHeld];
 };
@@ -144,37 +154,37 @@ __device__ inline Passing count_passing(const uint2 (&logit)[4], unsigned least)
 }
 
 // Those that reach `least` go to the end of the list, in their order.
-__device__ inline void push(List& list, unsigned least, const uint2 (&logit)[4], const int2 (&candidate)[4],
+__device__ inline void push(List& list, unsigned least, const uint2 (&logit)[4], const uint2 (&candidate)[4],
                             const Passing& passing) {
-  int end = list.size;
+  unsigned* end = list.logit + list.size;
 #pragma unroll
   for (int y = 0; y < 4; ++y) {
-    int at = end + static_cast<int>((passing.before >> (8 * y)) & 0xffu);
-    if (logit[y].x >= least) list.logit[at] = logit[y].x, list.candidate[at] = candidate[y].x, ++at;
-    if (logit[y].y >= least) list.logit[at] = logit[y].y, list.candidate[at] = candidate[y].y;
-    end += static_cast<int>((passing.all >> (8 * y)) & 0xffu);
+    unsigned* to = end + ((passing.before >> (8 * y)) & 0xffu);
+    if (logit[y].x >= least) to[0] = logit[y].x, to[list.room] = candidate[y].x, ++to;
+    if (logit[y].y >= least) to[0] = logit[y].y, to[list.room] = candidate[y].y;
+    end += (passing.all >> (8 * y)) & 0xffu;
   }
-  list.size = end;
+  list.size += passing.total();
 }
 
 // The `most` best of a longer list, in place, and up to `slack` more. Of equal ones the first stay.
 __device__ inline void thin_out(List& list, int slack) {
+  pad(list);
   const Cut cut = find_cut(list, slack);
   if (cut.reach > list.most + slack) keep_first(list, cut.threshold, list.most - cut.above);
   const int size = list.size;
   list.size = 0, list.least = cut.threshold + 1;  // who equals the threshold and arrives later has `most` before it
   for (int first = 0; first < size; first += kPiece) {
     uint2 logit[4];
-    int2 candidate[4];
+    uint2 candidate[4];
 #pragma unroll
     for (int y = 0; y < 4; ++y) {
       const int x = first + 64 * y + 2 * own_lane();
       logit[y] = {0, 0}, candidate[y] = {0, 0};
       if (x < size) {
         logit[y] = *reinterpret_cast<const uint2*>(list.logit + x);
-        candidate[y] = *reinterpret_cast<const int2*>(list.candidate + x);
+        candidate[y] = *reinterpret_cast<const uint2*>(list.logit + list.room + x);
       }
-      if (x + 1 >= size) logit[y].y = 0;
     }
     __syncwarp();  // all lanes have read: what is written lies before the end of this piece
     push(list, cut.threshold, logit, candidate, count_passing(logit, cut.threshold));
@@ -182,18 +192,22 @@ __device__ inline void thin_out(List& list, int slack) {
   }
 }
 
-// Logits [from, to) of a piece that begins with candidate `first`; from and to may lie outside of it.
-__device__ inline void append(List& list, const unsigned* logits, std::int64_t from, std::int64_t to,
-                              std::int32_t first) {
-  uint2 logit[4];
-  int2 candidate[4];
+// Logits [from, to) of a piece that begins with candidate `first`.
+__device__ inline void append(List& list, const unsigned* logits, int from, int to, unsigned first) {
+  uint2 logit[4], candidate[4];
 #pragma unroll
   for (int y = 0; y < 4; ++y) {
-    const int x = 64 * y + 2 * own_lane();
+    const unsigned x = 64 * y + 2 * own_lane();
     logit[y] = *reinterpret_cast<const uint2*>(logits + x);
-    if (x < from || x >= to) logit[y].x = 0;
-    if (x + 1 < from || x + 1 >= to) logit[y].y = 0;
     candidate[y] = {first + x, first + x + 1};
+  }
+  if (from > 0 || to < kPiece) {
+#pragma unroll
+    for (int y = 0; y < 4; ++y) {
+      const int x = 64 * y + 2 * own_lane();
+      if (x < from || x >= to) logit[y].x = 0;
+      if (x + 1 < from || x + 1 >= to) logit[y].y = 0;
+    }
   }
   Passing passing = count_passing(logit, list.least);
   if (list.size + passing.total() > list.room) {  // longer than `most`, then

@@ -127,17 +127,16 @@ template <int kQ, bool kTogether>
 __global__ void __launch_bounds__(kChooseThreads, 1) choose_by_products(const ChooseArgs a, const ChooseLaunch how) {
   constexpr int kTiles = kQ < 8 ? 1 : kQ / 8, kRows = 8 * kTiles;
   const int heads = kTogether ? static_cast<int>(a.H) : 1, stride = query_stride(a.D);
-  auto* list_logits = reinterpret_cast<unsigned*>(dynamic_shared());                     // (kQ, room)
-  auto* list_candidates = reinterpret_cast<std::int32_t*>(list_logits + kQ * how.room);  // (kQ, room)
-  auto* logits = reinterpret_cast<unsigned*>(list_candidates + kQ * how.room);           // (2, kQ, kLogitStride)
-  auto* queries = reinterpret_cast<bf16*>(logits + 2 * kQ * kLogitStride);               // (heads, kRows, stride)
-  auto* weights = reinterpret_cast<float*>(queries + heads * kRows * stride);            // (heads, kRows)
+  auto* lists = reinterpret_cast<unsigned*>(dynamic_shared());                 // (kQ, 2, room)
+  unsigned* logits = lists + 2 * kQ * how.room;                                // (2, kQ, kLogitStride)
+  auto* queries = reinterpret_cast<bf16*>(logits + 2 * kQ * kLogitStride);     // (heads, kRows, stride)
+  auto* weights = reinterpret_cast<float*>(queries + heads * kRows * stride);  // (heads, kRows)
 
   const ChooseTile e = tile_of<kQ>(a, how, kTogether);
   for (int x = threadIdx.x; x < heads * kRows * stride; x += kChooseThreads)
     queries[x] = bf16(query_element(a, how, e, x / stride / kRows, x / stride % kRows, x % stride));
   if constexpr (kTogether) load_weights(a, e, kRows, weights);
-  Owner owner(a, how, e, list_logits, list_candidates);
+  Owner owner(a, how, e, lists);
   const HeadKeys keys(a, how, e);
   KeyStep kept[kKept];
   const auto load_ahead = [&](std::int64_t first) {

@@ -72,18 +72,19 @@ __device__ inline float relu(float x) { return x < 0 ? 0.f : x; }  // NaN stays
 // A warp's query: warp w owns query w of the tile, if there is one.
 class Owner {
  public:
-  // logits and candidates of the lists: (kQ, room)
-  __device__ Owner(const ChooseArgs& a, const ChooseLaunch& how, const ChooseTile& e, unsigned* logits,
-                   std::int32_t* candidates)
+  // lists: (kQ, 2, room)
+  __device__ Owner(const ChooseArgs& a, const ChooseLaunch& how, const ChooseTile& e, unsigned* lists)
       : query_(static_cast<int>(threadIdx.x) / 32),
         range_(owns(e) ? range_of(a, e.b, e.i0 + query_) : Range{0, 0}),
-        list_{logits + query_ * how.room, candidates + query_ * how.room, how.most, how.room} {}
+        list_{lists + 2 * query_ * how.room, how.most, how.room} {}
   __device__ bool owns(const ChooseTile& e) const { return query_ < e.count; }
 
   // 256 logits from candidate `first` of the lists on; row q of `logits` is `stride` behind row q - 1.
   __device__ void take(const ChooseTile& e, const unsigned* logits, int stride, std::int64_t first) {
     const std::int64_t from = e.end - range_.end - first, to = e.end - range_.begin - first;
-    if (from < kPiece && to > 0) append(list_, logits + query_ * stride, from, to, static_cast<std::int32_t>(first));
+    if (from >= kPiece || to <= 0) return;
+    append(list_, logits + query_ * stride, from > 0 ? static_cast<int>(from) : 0,
+           to < kPiece ? static_cast<int>(to) : kPiece, static_cast<unsigned>(first));
   }
 
   __device__ void write(const ChooseArgs& a, const ChooseTile& e) {
@@ -93,7 +94,7 @@ class Owner {
     for (std::int64_t x = own_lane(); x < a.size; x += 32) {
       std::int32_t value = kNoChoice;
       if (x < list_.size)
-        value = static_cast<std::int32_t>(e.from_the_latest(list_.candidate[list_.size - 1 - x])) - zero;
+        value = static_cast<std::int32_t>(e.from_the_latest(list_.logit[list_.room + list_.size - 1 - x])) - zero;
       else if (a.block > 0 && x == list_.size) value = static_cast<std::int32_t>(range_.end) - zero;
       out[x] = value;
     }
