@@ -4,6 +4,11 @@
 namespace sieve::cuda {
 namespace {
 
+// Rows of the batch of which the slab has tiles.
+SIEVE_HD inline std::int64_t rows_of(const PatternLists& lists) {
+  return (lists.first + lists.units - 1) / lists.sides - lists.first / lists.sides + 1;
+}
+
 // dI w of the pairs whose product is above 0.
 __device__ inline float passed_on(float difference, float product, float weight) {
   return product > 0 && difference != 0 ? difference * weight : 0.f;
@@ -131,15 +136,16 @@ class KeyWalk {
   int turn_, head_ = 0, chunk_ = 0, side_ = 0;
 };
 
-// One block per (row of the slab, 64 keys, chunk of their features). A row that an earlier slab began goes on from what
-// that left.
+// One block per (64 keys, row of the slab, chunk of their features), those with the most tiles first: about as many run
+// at once as there are. A row that an earlier slab began goes on from what that left.
 template <int kParts>
 __global__ void __launch_bounds__(kTileThreads, 3) key_gradients(const IndexTiles v) {
   using Panel = IndexPanel<kParts>;
   const std::int64_t n = v.lists.sides;
   const int chunks = Panel::chunks(v.index_q.width), own = static_cast<int>(blockIdx.x % chunks);
-  const std::int64_t block = blockIdx.x / chunks % n, b = v.lists.first / n + blockIdx.x / chunks / n,
-                     begin = v.lists.first - b * n, end = begin + v.lists.units;  // the slab's places in this row
+  const std::int64_t rows = rows_of(v.lists), block = blockIdx.x / chunks / rows,
+                     b = v.lists.first / n + blockIdx.x / chunks % rows, begin = v.lists.first - b * n,
+                     end = begin + v.lists.units;  // the slab's places in this row
   const bool begins = begin <= 0;
   const KeyBlockTiles tiles{b, block, begins ? n - 1 : n - 1 - begin,
                             end < n ? (n - end > block ? n - end : block) : block};
@@ -182,10 +188,9 @@ void index_query_gradients(const IndexTiles& v, int parts, Stream stream) {
 }
 
 void index_key_gradients(const IndexTiles& v, int parts, Stream stream) {
-  const std::int64_t each = parts == 1 ? IndexPanel<1>::kChunk : IndexPanel<3>::kChunk, n = v.lists.sides,
-                     rows = (v.lists.first + v.lists.units - 1) / n - v.lists.first / n + 1;
+  const std::int64_t each = parts == 1 ? IndexPanel<1>::kChunk : IndexPanel<3>::kChunk;
   start("index keys' gradient", parts == 1 ? key_gradients<1> : key_gradients<3>,
-        rows * n * ((v.index_q.width + each - 1) / each), kTileThreads,
+        rows_of(v.lists) * v.lists.sides * ((v.index_q.width + each - 1) / each), kTileThreads,
         parts == 1 ? KeyWalk<1>::kShared : KeyWalk<3>::kShared, stream, v);
 }
 
