@@ -106,7 +106,8 @@ struct IndexPanel {
     }
   }
 
-  // sum (16 own rows of left, 64 rows of right) += left right^T
+  // sum (16 own rows of left, 64 rows of right) += left right^T. Tensor cores cut off what does not fit a sum: products
+  // of several parts are summed from the small ones on, by themselves.
   __device__ static void multiply_transposed(float* sum, const bf16* left, const bf16* right, int steps) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const bf16* own = left + (static_cast<int>(threadIdx.x) / 32 * 16 + lane % 16) * kStride + lane / 16 * 8;
@@ -119,45 +120,59 @@ struct IndexPanel {
       for (int part = 0; part < kParts; ++part) load_matrices(held[part], own + part * kPart + k * 16);
 #pragma unroll
       for (int n = 0; n < 8; n += 2) {
+        float alone[8] = {};
+        float* to = kParts == 1 ? sum + 4 * n : alone;
 #pragma unroll
         for (int b = kParts - 1; b >= 0; --b) {
           load_matrices(other, row + b * kPart + n * 8 * kStride + k * 16);
 #pragma unroll
           for (int a = kParts - 1 - b; a >= 0; --a) {
-            multiply_add(sum + 4 * n, held[a], other[0], other[1]);
-            multiply_add(sum + 4 * n + 4, held[a], other[2], other[3]);
+            multiply_add(to, held[a], other[0], other[1]);
+            multiply_add(to + 4, held[a], other[2], other[3]);
           }
         }
+        if constexpr (kParts > 1) add(sum + 4 * n, alone);
       }
     }
   }
 
   // sums (16 own rows, features of the chunk) += weights (16, 64) right. A weight is a sum of bf16 numbers as well: two
-  // beside bf16 rows, which leaves 2^-17 of it out.
+  // beside bf16 rows, which leaves 2^-17 of it out. The products of 64 rows are summed by themselves: hundreds of
+  // roundings towards 0 would be seen.
   __device__ static void add_product(float* sums, const float* weights, const bf16* right, int steps) {
     constexpr int kSplits = kParts == 1 ? 2 : kParts;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const bf16* column = right + (lane / 8 % 2 * 8 + lane % 8) * kStride + lane / 16 * 8;
+    std::uint32_t left[kSide / 16][kSplits][4], other[4];
 #pragma unroll
     for (int k = 0; k < kSide / 16; ++k) {
-      const float* w = weights + 8 * k;
-      std::uint32_t left[kSplits][4], other[4];
 #pragma unroll
-      for (int x = 0; x < 4; ++x) split_pair<kSplits>(left, x, w[2 * x], w[2 * x + 1]);
+      for (int x = 0; x < 4; ++x) split_pair<kSplits>(left[k], x, weights[8 * k + 2 * x], weights[8 * k + 2 * x + 1]);
+    }
 #pragma unroll
-      for (int n = 0; n < kChunk / 16; ++n) {
-        if (n >= steps) break;
+    for (int n = 0; n < kChunk / 16; ++n) {
+      if (n >= steps) break;
+      float alone[8] = {};
+#pragma unroll
+      for (int k = 0; k < kSide / 16; ++k) {
 #pragma unroll
         for (int b = kParts - 1; b >= 0; --b) {
           load_matrices_transposed(other, column + b * kPart + k * 16 * kStride + n * 16);
 #pragma unroll
           for (int a = kSplits - 1 - b; a >= 0; --a) {
-            multiply_add(sums + 8 * n, left[a], other[0], other[1]);
-            multiply_add(sums + 8 * n + 4, left[a], other[2], other[3]);
+            multiply_add(alone, left[k][a], other[0], other[1]);
+            multiply_add(alone + 4, left[k][a], other[2], other[3]);
           }
         }
       }
+      add(sums + 8 * n, alone);
     }
+  }
+
+ private:
+  __device__ static void add(float* sums, const float (&more)[8]) {
+#pragma unroll
+    for (int x = 0; x < 8; ++x) sums[x] += more[x];
   }
 };
 
