@@ -3,6 +3,7 @@
 // logarithm is seen by every pair around it, so its gradient is the sum of what queries behind it and keys behind it
 // have to do with their decays.
 #include "attention/kernels/cuda/linear_states.cuh"
+#include "attention/kernels/cuda/linear_tensor.h"
 
 namespace sieve::cuda {
 namespace {
@@ -161,6 +162,7 @@ void run(const LinearBackwardArgs& back, Stream stream) {
   const LinearArgs& a = back.forward;
   check_size(a);
   if (a.B * a.T == 0) return;
+  if (takes_tensor_cores(back)) return tensor_backward(back, stream);
   a.dtype == DType::bf16 ? backward<bf16>(back, stream) : backward<float>(back, stream);
 }
 

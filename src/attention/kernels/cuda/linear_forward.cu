@@ -1,5 +1,6 @@
 // Forward of attention by a recurrence.
 #include "attention/kernels/cuda/linear_states.cuh"
+#include "attention/kernels/cuda/linear_tensor.h"
 
 namespace sieve::cuda {
 namespace {
@@ -22,6 +23,7 @@ __global__ void normalise(const float* raw, T* out, float* sums, std::int64_t ro
 void run(const LinearArgs& a, Stream stream) {
   check_size(a);
   if (a.B * a.T == 0) return;
+  if (takes_tensor_cores(a)) return tensor_forward(a, stream);
   const std::int64_t rows = a.B * a.T * a.H, state_numbers = a.B * a.Hkv * a.chunks() * a.D * a.columns();
   const Scratch own_states(a.chunk_states != nullptr ? 0 : floats(state_numbers), stream);
   const Scratch decay(decays(a) ? floats(a.B * a.Hkv * a.chunks() * a.D) : 0, stream);

@@ -23,6 +23,8 @@ __global__ void chunk_decays(const Rows less, const std::int32_t* starts_BT, std
   }
 }
 
+constexpr int kAhead = 8;
+
 // What the chunks add, in place: becomes what each finds when it begins.
 template <bool kBackward>
 __global__ void carry(float* states, const float* decays, float* carried, std::int64_t rows, std::int64_t heads,
@@ -34,12 +36,22 @@ __global__ void carry(float* states, const float* decays, float* carried, std::i
     const float* const decay =
         decays == nullptr ? nullptr : decays + (b * (heads / group) + head / group) * chunks * D + at / columns;
     float current = carried != nullptr ? carried[x] : 0.f;
-#pragma unroll 4
-    for (std::int64_t n = 0; n < chunks; ++n) {
-      const std::int64_t chunk = kBackward ? chunks - 1 - n : n;
-      const float adds = state[chunk * size], less = decay == nullptr ? 0.f : decay[chunk * D];
-      state[chunk * size] = current;
-      current = fmaf(less, current, current) + adds;
+    for (std::int64_t n = 0; n < chunks; n += kAhead) {
+      float adds[kAhead], less[kAhead];  // read before any is written: a load waits for no other
+#pragma unroll
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        const std::int64_t chunk = kBackward ? chunks - 1 - n - ahead : n + ahead;
+        const bool real = n + ahead < chunks;
+        adds[ahead] = real ? state[chunk * size] : 0.f;
+        less[ahead] = real && decay != nullptr ? decay[chunk * D] : 0.f;
+      }
+#pragma unroll
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        if (n + ahead >= chunks) break;
+        state[(kBackward ? chunks - 1 - n - ahead : n + ahead) * size] = current;
+        // What decays to nothing leaves nothing, infinities too.
+        current = (less[ahead] == -1.f ? 0.f : fmaf(less[ahead], current, current)) + adds[ahead];
+      }
     }
     if (carried != nullptr) carried[x] = current;
   }
@@ -136,14 +148,23 @@ void find_decays(const LinearArgs& a, float* out, const Stream& stream) {
         a.document_starts_BT, a.B, a.T, a.Hkv, a.chunks(), static_cast<int>(a.D), out);
 }
 
+void carry_states(const LinearArgs& a, float* states, const float* chunk_decays, const Stream& stream) {
+  start("linear carry", carry<false>, blocks_for(a.B * a.Hkv * a.D * a.columns()), kThreads, 0, stream, states,
+        chunk_decays, static_cast<float*>(a.state_BHDV), a.B, a.Hkv, std::int64_t{1}, a.chunks(), a.D, a.columns());
+}
+
+void carry_gradients(const LinearArgs& a, float* states, const float* chunk_decays, const Stream& stream) {
+  start("linear carry back", carry<true>, blocks_for(a.B * a.H * a.D * a.columns()), kThreads, 0, stream, states,
+        chunk_decays, static_cast<float*>(nullptr), a.B, a.H, a.H / a.Hkv, a.chunks(), a.D, a.columns());
+}
+
 void find_states(const LinearArgs& a, const Events& events, float* states, const float* chunk_decays,
                  const Stream& stream) {
   const Vectors v = vectors_of(a);
   Walk w = by_columns(walk_of(a, a.Hkv, events), a);
   w.a = each_head(v.key), w.b = each_head(v.value), w.less = each_head(v.less), w.states = states;
   walk_columns<false, false>("linear states", w, stream);
-  start("linear carry", carry<false>, blocks_for(a.B * a.Hkv * w.state_size), kThreads, 0, stream, states, chunk_decays,
-        static_cast<float*>(a.state_BHDV), a.B, a.Hkv, std::int64_t{1}, a.chunks(), a.D, a.columns());
+  carry_states(a, states, chunk_decays, stream);
 }
 
 void find_state_gradients(const LinearArgs& a, const Events& events, const Rows& dr, float* states,
@@ -152,8 +173,7 @@ void find_state_gradients(const LinearArgs& a, const Events& events, const Rows&
   Walk w = by_columns(walk_of(a, a.H, events), a);
   w.a = v.query, w.b = dr, w.less = v.less, w.states = states;
   walk_columns<true, false>("linear state gradients", w, stream);
-  start("linear carry back", carry<true>, blocks_for(a.B * a.H * w.state_size), kThreads, 0, stream, states,
-        chunk_decays, static_cast<float*>(nullptr), a.B, a.H, a.H / a.Hkv, a.chunks(), a.D, a.columns());
+  carry_gradients(a, states, chunk_decays, stream);
 }
 
 void check_size(const LinearArgs& a) {

@@ -32,6 +32,10 @@ Walk by_rows(Walk w, const LinearArgs& a);
 // Whether chunks pass on less than they find. If not, `chunk_decays` is null from here on.
 bool decays(const LinearArgs& a);
 void find_decays(const LinearArgs& a, float* chunk_decays, const Stream& stream);  // (B, Hkv, chunks, D)
+// From what each chunk adds, in place: what it finds before it (a.state_BHDV before the first, and replaced), and the
+// gradient that it finds at its end, (B, H, chunks, D, columns).
+void carry_states(const LinearArgs& a, float* states, const float* chunk_decays, const Stream& stream);
+void carry_gradients(const LinearArgs& a, float* states, const float* chunk_decays, const Stream& stream);
 // S before each chunk, (B, Hkv, chunks, D, columns), from a.state_BHDV, which becomes the last.
 void find_states(const LinearArgs& a, const Events& events, float* states, const float* chunk_decays,
                  const Stream& stream);
