@@ -17,8 +17,9 @@ __device__ inline int own_lane() { return static_cast<int>(threadIdx.x) % 32; }
 
 // Larger floats become larger numbers, -0 what +0 is; NaN the largest, with room above it. No float becomes 0.
 __device__ inline unsigned ordered(float x) {
-  const unsigned bits = __float_as_uint(x == 0.f ? 0.f : x);
-  return x != x ? 0xff800001u : (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+  const unsigned bits = __float_as_uint(x + 0.f);  // -0 + 0 is +0
+  const unsigned negative = static_cast<unsigned>(static_cast<int>(bits) >> 31);
+  return x != x ? 0xff800001u : bits ^ (negative | 0x80000000u);
 }
 __device__ inline float unordered(unsigned x) { return __uint_as_float((x >> 31) != 0 ? x ^ 0x80000000u : ~x); }
 
