@@ -172,7 +172,7 @@ TEST_CASE("gated linear attention on a GPU in bf16 keeps gates near 0 and near 1
     CHECK(worst_of(gpu.dqkv, exact.dqkv) <= 2 * worst_of(naive.dqkv, exact.dqkv));
     // Slopes are 0 where decays are 1, and where decays are 0 nothing passes: what is left is the rounding of sums of
     // 64 terms of size 100.
-    CHECK(worst_of(gpu.dgates, exact.dgates) <= std::max(1e-4, 2 * worst_of(naive.dgates, exact.dgates)));
+    CHECK(worst_of(gpu.dgates, exact.dgates) <= std::max(1e-3, 2 * worst_of(naive.dgates, exact.dgates)));
   }
 }
 

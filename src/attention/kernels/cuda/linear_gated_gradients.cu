@@ -174,6 +174,7 @@ __device__ void find_gate_gradients(const Gradients& g, const ChunkPlace& p, con
 }
 
 static_assert(2 * kNarrow >= kWide);
+constexpr std::size_t kBytes = sizeof(float) * kTile * kExact + tile_bytes(4 * kNarrow + 3 * kWide);
 
 __global__ void __launch_bounds__(kTileThreads, 2) gradients(const Gradients g) {
   __shared__ Shared shared;
@@ -245,8 +246,9 @@ void find_gated_gradients(const LinearBackwardArgs& back, const float* dstates, 
   const LinearArgs& a = back.forward;
   const Gradients g{a, static_cast<const bf16*>(back.dout_BTHV), dstates, static_cast<bf16*>(back.dqkv_BTF),
                     static_cast<bf16*>(back.dgates_BTHD)};
-  start("gated gradients", gradients, a.B * a.Hkv * a.chunks(), kTileThreads,
-        sizeof(float) * kTile * kExact + tile_bytes(4 * kNarrow + 3 * kWide), stream, g);
+  start("gated gradients", gradients, a.B * a.Hkv * a.chunks(), kTileThreads, kBytes, stream, g);
 }
+
+bool fits_gated_gradients() { return most_shared_bytes() >= static_cast<std::int64_t>(kBytes + sizeof(Shared)); }
 
 }  // namespace sieve::cuda::linear

@@ -167,7 +167,8 @@ bool takes_tensor_cores(const LinearArgs& a) {
          aligned_16(a.gates_BTHD) && aligned_16(a.out_BTHV) && aligned_16(a.chunk_states);
 }
 bool takes_tensor_cores(const LinearBackwardArgs& back) {
-  return takes_tensor_cores(back.forward) && aligned_16(back.dout_BTHV) && aligned_16(back.dqkv_BTF);
+  return takes_tensor_cores(back.forward) && aligned_16(back.dout_BTHV) && aligned_16(back.dqkv_BTF) &&
+         (!back.forward.gated() || fits_gated_gradients());
 }
 
 void add_linear_states(const LinearArgs& a, float* states, float* decays, const Stream& stream) {

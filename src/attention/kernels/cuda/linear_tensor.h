@@ -26,6 +26,7 @@ void find_gated_outputs(const LinearArgs& a, const float* states, const Stream& 
 void find_normals(const LinearBackwardArgs& back, float* normals, const Stream& stream);
 void find_linear_gradients(const LinearBackwardArgs& back, const float* normals, const float* dstates,
                            const Stream& stream);
+bool fits_gated_gradients();  // the device's shared memory
 void find_gated_gradients(const LinearBackwardArgs& back, const float* dstates, const Stream& stream);
 
 void tensor_forward(const LinearArgs& a, const Stream& stream);

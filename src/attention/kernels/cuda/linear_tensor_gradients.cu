@@ -49,8 +49,9 @@ __device__ void load_state(const float* state, bf16* tile, bf16* rest, float* la
 // Two neighbouring numbers of a row of dqkv: the features' gradients times the slopes.
 __device__ void store_pair(const Gradients& g, std::int64_t at, float x, float y, bool slope) {
   if (slope) {
-    const auto* const qkv = static_cast<const bf16*>(g.a.qkv_BTF);
-    x *= elu_slope(static_cast<float>(qkv[at])), y *= elu_slope(static_cast<float>(qkv[at + 1]));
+    const std::uint32_t pair =
+        __ldg(reinterpret_cast<const std::uint32_t*>(static_cast<const bf16*>(g.a.qkv_BTF) + at));
+    x *= elu_slope(__uint_as_float(pair << 16)), y *= elu_slope(__uint_as_float(pair & 0xffff0000u));
   }
   *reinterpret_cast<std::uint32_t*>(g.dqkv + at) = pack_pair(x, y);
 }
