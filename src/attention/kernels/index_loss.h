@@ -28,7 +28,7 @@ struct IndexLossArgs : KernelArgs {
   void* dq_BHTD = nullptr;  // like index_q, in compute_dtype(dtype); null: no gradient is wanted, of none of the three
   void* dk_BTD = nullptr;   // like index_k
   void* dweights_BHT = nullptr;
-  void* workspace = nullptr;  // of a GPU: of workspace_bytes(), 256-byte aligned
+  void* workspace = nullptr;  // of a GPU: scratch of workspace_bytes(), 64-byte aligned
 };
 
 namespace cpu {
