@@ -106,18 +106,28 @@ __global__ void __launch_bounds__(kThreads, 2) choose(const ChooseArgs a, const 
   if (owner.owns(e)) owner.write(a, e);
 }
 
-// One thread a feature of every position; those that end a block add it up.
+// The last key of the block whose mean stands in row `slot`: there is one at most; -1 if none.
+__device__ inline std::int64_t last_key(const ChooseArgs& a, std::int64_t b, std::int64_t slot) {
+  const std::int64_t first = slot * a.block, end = first + a.block < a.T ? first + a.block : a.T;
+  if (a.document_starts_BT == nullptr) return end - first == a.block ? end - 1 : -1;
+  const auto block = static_cast<std::int32_t>(a.block <= a.T ? a.block : a.T + 1);  // longer than any document
+  for (std::int64_t e = first; e < end; ++e)
+    if ((static_cast<std::int32_t>(e) + 1 - a.document_starts_BT[b * a.T + e]) % block == 0) return e;
+  return -1;
+}
+
+// One thread a feature of every block.
 template <class K>
 __global__ void __launch_bounds__(kThreads) block_means(const ChooseArgs a) {
   const std::int64_t slots = (a.T + a.block - 1) / a.block;
-  SIEVE_GRID_STRIDE(x, a.B * a.Hk * a.T * a.D) {
-    const std::int64_t d = x % a.D, end = x / a.D % a.T, head = x / a.D / a.T, b = head / a.Hk;
-    const std::int64_t start = a.document_starts_BT != nullptr ? a.document_starts_BT[b * a.T + end] : 0;
-    if ((end - start + 1) % a.block != 0) continue;
+  SIEVE_GRID_STRIDE(x, a.B * a.Hk * slots * a.D) {
+    const std::int64_t d = x % a.D, slot = x / a.D % slots, head = x / a.D / slots;
+    const std::int64_t end = last_key(a, head / a.Hk, slot);
+    if (end < 0) continue;
     const K* key = static_cast<const K*>(a.k_BHTD) + head * a.k_stride + (end - a.block + 1) * a.D + d;
     double sum = 0;
     for (std::int64_t j = 0; j < a.block; ++j) sum += static_cast<double>(static_cast<float>(key[j * a.D]));
-    a.means_BHSD[(head * slots + end / a.block) * a.D + d] = static_cast<float>(sum / static_cast<double>(a.block));
+    a.means_BHSD[x] = static_cast<float>(sum / static_cast<double>(a.block));
   }
 }
 
@@ -153,7 +163,7 @@ void run(const ChooseArgs& a, Stream stream) {
   std::int64_t candidates = a.T;
   if (a.block > 0) {
     candidates = (a.T + a.block - 1) / a.block;
-    const std::int64_t threads = a.B * a.Hk * a.T * a.D;
+    const std::int64_t threads = a.B * a.Hk * candidates * a.D;
     if (a.dtype == DType::bf16) start("block means", block_means<bf16>, blocks_for(threads), kThreads, 0, stream, a);
     else start("block means", block_means<float>, blocks_for(threads), kThreads, 0, stream, a);
     how.candidates = a.means_BHSD, how.candidate_head = candidates * a.D;
