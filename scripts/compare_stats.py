@@ -4,7 +4,8 @@ A loss is a ratio: summed nats of the books over their summed tokens (or bytes).
 came out. A difference counts only where it is clear of both:
 - books: a resample draws as many books as there are, with replacement, and takes the ratio over them, seeds averaged; both types are given the same draws,
   so that differences are paired. Intervals are percentiles (Efron 1979). Books, not tokens, are the unit, since tokens of one book are alike.
-- seeds: Welch's t (Biometrika 34, 1947) on the whole-run losses of the two types, every seed of each.
+- seeds: Welch's t (Biometrika 34, 1947) on the whole-run losses of the two types, every seed of each; runs that began at one checkpoint a seed (conversions)
+  share all of its noise, so that there Student's t on the differences by seed is the one.
 The p-value is the larger of the two; it goes into Holm's correction. With fewer than LEAST_SEEDS seeds on either side there is none, and nothing is decided.
 
 Why this rule and not its relatives: simulated with the deviations that the first runs showed (a training 0.009 nat, the rest of a book in a training 0.007,
@@ -143,6 +144,17 @@ def welch(first, second):
     return gap - reach, gap + reach, student_p(gap / math.sqrt(variance), degrees)
 
 
+def one_sample(values):
+    """(low, high, p) of a sample's mean against 0, by Student's t; three times None of fewer than two values."""
+    if len(values) < 2:
+        return None, None, None
+    error, centre = deviation(values) / math.sqrt(len(values)), mean(values)
+    if error == 0:
+        return centre, centre, 0.0 if centre else 1.0
+    reach = student_quantile(len(values) - 1) * error
+    return centre - reach, centre + reach, student_p(centre / error, len(values) - 1)
+
+
 # -- a difference between two types -------------------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass
 class Difference:
@@ -168,11 +180,18 @@ def pooled(losses):
     return [mean(values) for values in zip(*(losses[seed] for seed in sorted(losses)))]
 
 
-def compare(counts, first, second, denominators):
-    """first - second, each {seed: sums a book}, as ratios to denominators."""
+def compare(counts, first, second, denominators, paired=False):
+    """first - second, each {seed: sums a book}, as ratios to denominators. paired: runs of one seed began at one checkpoint; seeds of both alone count."""
+    if paired:
+        common = first.keys() & second.keys()
+        first, second = ({seed: kind[seed] for seed in common} for kind in (first, second))
+        if not common:
+            return Difference(float("nan"), (None, None), (None, None), (0, 0), None)
     value, low, high, p_books = paired_difference(counts, pooled(first), pooled(second), denominators)
     total = sum(denominators)
-    seeds_low, seeds_high, p_seeds = welch(*([sum(sums) / total for sums in kind.values()] for kind in (first, second)))
+    ratios = [{seed: sum(sums) / total for seed, sums in kind.items()} for kind in (first, second)]
+    seeds_low, seeds_high, p_seeds = (one_sample([ratios[0][seed] - ratios[1][seed] for seed in sorted(first)]) if paired
+                                      else welch(*(list(kind.values()) for kind in ratios)))
     p = max(p_books, p_seeds) if min(len(first), len(second)) >= LEAST_SEEDS else None
     return Difference(value, (low, high), (seeds_low, seeds_high), (len(first), len(second)), p)
 

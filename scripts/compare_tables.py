@@ -168,7 +168,7 @@ def differences(group, losses, counts, weights, kinds=None):
     if group.reference not in losses:
         return {}
     others = [kind for kind in (losses if kinds is None else kinds) if kind != group.reference and kind in losses]
-    return {kind: stats.compare(counts, losses[kind], losses[group.reference], weights) for kind in others}
+    return {kind: stats.compare(counts, losses[kind], losses[group.reference], weights, paired=group.converted) for kind in others}
 
 
 def corrected(found):
@@ -243,9 +243,10 @@ def loss_tables(group, split, name, resamples):
             rows.append(row)
         tested = sum(holm is not None for _, holm, _ in decided.get(section, {}).values())
         against = group.label(group.reference) if group.reference in losses else "none, the reference has not run"
+        over_seeds = "t over seeds, paired, since each pair began at one checkpoint" if group.converted else "Welch's t over seeds"
         made.append(Table(f"Loss on {split} ({len(shape)} books), {SECTIONS.get(section, section)}",
                           f"Matched tokens. Difference: type minus reference ({against}), nats a token, all seeds of each; positive is worse than the reference. "
-                          f"Intervals: 95 %, percentiles of {resamples:,} resamples of the books with seeds averaged; Welch's t over seeds. p: the larger of "
+                          f"Intervals: 95 %, percentiles of {resamples:,} resamples of the books with seeds averaged; {over_seeds}. p: the larger of "
                           "both tests, "
                           f"from {stats.LEAST_SEEDS} seeds on; Holm: corrected over the types tested in this table ({tested}). Rows and bytes a layer, as "
                           "sieve plan counts them.",

@@ -72,6 +72,9 @@ def test_student_against_its_tables():
     assert abs((high - low) / 2 - stats.student_quantile(50 / 17) * math.sqrt(5 / 3)) < 1e-9
     same = stats.welch([1, 2, 3, 4], [2, 3, 4, 5])  # equal sizes and variances: Student's own t, six degrees
     assert abs(same[2] - stats.student_p(1 / math.sqrt(2 * 5 / 3 / 4), 6)) < 1e-12
+    low, high, p = stats.one_sample([1, 2, 3])  # mean 2, error sqrt(1 / 3), two degrees
+    assert abs((low + high) / 2 - 2) < 1e-12 and abs((high - low) / 2 - 4.30265 / math.sqrt(3)) < 1e-4 and abs(p - stats.student_p(math.sqrt(12), 2)) < 1e-12
+    assert stats.one_sample([1]) == (None, None, None) and stats.one_sample([2, 2]) == (2, 2, 0.0) and stats.one_sample([0, 0])[2] == 1
     assert stats.welch([1], [1, 2]) == (None, None, None) and stats.welch([2, 2], [1, 1]) == (1, 1, 0.0) and stats.welch([0, 0], [0, 0])[2] == 1
 
 
@@ -132,6 +135,16 @@ def test_verdict_wants_books_and_seeds():
     assert by_seeds.p > 0.5 and by_books.p > 0.2
     assert verdict(even, flat, seeds=2)[1] == "too few seeds" and verdict(even, flat, seeds=1)[1] == "one seed"
     assert verdict(even, flat, seeds=2)[0].p is None
+
+
+def test_runs_from_one_checkpoint_are_paired():
+    counts, ones = stats.draws(BOOKS, 2000), [1] * BOOKS
+    base = {seed: [3.0 + 0.2 * seed] * BOOKS for seed in (1, 2, 3)}  # the checkpoints differ by 0.2 nat, what was made of them by 0.01
+    other = {seed: [value + 0.01 + 0.0001 * seed for value in base[seed]] for seed in base}
+    assert stats.compare(counts, other, base, ones).p > 0.5 and stats.compare(counts, other, base, ones, paired=True).p < 0.001
+    one = stats.compare(counts, {1: other[1], 9: other[2]}, base, ones, paired=True)  # one seed in common
+    assert one.counted == (1, 1) and one.p is None and abs(one.value - 0.0101) < 1e-12
+    assert stats.compare(counts, {9: other[2]}, base, ones, paired=True).p is None
 
 
 # -- tables on made-up results ------------------------------------------------------------------------------------------------------------------------
