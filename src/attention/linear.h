@@ -1,6 +1,7 @@
 // Attention by a recurrence instead of a softmax: linear attention, gated linear attention, and the linear state of
-// SparseK's evicted keys (docs/attention.md). No rotary embedding: positions are known by the order alone. Letters: B
-// batch, T time, H query heads, Hkv key-value heads, Hs score heads, D features of a query or key, V of a value.
+// SparseK's evicted keys (docs/attention.md). Queries and keys are taken as they come: who wants them turned by their
+// positions does it before (attention/rotate.h). Letters: B batch, T time, H query heads, Hkv key-value heads, Hs score
+// heads, D features of a query or key, V of a value.
 #pragma once
 
 #include <cstdint>

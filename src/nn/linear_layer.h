@@ -1,5 +1,6 @@
-// Linear attention in the place of softmax attention: the same projections, no rotary embedding, a state instead of
-// keys and values (attention/linear.h).
+// Linear attention in the place of softmax attention: the same projections, a state instead of keys and values
+// (attention/linear.h). Where the model has a rotary embedding, queries and keys are turned by their positions in the
+// document before the feature map (docs/attention.md).
 #pragma once
 
 #include <string>
@@ -19,7 +20,10 @@ class LinearLayer final : public Mixer {
   Variable extend(const Variable& x, const Variable& residual, MixerState& state) const override;
 
  private:
+  Variable project(const Variable& x, const Documents& documents, std::int64_t position) const;  // qkv, turned
+
   LinearShape shape_;
+  RopeSpec rope_;
   Linear qkv_, out_;
 };
 
@@ -29,7 +33,8 @@ struct RecurrentState final : MixerState {
   std::int64_t rows() const override { return 0; }
   std::int64_t bytes() const override { return bytes_; }
 
-  Tensor state;  // made by the first step
+  Tensor state;             // made by the first step
+  std::int64_t length = 0;  // positions that entered it, where a layer counts them
 
  private:
   std::int64_t bytes_;

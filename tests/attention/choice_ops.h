@@ -20,6 +20,30 @@ inline OpSample draw_rotate_heads(Draw& d) {
           {}};
 }
 
+inline OpSample draw_rotate_first_heads(Draw& d) {
+  const std::int64_t B = d.extent(3), T = d.extent(12), H = d.integer(1, 4), D = d.integer(1, 9);
+  const std::int64_t turned = d.integer(0, H), first = d.chance(0.5) ? 0 : d.integer(1, 200);
+  const RopeSpec rope{2 * d.integer(0, D / 2), d.chance(0.5) ? 100.0 : 10000.0};
+  Tensor starts;
+  if (d.chance(0.6)) {
+    starts = zeros({B, T}, DType::i32);
+    for (std::int64_t x = 0; x < B * T; ++x) {
+      const std::int64_t t = x % T;
+      if (t > 0)
+        starts.data<std::int32_t>()[x] =
+            d.chance(0.2) ? static_cast<std::int32_t>(t) : starts.data<std::int32_t>()[x - 1];
+    }
+  }
+  return {
+      cat(B, " ", T, " ", turned, "/", H, " ", D, " rotary ", rope.rotary_dims, starts.defined() ? " documents" : ""),
+      {d.normal({B, T, H * D})},
+      [=](const std::vector<Variable>& x) {
+        const Tensor there = starts.defined() ? starts.to(x[0].value().stream()) : Tensor();
+        return rotate_first_heads(x[0], H, turned, rope, there, first);
+      },
+      {}};
+}
+
 inline OpSample draw_shared_qk(Draw& d) {
   const std::int64_t B = d.extent(3), T = d.extent(6), Hv = d.integer(1, 2), H = Hv * d.integer(1, 3),
                      D = d.integer(3, 9);
@@ -73,6 +97,7 @@ inline OpSample draw_with_loss(Draw& d) {
 
 inline std::vector<OpCase> choice_op_cases() {
   return {{.name = "rotate_heads", .draw = draw_rotate_heads},
+          {.name = "rotate_first_heads", .draw = draw_rotate_first_heads},
           {.name = "shared_qk", .draw = draw_shared_qk},
           {.name = "index_loss", .draw = draw_index_loss, .low_precision = false},
           {.name = "with_loss", .draw = draw_with_loss}};

@@ -1,5 +1,5 @@
-// ABI of attention/rotate.h: heads of a row of features, turned by their positions. Letters: B batch, H heads, T time,
-// D features of a head, R = rotary_dims / 2.
+// ABI of attention/rotate.h: heads of a row of features, turned by their positions or copied. Letters: B batch, H
+// heads, T time, D features of a head, R = rotary_dims / 2.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,11 @@ struct RotateArgs : KernelArgs {
   void* out = nullptr;
   HeadStrides from, to;
   std::int64_t B = 0, H = 0, T = 0, D = 0;
-  RotaryView rotary;                // row 0 of the tables is position 0; no rotation where cos is null
-  std::int64_t first_position = 0;  // of t = 0
-  bool back = false;                // turns back: the transpose
+  std::int64_t turned = 0;                           // heads that turn: the first ones; the others are copied
+  RotaryView rotary;                                 // row 0 of the tables is position 0; all copied where cos is null
+  std::int64_t first_position = 0;                   // of t = 0
+  const std::int32_t* document_starts_BT = nullptr;  // position = first_position + t - start; null: start = 0
+  bool back = false;                                 // turns back: the transpose
   DType dtype = DType::f32;
 };
 
