@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
 """The results of scripts/compare.py as one self-contained HTML page, and its tables as Markdown:
-  python3 scripts/compare_report.py OUT -o report.html [--markdown tables.md] [--reference TYPE] [--resamples 10000]
-OUT: folder of compare.py. --reference: the type that the others are compared with (default: the grid's). Figures want matplotlib; without it the page has
-tables only and says so. numpy, where it is there, makes the resamples faster and changes no number."""
+  python3 scripts/compare_report.py OUT -o report.html [--markdown tables.md] [--figures DIR] [--reference TYPE] [--resamples 10000]
+OUT: folder of compare.py. --reference: the type that the others are compared with (default: the grid's). --figures: the figures of the largest group of runs
+also as DIR/*.png, which the Markdown then shows, with DIR/captions.md. Figures want matplotlib; without it the page has tables only and says so, and --figures ends with 1. numpy, where it is there, makes the resamples faster and changes no number."""
 import argparse
 import base64
 import html
-import io
 import json
+import os
 import pathlib
 import re
 import sys
 
 import compare_costs as costs
+import compare_figures as figures
+import compare_plot as plot
 import compare_tables as tables
+from compare_figures import is_single
 from compare_goals import goals_table
 from compare_grid import GridError
 from compare_program import write_whole
@@ -28,7 +31,7 @@ TITLES = {"positions": ("Loss by position", "Targets by the number of tokens of 
           "recall": ("Loss of repeated bigrams by distance", "Targets whose bigram the visible text holds already, by the distance to its last occurrence; mean over seeds.")}
 STYLE = """body{font:15px/1.45 sans-serif;max-width:1250px;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;font-size:13px;margin:.6em 0}
 td,th{border:1px solid #ccc;padding:3px 7px;text-align:right}td:first-child,th:first-child{text-align:left}th{background:#f2f2f2}
-.scroll{overflow-x:auto}.note{color:#555;max-width:60em}img{max-width:100%}"""
+.scroll{overflow-x:auto}.note{color:#555;max-width:60em}img{max-width:100%;background:#fff}figure{margin:1em 0}figcaption{color:#555;max-width:60em}"""
 
 
 def read_result(path):
@@ -54,77 +57,35 @@ def read_all(out):
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------------------------------------
-def load_pyplot():
-    try:
-        import matplotlib
-    except ImportError:
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    return pyplot
+class Drawn:
+    """Figures as PNG, in the page and, those of the main group, as files of `folder`, which Markdown at `markdown` refers to."""
 
+    def __init__(self, folder=None, markdown=None):
+        self.folder, self.written, self.missing, self.pyplot = folder, {}, None, None
+        self.link = folder and markdown and os.path.relpath(folder, markdown.parent)
+        try:
+            self.pyplot = plot.load()
+        except plot.Missing as missing:
+            self.missing = str(missing)
 
-class Figures:
-    def __init__(self):
-        self.pyplot = load_pyplot()
+    def add(self, page, group, names, speeds, main):
+        for figure in figures.figures_of(group, speeds, names, with_speeds=main) if self.pyplot else []:
+            png = plot.draw(self.pyplot, figure)
+            file = f"{figure.name}.png"
+            if main and self.folder:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / file).write_bytes(png)
+                self.written[file] = figure
+            page.figure(figure, png, f"{self.link}/{file}" if main and self.link else None)
 
-    def lines(self, panels, logarithmic=False):
-        """PNG of panels (x label, y label, {label: [lines of points]}) side by side, one colour a label, one legend beside them; None without matplotlib or
-        points."""
-        if self.pyplot is None or not any(lines for _, _, lines in panels):
-            return None
-        figure, axes = self.pyplot.subplots(1, len(panels), figsize=(5.4 * len(panels) + 2.6, 4.6), layout="constrained", squeeze=False)
-        labels = list(dict.fromkeys(label for _, _, lines in panels for label in lines))
-        colours, styles, handles = self.pyplot.get_cmap("tab10"), ("-", "--", ":", "-."), {}
-        for axis, (x_label, y_label, lines) in zip(axes[0], panels):
-            for label, several in lines.items():
-                at = labels.index(label)
-                for points in several:
-                    handles[label], = axis.plot(*zip(*points), color=colours(at % 10), linestyle=styles[at // 10 % 4], marker="." if len(points) < 15 else None, linewidth=1.1)
-            axis.set_xlabel(x_label)
-            axis.set_ylabel(y_label)
-            if logarithmic:
-                axis.set_xscale("log", base=2)
-            axis.grid(alpha=0.3)
-        figure.legend([handles[label] for label in labels], labels, loc="outside right upper", fontsize=7)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110)
-        self.pyplot.close(figure)
-        return file.getvalue()
-
-    def curves(self, group, kinds, speeds):
-        """Validation loss over tokens, and over seconds at the type's training speed, from a fifth of the run on, where it tells types apart; training loss
-        where nothing was validated."""
-        by_tokens, by_seconds = {}, {}
-        for kind in kinds:
-            rate, _ = costs.rate_of(group, kind, speeds)
-            for result in group.results(kind):
-                points = costs.validated(result, "tokens")
-                if len(points) < 2:
-                    points = [(row["tokens"], row["loss/train"]) for row in result["curve"] if row.get("loss/train") is not None]
-                points = [(x, y) for x, y in points if x >= 0.2 * points[-1][0]]
-                for lines, scale in ((by_tokens, 1e6), (by_seconds, rate)):
-                    if points and scale:
-                        lines.setdefault(group.label(kind), []).append([(x / scale, y) for x, y in points])
-        return self.lines([("million tokens", "loss, nats a token", by_tokens), ("seconds at the type's training speed", "loss, nats a token", by_seconds)])
-
-    def against(self, x_label, values, reference):
-        """Two panels of values, label -> {x: loss}: as they are, and minus the reference's, where small differences show."""
-        panels = [(x_label, "loss, nats a token", {label: [sorted(points.items())] for label, points in values.items() if points})]
-        if reference in values:
-            other = values[reference]
-            lines = {label: [sorted((x, y - other[x]) for x, y in points.items() if x in other)] for label, points in values.items() if set(points) & set(other)}
-            panels.append((x_label, f"minus that of {reference}", lines))
-        return self.lines(panels, logarithmic=True)
-
-    def buckets(self, group, kinds, split, name, key, reference):
-        values = {}
-        for kind in kinds:
-            for label, _, loss in tables.pooled_buckets(group, kind, split, name, key):
-                if loss is not None and label[0].isdigit():  # not the bucket of those without a distance
-                    start = float(label.replace(",", "").split("-")[0].split(" ")[0])
-                    values.setdefault(group.label(kind), {})[start] = loss
-        return self.against("tokens seen" if key == "positions" else "distance of the last occurrence", values, reference)
+    def finish(self):
+        """Captions beside the files; figures of an earlier report that had more to show must not stay there."""
+        if not self.written:
+            return
+        for file in {f"{name}.png" for name in figures.NAMES} - set(self.written):
+            (self.folder / file).unlink(missing_ok=True)
+        captions = [f"![{figure.title}]({file})\n\n**{figure.title}.** {figure.caption}\n" for file, figure in self.written.items()]
+        write_whole(self.folder / "captions.md", "\n".join(["# Figures of the comparison\n", *captions]))
 
 
 # -- the page -----------------------------------------------------------------------------------------------------------------------------------------
@@ -155,9 +116,12 @@ class Page:
         line = lambda row: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
         self.markdown += [line(table.columns), "|" + "---|" * len(table.columns), *map(line, table.rows), ""]
 
-    def figure(self, png, description):
-        if png is not None:
-            self.html.append(f"<p><img alt=\"{html.escape(description)}\" src=\"data:image/png;base64,{base64.b64encode(png).decode()}\"></p>")
+    def figure(self, figure, png, link):
+        """link: of its file as the Markdown sees it; None: not there."""
+        title, caption = html.escape(figure.title), html.escape(figure.caption)
+        self.html.append(f"<figure><img alt=\"{title}\" src=\"data:image/png;base64,{base64.b64encode(png).decode()}\"><figcaption><b>{title}.</b> {caption}</figcaption></figure>")
+        if link:
+            self.markdown += [f"![{figure.title}]({link})", "", f"**{figure.title}** (`{link}`). {figure.caption}", ""]
 
 
 def splits_of(group):
@@ -170,16 +134,11 @@ def evaluations_in(group):
     return list(dict.fromkeys(names))
 
 
-def families(group):
-    """Types that share a figure: each section with the reference."""
-    yield from ([kind for kind in group.types if kind == group.reference or kind in kinds] for kinds in group.sections().values() or [list(group.types)])
-
-
-def add_group(page, figures, group, absent, speeds, resamples):
+def add_group(page, drawn, group, absent, speeds, resamples):
     page.heading(group.title)
     page.text(f"Not run here, or not to their end: {absent}." if absent else "Every type that the grid wants here has run.")
-    for kinds in families(group):
-        page.figure(figures.curves(group, kinds, speeds), f"loss curves of {group.title}")
+    if drawn is not None:
+        drawn.add(page, group, evaluations_in(group), speeds, False)
     for split in splits_of(group):
         for name in evaluations_in(group):
             for table in tables.loss_tables(group, split, name, resamples) if is_single(group, split, name) else []:
@@ -189,31 +148,20 @@ def add_group(page, figures, group, absent, speeds, resamples):
     page.table(costs.wall_clock_table(group, speeds))
     page.table(costs.selection_table(group))
     for name in evaluations_in(group):
-        add_evaluation(page, figures, group, splits_of(group)[0], name, resamples)
+        add_evaluation(page, group, splits_of(group)[0], name, resamples)
 
 
-def add_evaluation(page, figures, group, split, name, resamples):
-    against = group.label(group.reference) if group.reference in group.types else None
-    table, losses = tables.context_table(group, split, name, resamples)
+def add_evaluation(page, group, split, name, resamples):
+    table, _ = tables.context_table(group, split, name, resamples)
     page.table(table)
     if table:
-        for kinds in families(group):
-            shown = {group.label(kind): losses[kind] for kind in kinds if kind in losses}
-            page.figure(figures.against("tokens of visible context", shown, against), "loss by visible context")
         return
     for key, (title, note) in TITLES.items():
-        table = tables.bucket_table(group, split, name, key, title, note)
-        page.table(table)
-        for kinds in families(group) if table else []:
-            page.figure(figures.buckets(group, kinds, split, name, key, against), title)
+        page.table(tables.bucket_table(group, split, name, key, title, note))
     page.table(tables.recall_difference_table(group, split, name, resamples))
 
 
-def is_single(group, split, name):
-    return all(len(tables.evaluation_of(result, split, name)) <= 1 for kind in group.types for result in group.results(kind))
-
-
-def build(index, results, figures, reference, resamples):
+def build(index, results, drawn, reference, resamples):
     grid, stages = index["grid"], list(dict.fromkeys(cell["stage"] for cell in index["cells"]))
     page = Page(grid.get("title") or f"Comparison {grid['name']}")
     page.text(NOT_THE_PAPERS)
@@ -221,7 +169,7 @@ def build(index, results, figures, reference, resamples):
     page.text(f"{finished} of the grid's {len(index['cells'])} runs have finished. Text evaluated as final is the split test, used for no choice; every choice (learning rates, "
               "which types go on) was made on val.")
     page.text(COMPARED)
-    if figures.pyplot is None:
+    if drawn.missing:
         page.text("This page has no figures: matplotlib was not there when it was made.")
     for name in stages:
         title = grid["stages"][name].get("title")
@@ -233,8 +181,15 @@ def build(index, results, figures, reference, resamples):
     page.heading("What was to be shown")
     page.table(goals_table(groups, results, index["cells"], grid, reference, single, resamples))
     speeds = costs.speeds_of(results)
+    main = figures.main_group(groups)
+    if main is not None and drawn.pyplot:
+        page.heading("Figures")
+        if not drawn.link:
+            page.markdown += ["In the HTML page; as files, which this page then shows, with --figures.", ""]
+        drawn.add(page, main, evaluations_in(main), speeds, True)
+        drawn.finish()
     for group in groups:
-        add_group(page, figures, group, tables.not_run(group, index["cells"], grid), speeds, resamples)
+        add_group(page, drawn if group is not main else None, group, tables.not_run(group, index["cells"], grid), speeds, resamples)
     probes = costs.probe_tables(results, index["cells"])
     if probes:
         page.heading("Probes")
@@ -255,6 +210,7 @@ def main():
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("-o", "--output", required=True, type=pathlib.Path)
     parser.add_argument("--markdown", type=pathlib.Path)
+    parser.add_argument("--figures", type=pathlib.Path)
     parser.add_argument("--reference")
     parser.add_argument("--resamples", type=int, default=10000)
     a = parser.parse_args()
@@ -265,16 +221,18 @@ def main():
         reference = a.reference or index["grid"].get("reference")
         if reference not in index["grid"]["types"]:
             raise GridError(f"--reference {reference}: is not one of the grid's types: {', '.join(index['grid']['types'])}")
-        figures = Figures()
-        page = build(index, results, figures, reference, a.resamples)
+        drawn = Drawn(a.figures, a.markdown)
+        page = build(index, results, drawn, reference, a.resamples)
         write_whole(a.output, "\n".join(page.html) + "\n")
         if a.markdown:
             write_whole(a.markdown, re.sub(r"\n{3,}", "\n\n", "\n".join(page.markdown)).rstrip() + "\n")
     except GridError as error:
         print(f"compare_report: {error}", file=sys.stderr)
         return 2
-    print(f"{a.output}: {len(results)} results{'' if figures.pyplot else ', no figures: matplotlib is missing (Debian: python3-matplotlib, else pip install matplotlib)'}",
-          file=sys.stderr)
+    print(f"{a.output}: {len(results)} results{f', no figures: {drawn.missing}' if drawn.missing else ''}", file=sys.stderr)
+    if a.figures and drawn.missing:
+        print(f"compare_report: --figures {a.figures}: no figure was written: {drawn.missing}", file=sys.stderr)
+        return 1
     return 0
 
 
