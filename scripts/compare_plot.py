@@ -87,15 +87,26 @@ def overlap(one, other):
     return max(0, min(one[2], other[2]) - max(one[0], other[0])) * max(0, min(one[3], other[3]) - max(one[1], other[1]))
 
 
-def label_points(axis, points, size=7.5):
-    """Names marks beside them: of sixteen directions and growing distances the first place that is free. points: [(x, y, text, colour, bold)]"""
+def leader(start, end, unit):
+    """Small boxes along the line from a mark to the middle of its name, as far as it is seen."""
+    points = [(start[0] + (end[0] - start[0]) * at / 12, start[1] + (end[1] - start[1]) * at / 12) for at in range(1, 9)]
+    return [(x - 2 * unit, y - 2 * unit, x + 2 * unit, y + 2 * unit) for x, y in points]
+
+
+def label_points(axis, points, bars, size=7.5):
+    """Names marks beside them: of sixteen directions and growing distances the place that covers least, bold names first. points: [(x, y, text, colour, bold)];
+    bars: [(x, low, high)], rather not written over."""
     from matplotlib.patheffects import withStroke
     figure = axis.figure
     renderer, unit = figure.canvas.get_renderer(), figure.dpi / 72
     frame = axis.get_window_extent()
     pixels = [axis.transData.transform((x, y)) for x, y, *_ in points]
-    taken = [(x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit) for x, y in pixels]
-    for (x, y), (_, _, text, colour, bold) in sorted(zip(pixels, points), key=lambda item: -item[0][1]):
+    marks = [(x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit) for x, y in pixels]
+    taken, written = [], []
+    for x, low, high in bars:
+        (left, bottom), (_, top) = axis.transData.transform([(x, low), (x, high)])
+        taken.append((left - 2 * unit, bottom, left + 2 * unit, top))
+    for (x, y), (_, _, text, colour, bold) in sorted(zip(pixels, points), key=lambda item: (not item[1][4], -item[0][1])):
         probe = axis.text(0, 0, text, fontsize=size, fontweight="bold" if bold else None)
         extent = probe.get_window_extent(renderer)
         probe.remove()
@@ -108,11 +119,15 @@ def label_points(axis, points, size=7.5):
                 cy = y + (distance + 4) * unit * math.sin(angle) + half[1] * round(math.sin(angle), 1)
                 box = (cx - half[0], cy - half[1], cx + half[0], cy + half[1])
                 outside = box[0] < frame.x0 + 2 or box[2] > frame.x1 + 8 * unit or box[1] < frame.y0 + 2 or box[3] > frame.y1
-                cost = sum(overlap(box, other) for other in taken) + (1e6 if outside else 0) + distance * 8 * unit
+                cost = sum(overlap(box, other) for other in taken) + 3 * sum(overlap(box, other) for other in marks + written)
+                cost += (1e6 if outside else 0) + distance * 8 * unit
+                steps = leader((x, y), (cx, cy), unit) if distance > 8 else []
+                cost += 4 * sum(overlap(step, other) for step in steps for other in written + [mark for mark in marks if overlap(mark, (x, y, x + 1, y + 1)) == 0])
                 if best is None or cost < best[0]:
-                    best = (cost, cx, cy, box, distance)
-        _, cx, cy, box, distance = best
-        taken.append(box)
+                    best = (cost, cx, cy, box, distance, steps)
+        _, cx, cy, box, distance, steps = best
+        written.append(box)
+        taken += steps
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3, "alpha": 0.8} if distance > 8 else None
         axis.annotate(text, (x, y), (cx, cy), xycoords="figure pixels", textcoords="figure pixels", ha="center", va="center", fontsize=size, color=colour,
                       fontweight="bold" if bold else None, annotation_clip=False, arrowprops=line, path_effects=[withStroke(linewidth=2, foreground="white")])
@@ -193,7 +208,7 @@ def plane(pyplot, shown):
         for x, y, point in placed:
             far = point["loss"].value > edge
             axis.plot(x, y, marker="^" if far else MARKS[point["class"]], color=COLOURS[point["class"]], markersize=7.5 if point["reference"] else 5.5,
-                      markeredgecolor="black" if point["reference"] else "white", markeredgewidth=1.2 if point["reference"] else 0.4, zorder=3, clip_on=False)
+                      markeredgecolor="black" if point["reference"] else "white", markeredgewidth=1.2 if point["reference"] else 0.4, zorder=5, clip_on=False)
             if not far:
                 axis.plot([x, x], [point["loss"].low, point["loss"].high], color=COLOURS[point["class"]], linewidth=0.8, alpha=0.6)
         xs = [x for x, _, _ in placed]
@@ -211,10 +226,18 @@ def plane(pyplot, shown):
     class_legend(figure, {point["class"] for point in points})
     settle(figure)
     for axis, key in zip(axes[0], keys):
-        label_points(axis, [(point[key] / (1e6 if key == "rate" else 1), min(point["loss"].value, edge),
-                             short(point["label"]) + (f" ({point['loss'].value:.2f}, above)" if point["loss"].value > edge else ""),
-                             COLOURS[point["class"]], point["reference"]) for point in points if point[key]])
+        label_plane(axis, [(point[key] / (1e6 if key == "rate" else 1), point) for point in points if point[key]], edge)
     return figure
+
+
+def label_plane(axis, placed, edge):
+    names = []
+    for x, point in placed:
+        far = point["loss"].value > edge
+        text = short(point["label"]) + (f" ({point['loss'].value:.2f}, above)" if far else "")
+        names.append((x, min(point["loss"].value, edge), text, COLOURS[point["class"]], point["reference"]))
+    bars = [(x, point["loss"].low, point["loss"].high) for x, point in placed if point["loss"].value <= edge and point["loss"].low < point["loss"].high]
+    label_points(axis, names, bars)
 
 
 # -- lines --------------------------------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 """The results of scripts/compare.py as one self-contained HTML page, and its tables as Markdown:
   python3 scripts/compare_report.py OUT -o report.html [--markdown tables.md] [--figures DIR] [--reference TYPE] [--resamples 10000]
 OUT: folder of compare.py. --reference: the type that the others are compared with (default: the grid's). --figures: the figures of the largest group of runs
-also as DIR/*.png, which the Markdown then shows, with DIR/captions.md. Figures want matplotlib; without it the page has tables only and says so, and --figures ends with 1. numpy, where it is there, makes the resamples faster and changes no number."""
+also as DIR/*.png, which the Markdown then shows, with DIR/captions.md. Figures want matplotlib; without it the page has tables only and says so, and --figures
+ends with 1. numpy, where it is there, makes the resamples faster and changes no number."""
 import argparse
 import base64
 import html
