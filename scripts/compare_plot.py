@@ -18,14 +18,17 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
 
 
 class Missing(Exception):
-    """matplotlib is not there."""
+    """matplotlib is not there, or too old."""
 
 
 def load():
     try:
         import matplotlib
     except ImportError:
-        raise Missing("matplotlib is missing (Debian: python3-matplotlib, else pip install matplotlib)") from None
+        raise Missing("matplotlib is missing: pip install matplotlib") from None
+    found = tuple(int(part) for part in matplotlib.__version__.split(".")[:2])
+    if found < (3, 7):  # legends outside of the axes
+        raise Missing(f"matplotlib is {matplotlib.__version__}, wanted is 3.7 or newer: pip install matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
     return pyplot

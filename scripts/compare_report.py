@@ -171,7 +171,7 @@ def build(index, results, drawn, reference, resamples):
               "which types go on) was made on val.")
     page.text(COMPARED)
     if drawn.missing:
-        page.text("This page has no figures: matplotlib was not there when it was made.")
+        page.text(f"This page has no figures: {drawn.missing}.")
     for name in stages:
         title = grid["stages"][name].get("title")
         cells = [cell for cell in index["cells"] if cell["stage"] == name]

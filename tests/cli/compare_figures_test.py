@@ -93,7 +93,10 @@ def test_without_matplotlib_the_report_says_so():
         assert done.returncode == 1, done.stderr
         expect(done.stderr, "--figures figures: no figure was written", "matplotlib is missing")
         assert not (f.path / "figures").exists()
-        expect((f.path / "x.md").read_text(), "This page has no figures", "## The runs")
+        expect((f.path / "x.md").read_text(), "This page has no figures: matplotlib is missing", "## The runs")
+        (f.path / "none" / "matplotlib" / "__init__.py").write_text("__version__ = '3.6.3'\ndef use(_): pass\n")
+        old = subprocess.run([*command, "--figures", "figures"], cwd=f.path, capture_output=True, text=True, timeout=300, env=bare)
+        assert old.returncode == 1 and "matplotlib is 3.6.3, wanted is 3.7" in old.stderr, old.stderr
         assert subprocess.run(command, cwd=f.path, capture_output=True, timeout=300, env=bare).returncode == 0
         assert "<img" not in (f.path / "x.html").read_text()
 
@@ -101,7 +104,7 @@ def test_without_matplotlib_the_report_says_so():
 def with_matplotlib():
     """This Python, or the one that PLOT_PYTHON names, if it has matplotlib."""
     for python in (sys.executable, os.environ.get("PLOT_PYTHON")):
-        if python and subprocess.run([python, "-c", "import matplotlib"], capture_output=True).returncode == 0:
+        if python and subprocess.run([python, "-c", "import matplotlib as m; assert tuple(map(int, m.__version__.split('.')[:2])) >= (3, 7)"], capture_output=True).returncode == 0:
             return python
     print("skipped: no matplotlib (PLOT_PYTHON may name a Python that has it)")
     sys.exit(77)
