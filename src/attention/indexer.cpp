@@ -35,12 +35,12 @@ struct KlOfIndex {
 
   Tensor forward(const std::array<Tensor, 3>& in, const Tensor& choice, const Tensor& q, const Tensor& k) {
     const DType exact = compute_dtype(q.dtype());
-    const std::int64_t B = in[0].size(0), T = q.size(2);
-    require(in[0].rank() == 4 && in[0].size(2) == T && in[1].shape() == Shape{B, 1, T, in[0].size(3)} &&
-                in[2].shape() == Shape{B, in[0].size(1), T} && choice.rank() == 4 && choice.size(0) == B &&
-                choice.size(1) == 1 && choice.size(2) == T,
-            name, "wants q (B, Hi, T, Di), k (B, 1, T, Di), weights (B, Hi, T), choice (B, 1, T, n); got ",
-            in[0].shape(), ", ", in[1].shape(), ", ", in[2].shape(), ", ", choice.shape());
+    const std::int64_t B = q.size(0), T = q.size(2);
+    require(in[0].rank() == 4 && in[0].size(0) == B && in[0].size(2) == T &&
+                in[1].shape() == Shape{B, 1, T, in[0].size(3)} && in[2].shape() == Shape{B, in[0].size(1), T} &&
+                choice.rank() == 4 && choice.size(0) == B && choice.size(1) == 1 && choice.size(2) == T,
+            name, "wants q (B, Hi, T, Di), k (B, 1, T, Di), weights (B, Hi, T), choice (B, 1, T, n) beside qkv of B ",
+            B, ", T ", T, "; got ", in[0].shape(), ", ", in[1].shape(), ", ", in[2].shape(), ", ", choice.shape());
     IndexLossArgs args;
     args.B = B, args.T = T, args.Hi = in[0].size(1), args.Di = in[0].size(3);
     args.H = q.size(1), args.Hkv = k.size(1), args.D = q.size(3), args.M = choice.size(3);

@@ -9,7 +9,7 @@
 namespace sieve::cuda {
 
 inline constexpr int kPiece = 256;  // logits that a warp looks at together: two neighbours a lane, four times
-inline constexpr int kHeld = 48;    // logits of a list that a lane holds in registers while a cut is searched
+inline constexpr int kInLane = 48;  // logits of a list that a lane holds in registers while a cut is searched
 inline constexpr int kSlack = 64;   // how many more than needed may survive, where the list will be thinned out again
 inline constexpr unsigned kEveryLane = 0xffffffffu;
 
@@ -45,7 +45,7 @@ class HeldLogits {
  public:
   __device__ explicit HeldLogits(const List& list) : list_(list) {
 #pragma unroll
-    for (int v = 0; v < kHeld / 4; ++v) {
+    for (int v = 0; v < kInLane / 4; ++v) {
       const int x = 128 * v + 4 * own_lane();
       uint4 four{0, 0, 0, 0};
       if (x < list.size) four = *reinterpret_cast<const uint4*>(list.logit + x);
@@ -77,16 +77,16 @@ class HeldLogits {
   template <class F>
   __device__ void each(F&& f) const {
 #pragma unroll
-    for (int g = 0; g < kHeld / 8; ++g) {
+    for (int g = 0; g < kInLane / 8; ++g) {
       if (256 * g >= list_.size) break;
 #pragma unroll
       for (int y = 0; y < 8; ++y) f(held_[8 * g + y], y);
     }
-    for (int x = 32 * kHeld + own_lane(); x < list_.size; x += 32) f(list_.logit[x], 0);
+    for (int x = 32 * kInLane + own_lane(); x < list_.size; x += 32) f(list_.logit[x], 0);
   }
 
   const List& list_;
-  unsigned held_[kHeld];
+  unsigned held_[kInLane];
 };
 
 struct Cut {

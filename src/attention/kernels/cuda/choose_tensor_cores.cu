@@ -16,10 +16,10 @@ static_assert(kChooseThreads / 32 * 16 == kPiece);
 
 __host__ __device__ inline int steps_of(std::int64_t D) { return static_cast<int>((D + kFeatures - 1) / kFeatures); }
 
-// Keys of a step that a lane holds: features 8 t .. 8 t + 7 of keys g and g + 8 of the warp's 16; t = lane % 4, g =
-// lane /
-// 4. The instruction sums over features, so any order of them will do that the queries share: its first half of a step
-// takes four of these eight where it wants 2 t, 2 t + 1, 2 t + 8 and 2 t + 9, its second half the other four.
+// Keys of a step that a lane holds: features 8 t .. 8 t + 7 of keys g and g + 8 of the warp's 16, where t = lane % 4
+// and g = lane / 4. The instruction sums over features, so any order of them will do that the queries share: its first
+// half of a step takes four of these eight where it wants 2 t, 2 t + 1, 2 t + 8 and 2 t + 9, its second half the other
+// four.
 struct KeyStep {
   uint4 row[2];
 };

@@ -160,6 +160,7 @@ std::size_t workspace_bytes(const IndexLossArgs& a, Stream) {
 
 void run(const IndexLossArgs& a, Stream stream) {
   if (a.B * a.T == 0) return;
+  require(a.dtype != DType::f64, "index_loss", "has no fp64 kernel on a GPU");
   if (index_loss_by_tiles(a)) by_tiles(a, stream);
   else index_loss_by_rows(a, stream);
 }

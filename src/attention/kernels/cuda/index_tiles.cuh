@@ -62,7 +62,7 @@ __device__ inline IndexHead key_head(const IndexTiles& v, std::int64_t b, int he
   return head < v.H ? IndexHead(v.k, b, head / v.group, v.T) : IndexHead(v.index_k, b, 0, v.T);
 }
 
-// n numbers as sums of kSplits bf16 numbers each, in pairs.
+// Two numbers as sums of kSplits bf16 numbers each: pair `at` of every part.
 template <int kSplits>
 __device__ inline void split_pair(std::uint32_t (*parts)[4], int at, float x, float y) {
 #pragma unroll

@@ -17,7 +17,7 @@ __device__ inline float log_decay(float gate, float power) {
   return log < kLeastLog ? kLeastLog : log;
 }
 
-// Eight numbers of a row of fp32, in accesses of 16 bytes.
+// Eight numbers of a row of fp32 in shared memory, in accesses of 16 bytes.
 __device__ inline void load_exact(float (&x)[8], const float* from) {
   const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
   x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
@@ -38,7 +38,8 @@ __device__ inline void decay_key(Eight& x, const float* logs, int t, int c) {
   for (int i = 0; i < 8; ++i) x.at[i] = bf16(static_cast<float>(x.at[i]) * __expf(to[i] - from[i]));
 }
 
-// logs (64, kExact): L. Begins with what the caller's threads each know, ends with a barrier.
+// logs (64, kExact): L, from the gates alone; behind the chunk's last position it stays as it is there. Needs no barrier
+// before it and ends with one, after which what the caller's threads wrote before it can be read as well.
 __device__ inline void load_logs(const LinearArgs& a, const ChunkPlace& p, float* logs) {
   const auto thread = static_cast<int>(threadIdx.x);
   const auto* const gates = static_cast<const bf16*>(a.gates_BTHD) + p.head * kTile;

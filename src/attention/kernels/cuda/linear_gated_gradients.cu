@@ -39,9 +39,9 @@ __device__ void load_end(const Gradients& g, const ChunkPlace& p, bf16* tile, bf
 struct Block {
   Shared& shared;
   float *logs, scale;
-  bf16 *queries, *keys, *tile, *rest, *values, *douts,
-      *state;  // tile + rest: a half's factors; before, what rounding left of a state
-  int reach;
+  bf16 *queries, *keys, *values, *douts, *state;
+  bf16 *tile, *rest;  // a half's factors; before them, in the place of both, what rounding left of `state`
+  int reach;          // the chunk's first key that its end sees
 
   __device__ float passes(int t, int d) const {  // from t to the chunk's end
     return __expf(logs[(kTile - 1) * kExact + d] - logs[t * kExact + d]);
