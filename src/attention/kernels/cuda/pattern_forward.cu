@@ -6,6 +6,25 @@
 namespace sieve::cuda {
 namespace {
 
+// What the phase before left, as if all of it were one pair, of weight 1.
+template <int D, class Row>
+__device__ __forceinline__ void go_on(float (&top)[2], float (&denominator)[2], float (&sums)[D / kSide][kHeld],
+                                      const Between<D>& between, const float* statistics, const Row& row_of_head,
+                                      const int (&mine)[2]) {
+  between.read(sums, mine);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (mine[r] < 0) continue;
+    const float before = statistics[row_of_head(mine[r])];
+    if (before < static_cast<float>(-kNothing)) top[r] = before, denominator[r] = threadIdx.x % 4 == 0 ? 1.f : 0.f;
+  }
+}
+
+__device__ __forceinline__ void hide(float (&s)[kHeld], const RowWords& words) {
+#pragma unroll
+  for (int x = 0; x < kHeld; ++x) s[x] = words.sees(0, x) ? s[x] : -INFINITY;
+}
+
 template <int D>
 __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(const Engine e, const PatternLists lists) {
   using Rows64 = Panel<D>;
@@ -16,10 +35,8 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
   auto* memory = reinterpret_cast<bf16*>(dynamic_shared());
   const HeadRows k(e.k, t.b, e.T, kv, D), v(e.v, t.b, e.T, kv, D);
   const auto fetch = [&](int n, std::int32_t entry) {
-    bf16* to = memory + n % 2 * 2 * Rows64::kElements;
     const std::int64_t slot = static_cast<std::int64_t>(entry >> 1) * kSide;
-    Rows64::fetch(to, k, t.order, slot, e.T);
-    Rows64::fetch(to + Rows64::kElements, v, t.order, slot, e.T);
+    Rows64::fetch_two(memory + n % 2 * 2 * Rows64::kElements, k, v, t.order, slot, e.T);
     end_copies();
   };
   const auto entry_of = [&](int n) { return n < t.count ? t.entries[n] : 0; };
@@ -35,24 +52,12 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
   const auto factor = static_cast<float>(e.scale * kLog2E);
   float top[2] = {static_cast<float>(kNothing), static_cast<float>(kNothing)}, denominator[2] = {0, 0}, s[kHeld],
         sums[D / kSide][kHeld];
-#pragma unroll
-  for (int p = 0; p < D / kSide; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
-  }
+  clear(sums);
 
   const auto between = [&] { return Between<D>{lists.between + (t.b * e.T * e.H + t.h) * D, e.H * D}; };
   const auto row_of_head = [&](int i) { return (t.b * e.H + t.h) * e.T + i; };
   auto* statistics = static_cast<float*>(e.statistics);
-  if (!lists.begins) {  // as if all before were one pair, of weight 1
-    between().read(sums, mine);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (mine[r] < 0) continue;
-      const float before = statistics[row_of_head(mine[r])];
-      if (before < static_cast<float>(-kNothing)) top[r] = before, denominator[r] = thread % 4 == 0 ? 1.f : 0.f;
-    }
-  }
+  if (!lists.begins) go_on<D>(top, denominator, sums, between(), statistics, row_of_head, mine);
 
   for (int n = 0; n < t.count; ++n) {
     await_copies();
@@ -62,10 +67,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
     const std::int32_t after = entry_of(n + 2);
     const bf16* keys = memory + n % 2 * 2 * Rows64::kElements;
     Rows64::template multiply_transposed<kSide>(s, q, keys, 0);
-    if ((entry & 1) != 0) {
-#pragma unroll
-      for (int x = 0; x < kHeld; ++x) s[x] = words.sees(0, x) ? s[x] : -INFINITY;
-    }
+    if ((entry & 1) != 0) hide(s, words);
     advance<D>(s, top, denominator, sums, factor);
     Rows64::template add_product<kSide>(sums, s, keys + Rows64::kElements, 0);
     words = coming, entry = next, next = after;
@@ -74,17 +76,12 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
   float inverse[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    denominator[r] = row_sum(denominator[r]);
-    inverse[r] = denominator[r] == 0 ? 0.f : 1 / denominator[r];
+    inverse[r] = finish(denominator[r]);
     if (statistics == nullptr || mine[r] < 0 || thread % 4 != 0) continue;
-    statistics[row_of_head(mine[r])] =
-        denominator[r] == 0 ? static_cast<float>(-kNothing) : top[r] + logarithm_2(denominator[r]);
+    statistics[row_of_head(mine[r])] = statistic(top[r], denominator[r]);
   }
   if (!lists.ends) return between().write(sums, inverse, mine);
-  __syncthreads();
-  auto* stage = reinterpret_cast<float*>(dynamic_shared());
-  to_stage<float, D / kSide>(stage, sums, inverse);
-  __syncthreads();
+  const float* stage = staged<float, D / kSide>(sums, inverse);
   bf16* out = static_cast<bf16*>(e.out) + (t.b * e.T * e.H + t.h) * D;
   store_rows<D>(out, e.H * D, stage, at, e.rotary, false, 1.f);
 }

@@ -48,6 +48,13 @@ struct Panel {
     }
   }
 
+  // The same of two kinds of rows, one behind the other.
+  __device__ __forceinline__ static void fetch_two(bf16* to, const HeadRows& first, const HeadRows& second,
+                                                   const std::int32_t* order, std::int64_t slot, std::int64_t T) {
+    fetch(to, first, order, slot, T);
+    fetch(to + kElements, second, order, slot, T);
+  }
+
   // sum (16 own rows, kColumns rows of `other` from `first` on) = left other^T
   template <int kColumns>
   __device__ static void multiply_transposed(float* sum, const std::uint32_t (*left)[4], const bf16* other, int first) {
@@ -148,6 +155,15 @@ __device__ inline void advance(float* s, float (&top)[2], float (&denominator)[2
 #pragma unroll
     for (int x = 0; x < kHeld; ++x) sums[p][x] *= shrink[x / 2 % 2];
   }
+}
+
+// The end of a row's softmax: completes the denominator; returns what the row's sums are to be multiplied by.
+__device__ __forceinline__ float finish(float& denominator) {
+  denominator = row_sum(denominator);
+  return denominator == 0 ? 0.f : 1 / denominator;
+}
+__device__ __forceinline__ float statistic(float top, float denominator) {
+  return denominator == 0 ? static_cast<float>(-kNothing) : top + logarithm_2(denominator);
 }
 
 // dO . o of the thread's two rows, given dO as a left operand.

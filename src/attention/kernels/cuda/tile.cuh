@@ -230,6 +230,15 @@ __device__ inline void keep_weights(typename Math::Element* to, const typename M
   __syncwarp();
 }
 
+template <class C, int kPieces>
+__device__ __forceinline__ void clear(C (&sums)[kPieces][kHeld]) {
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+    for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
+  }
+}
+
 // Sums of whole rows in shared memory, (64, kPieces * 64 + 1), for what crosses lanes: rotation, coalesced stores.
 template <int kPieces>
 inline constexpr int kStageStride = kPieces* kSide + 1;
@@ -251,6 +260,15 @@ __device__ inline void to_stage(C* stage, const C (*sums)[kHeld], const C (&fact
     for (int x = 0; x < kHeld; ++x)
       stage[row_of(x) * kStageStride<kPieces> + p * kSide + column_of(x)] = sums[p][x] * factor[x / 2 % 2];
   }
+}
+// The same at any time; nobody else needs shared memory until the stage has been read.
+template <class C, int kPieces>
+__device__ __forceinline__ C* staged(const C (*sums)[kHeld], const C (&factor)[2]) {
+  __syncthreads();
+  C* stage = reinterpret_cast<C*>(dynamic_shared());
+  to_stage<C, kPieces>(stage, sums, factor);
+  __syncthreads();
+  return stage;
 }
 
 // Element d of a staged row turned to `position`, or back (sign = -1). Rotate-half layout, R = rotary_dims / 2.
