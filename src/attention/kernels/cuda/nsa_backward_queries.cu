@@ -17,10 +17,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) backward_que
   auto* memory = reinterpret_cast<bf16*>(dynamic_shared());
   const HeadRows k = e.keys(e.k, t.b, kv), v = e.keys(e.v, t.b, kv);
   const auto fetch = [&](int n) {
-    bf16* to = memory + n % 2 * 2 * Rows64::kElements;
-    const std::int64_t first = t.keys.begin + n * kSide;
-    Rows64::fetch(to, k, nullptr, first, t.keys.end);
-    Rows64::fetch(to + Rows64::kElements, v, nullptr, first, t.keys.end);
+    Rows64::fetch_two(memory + n % 2 * 2 * Rows64::kElements, k, v, nullptr, t.keys.begin + n * kSide, t.keys.end);
     end_copies();
   };
   const int count = t.chunks();
@@ -41,11 +38,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) backward_que
   if (thread < kSide) at[thread] = t.own(e, thread);
   const auto factor = static_cast<float>(e.scale * kLog2E);
   float s[kPart / 2], dp[kPart / 2], sums[D / kSide][kHeld];
-#pragma unroll
-  for (int p = 0; p < D / kSide; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
-  }
+  clear(sums);
 
   for (int n = 0; n < count; ++n) {
     await_copies();
@@ -67,12 +60,9 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) backward_que
     }
   }
 
-  __syncthreads();
-  auto* stage = reinterpret_cast<float*>(dynamic_shared());
-  to_stage<float, D / kSide>(stage, sums, {1.f, 1.f});
-  __syncthreads();
-  store_rows<D>(static_cast<bf16*>(e.dq) + e.query(t.b, 0, t.h), e.H * D, stage, at, RotaryView{}, false,
-                static_cast<float>(e.scale));
+  const float* stage = staged<float, D / kSide>(sums, {1.f, 1.f});
+  bf16* dq = static_cast<bf16*>(e.dq) + e.query(t.b, 0, t.h);
+  store_rows<D>(dq, e.H * D, stage, at, RotaryView{}, false, static_cast<float>(e.scale));
 }
 
 template <int D>

@@ -15,10 +15,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
   auto* memory = reinterpret_cast<bf16*>(dynamic_shared());
   const HeadRows k = e.keys(e.k, t.b, kv), v = e.keys(e.v, t.b, kv);
   const auto fetch = [&](int n) {
-    bf16* to = memory + n % 2 * 2 * Rows64::kElements;
-    const std::int64_t first = t.keys.begin + n * kSide;
-    Rows64::fetch(to, k, nullptr, first, t.keys.end);
-    Rows64::fetch(to + Rows64::kElements, v, nullptr, first, t.keys.end);
+    Rows64::fetch_two(memory + n % 2 * 2 * Rows64::kElements, k, v, nullptr, t.keys.begin + n * kSide, t.keys.end);
     end_copies();
   };
   const int count = t.chunks();
@@ -32,11 +29,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
   const auto factor = static_cast<float>(e.scale * kLog2E);
   float top[2] = {static_cast<float>(kNothing), static_cast<float>(kNothing)}, denominator[2] = {0, 0}, s[kHeld],
         sums[D / kSide][kHeld];
-#pragma unroll
-  for (int p = 0; p < D / kSide; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
-  }
+  clear(sums);
 
   for (int n = 0; n < count; ++n) {
     await_copies();
@@ -54,17 +47,13 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2) forward(cons
   float inverse[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    denominator[r] = row_sum(denominator[r]);
-    inverse[r] = denominator[r] == 0 ? 0.f : 1 / denominator[r];
+    inverse[r] = finish(denominator[r]);
     if (mine[r] < 0 || thread % 4 != 0) continue;
-    static_cast<float*>(e.statistics)[e.head_row(t.b, t.h) + mine[r]] =
-        denominator[r] == 0 ? static_cast<float>(-kNothing) : top[r] + logarithm_2(denominator[r]);
+    static_cast<float*>(e.statistics)[e.head_row(t.b, t.h) + mine[r]] = statistic(top[r], denominator[r]);
   }
-  __syncthreads();
-  auto* stage = reinterpret_cast<float*>(dynamic_shared());
-  to_stage<float, D / kSide>(stage, sums, inverse);
-  __syncthreads();
-  store_rows<D>(static_cast<bf16*>(e.out) + e.query(t.b, 0, t.h), e.H * D, stage, at, RotaryView{}, false, 1.f);
+  const float* stage = staged<float, D / kSide>(sums, inverse);
+  bf16* out = static_cast<bf16*>(e.out) + e.query(t.b, 0, t.h);
+  store_rows<D>(out, e.H * D, stage, at, RotaryView{}, false, 1.f);
 }
 
 template <int D>
