@@ -53,6 +53,11 @@ struct KeyItem {
         first_tile(all, [&](int tile) { return e.seen(b, tile * std::int64_t{kSide}).begin >= m0 + kSide; });
     tiles = high > low ? high - low : 0;
   }
+  // The thread's first or second key, -1 beyond the last.
+  __device__ int own(const CompressedJob& e, int r) const {
+    const std::int64_t m = m0 + warp_row() + 8 * r;
+    return m < e.grid.M ? static_cast<int>(m) : -1;
+  }
   template <class Is>
   __device__ static int first_tile(int tiles, const Is& is) {
     int low = 0;
@@ -70,6 +75,19 @@ struct QueryNotes {
   int from[kSide], to[kSide];  // keys that a query sees
 };
 
+// Logits and dO . v of the thread's two keys with the queries from `first` on become weights and gradients of logits.
+__device__ __forceinline__ void differentiate(float (&s)[kPart / 2], float (&dp)[kPart / 2], float factor,
+                                              const int (&mine)[2], const QueryNotes& note, int first) {
+#pragma unroll
+  for (int x = 0; x < kPart / 2; ++x) {
+    const int column = first + column_of(x);
+    const int m = mine[x / 2 % 2];
+    const bool sees = m >= note.from[column] && m < note.to[column];
+    s[x] = sees ? quick_power_of_2(fmaf(s[x], factor, -note.statistics[column])) : 0.f;
+    dp[x] = sees ? s[x] * (dp[x] - note.delta[column]) : 0.f;
+  }
+}
+
 template <int D>
 __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2) backward_keys(const CompressedJob e) {
   using Rows64 = Panel<D>;
@@ -79,12 +97,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2) backward_key
   const std::int64_t total = t.tiles * e.group();
   const auto begin = static_cast<int>(total * t.piece / e.pieces),
              end = static_cast<int>(total * (t.piece + 1) / e.pieces);
-  int mine[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const std::int64_t m = t.m0 + warp_row() + 8 * r;
-    mine[r] = m < e.grid.M ? static_cast<int>(m) : -1;
-  }
+  const int mine[2] = {t.own(e, 0), t.own(e, 1)};
   auto* memory = reinterpret_cast<bf16*>(dynamic_shared());
   const OwnKeys<D> own(memory + 4 * Rows64::kElements, e.keys(e.k, t.b, t.h), e.keys(e.v, t.b, t.h), t.m0, e.grid.M,
                        mine);
@@ -108,11 +121,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2) backward_key
 
   const auto factor = static_cast<float>(e.scale * kLog2E);
   float s[kPart / 2], dp[kPart / 2], dk[D / kSide][kHeld], dv[D / kSide][kHeld];
-#pragma unroll
-  for (int p = 0; p < D / kSide; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) dk[p][x] = dv[p][x] = 0;
-  }
+  clear(dk), clear(dv);
 
   for (int n = begin; n < end; ++n) {
     await_copies();
@@ -125,14 +134,7 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2) backward_key
     for (int part = 0; part < kSide / kPart; ++part) {
       Rows64::template multiply_transposed<kPart>(s, own.k, q, part * kPart);
       Rows64::template multiply_transposed<kPart>(dp, own.v, dout, part * kPart);
-#pragma unroll
-      for (int x = 0; x < kPart / 2; ++x) {
-        const int column = part * kPart + column_of(x);
-        const int m = mine[x / 2 % 2];
-        const bool sees = m >= note.from[column] && m < note.to[column];
-        s[x] = sees ? quick_power_of_2(fmaf(s[x], factor, -note.statistics[column])) : 0.f;
-        dp[x] = sees ? s[x] * (dp[x] - note.delta[column]) : 0.f;
-      }
+      differentiate(s, dp, factor, mine, note, part * kPart);
       Rows64::template add_product<kPart>(dv, s, dout, part * kPart);
       Rows64::template add_product<kPart>(dk, dp, q, part * kPart);
     }
