@@ -38,8 +38,8 @@ __device__ inline void decay_key(Eight& x, const float* logs, int t, int c) {
   for (int i = 0; i < 8; ++i) x.at[i] = bf16(static_cast<float>(x.at[i]) * __expf(to[i] - from[i]));
 }
 
-// logs (64, kExact): L, from the gates alone; behind the chunk's last position it stays as it is there. Needs no barrier
-// before it and ends with one, after which what the caller's threads wrote before it can be read as well.
+// logs (64, kExact): L, from the gates alone; behind the chunk's last position it stays as it is there. Needs no
+// barrier before it and ends with one, after which what the caller's threads wrote before it can be read as well.
 __device__ inline void load_logs(const LinearArgs& a, const ChunkPlace& p, float* logs) {
   const auto thread = static_cast<int>(threadIdx.x);
   const auto* const gates = static_cast<const bf16*>(a.gates_BTHD) + p.head * kTile;
