@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a grid of trainings, one or several at once, each to one result.json; docs/comparison.md describes grids.
+"""Runs a grid of trainings, one or several at once, each to one result.json; docs/comparing.md describes grids.
   python3 scripts/compare.py run GRID.yaml OUT [--stage a ...] [--only GLOB ...] [--list] [--budget-seconds N] [--sieve PATH] [--path name=PATH ...]
                                                [--gpus N|0,1,3] [--per-gpu M] [--jobs N] [--retry-failed] [--redo GLOB] [--allow-dirty]
   python3 scripts/compare.py json GRID.yaml > GRID.json     the same grid for a machine without PyYAML

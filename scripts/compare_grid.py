@@ -1,5 +1,5 @@
 """A grid of runs, as scripts/compare.py runs it: the file's keys, its cells, and what a cell becomes once the cells that it depends on are there.
-docs/comparison.md describes the format. Nothing here starts a program or writes a file."""
+docs/comparing.md describes the format. Nothing here starts a program or writes a file."""
 import copy
 import dataclasses
 import hashlib
@@ -315,18 +315,16 @@ class Grid:
         if rule is None:
             return
         mean = {}
-        seeds = {}
         for kind in (cell.type, rule["of"]):
+            losses = []
             for other in self.cells:
                 if other.type == kind and other.stage in rule["stages"] and (other.size, other.context) == (cell.size, cell.context):
                     result = self.settled(other, results)
                     if result is not None:
-                        seeds.setdefault(kind, {})[other.seed] = loss_of(result, rule)
-        common = set(seeds.get(cell.type, {})) & set(seeds.get(rule["of"], {}))
-        if not common:
-            raise NotNeeded(f"no common seed of {cell.type} and {rule['of']} has finished in stages {', '.join(rule['stages'])}")
-        for kind in (cell.type, rule["of"]):
-            mean[kind] = sum(seeds[kind][seed] for seed in common) / len(common)
+                        losses.append(loss_of(result, rule))
+            if not losses:
+                raise NotNeeded(f"no run of {kind} has finished in stages {', '.join(rule['stages'])}")
+            mean[kind] = sum(losses) / len(losses)
         gap = mean[cell.type] - mean[rule["of"]]
         if gap > rule["within"]:
             raise NotNeeded(f"{gap:.4f} behind {rule['of']}, more than {rule['within']}")
