@@ -10,6 +10,7 @@
 #include "attention/shared_qk.h"
 #include "choice_cases.h"
 #include "choice_ops.h"
+#include "core/error.h"
 #include "gpu_attention.h"
 #include "support/catch.h"
 #include "support/compare.h"
@@ -174,6 +175,17 @@ TEST_CASE("GPU: long lists at the widths of training", "[gpu]") {
       CHECK(r.wrong == 0);
       CHECK(r.other <= 1 + r.lists / 20);  // logits lie close at a cut through the midst of many
     }
+  }
+}
+
+TEST_CASE("GPU: lists longer than shared memory are refused", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    AttentionSpec spec = make_spec(AttentionKind::top_k, 1, 1, 64);
+    spec.pattern.k = 30000;  // at 8 bytes an entry, and a block holds two lists
+    CHECK_THROWS_AS(
+        choose_best(full({1, 1, 1, 64}, 1, dtype, gpu_stream()), full({1, 1, 40000, 64}, 1, dtype, gpu_stream()), spec),
+        Error);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "attention/indexer.h"
 #include "attention/kernels/pattern.h"
+#include "core/error.h"
 #include "gpu_attention.h"
 #include "support/catch.h"
 #include "support/compare.h"
@@ -97,6 +98,19 @@ TEST_CASE("GPU: the indexer's loss of a batch of several slabs is that of the CP
   check_index_loss({9, 4096, 1, 16, 1, 1, 16, 64}, DType::bf16, false, 1);  // 18,720 blocks of 64 x 64, 16,384 a slab
   check_index_loss({9, 4096, 1, 16, 1, 1, 16, 64}, DType::f32, true, 2);
   check_index_loss({1, 12000, 2, 32, 1, 1, 64, 188}, DType::bf16, false, 3);  // one row is more than a slab
+}
+
+TEST_CASE("GPU: the indexer's loss refuses fp64 by tiles and by keys", "[gpu]") {
+  SIEVE_NEEDS_GPU();
+  Draw d(180, 0);
+  for (const LossShape& s : {LossShape{1, 150, 2, 32, 2, 2, 64, 40}, LossShape{1, 150, 2, 32, 2, 2, 64, 2}}) {
+    AttentionInputs how;
+    how.spec = make_spec(AttentionKind::dsa, s.H, s.Hkv, s.D);
+    const IndexInputs in{Variable(on_gpu(d.normal({1, s.Hi, s.T, s.Di}))),
+                         Variable(on_gpu(d.normal({1, 1, s.T, s.Di}))), Variable(on_gpu(d.normal({1, s.Hi, s.T})))};
+    const Tensor qkv = d.normal({1, s.T, how.spec.qkv_features()});
+    CHECK_THROWS_AS(index_loss(in, on_gpu(draw_choice(d, s, {})), on_gpu(qkv), how), Error);
+  }
 }
 
 TEST_CASE("GPU: a loss that is NaN on the CPU is NaN", "[gpu]") {

@@ -115,7 +115,8 @@ void check_bf16(const LinearCase& in) {
   const LinearOracle exact = linear_oracle(in), naive = linear_oracle(in, true);
   const LinearRun gpu = run_linear(in, DType::bf16, gpu_stream());
   CHECK(worst_of(gpu.out, exact.out) <= 2 * worst_of(naive.out, exact.out));
-  CHECK(worst_of(gpu.dqkv, exact.dqkv) <= 2 * worst_of(naive.dqkv, exact.dqkv));
+  // Of a lone position the linear form's gradients of query and key are 0: what is left is the rounding of fp32.
+  CHECK(worst_of(gpu.dqkv, exact.dqkv) <= std::max(1e-5, 2 * worst_of(naive.dqkv, exact.dqkv)));
   if (in.gated) CHECK(worst_of(gpu.dgates, exact.dgates) <= 2 * worst_of(naive.dgates, exact.dgates));
 }
 
@@ -137,7 +138,7 @@ TEST_CASE("linear attentions on a GPU in bf16 are at most twice as far off as na
 TEST_CASE("linear attentions on a GPU in bf16 keep chunks and documents and late keys apart", "[gpu]") {
   SIEVE_NEEDS_GPU();
   for (const bool gated : {false, true}) {
-    for (const std::int64_t T : {63, 65, 128, 200, 333}) {
+    for (const std::int64_t T : {1, 2, 63, 65, 128, 200, 333}) {
       for (const bool documents : {false, true})
         check_bf16(sized(gated, {2, 2, 64, gated ? 128 : 64}, T < 150 ? 2 : 1, T, documents));
     }
