@@ -108,22 +108,22 @@ TEST_CASE("GPU: the indexer chooses as on the CPU", "[gpu]") {
 TEST_CASE("GPU: NaN is chosen and two runs choose alike", "[gpu]") {
   SIEVE_NEEDS_GPU();
   Draw d(173, 0);
-  const AttentionSpec spec = [] {
-    AttentionSpec s = make_spec(AttentionKind::top_k, 2, 2, 64);
-    s.pattern.k = 40;
-    return s;
-  }();
-  const Tensor q = draw_rows(d, {1, 2, 1500, 64}, false, DType::bf16);
-  Tensor k = draw_rows(d, {1, 2, 1500, 64}, false, DType::bf16);
-  k.slice(2, 700, 701).fill(std::nan(""));
-  const Tensor a = here(choose_best(there(q), there(k), spec)), b = here(choose_best(there(q), there(k), spec));
-  CHECK(same_bits(a, b));
-  long without = 0;
-  for (std::int64_t row = 0; row < 2 * 1500; ++row) {
-    const std::int32_t* list = a.data<std::int32_t>() + row * 40;
-    without += row % 1500 >= 700 && std::find(list, list + 40, 700) == list + 40;
+  AttentionSpec spec = make_spec(AttentionKind::top_k, 2, 2, 64);
+  spec.pattern.k = 40;
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    const Tensor q = draw_rows(d, {1, 2, 1500, 64}, false, dtype);
+    Tensor k = draw_rows(d, {1, 2, 1500, 64}, false, dtype);
+    k.slice(2, 700, 701).fill(std::nan(""));
+    const Tensor a = here(choose_best(there(q), there(k), spec)), b = here(choose_best(there(q), there(k), spec));
+    INFO(name_of(dtype));
+    CHECK(same_bits(a, b));
+    long without = 0;
+    for (std::int64_t row = 0; row < 2 * 1500; ++row) {
+      const std::int32_t* list = a.data<std::int32_t>() + row * 40;
+      without += row % 1500 >= 700 && std::find(list, list + 40, 700) == list + 40;
+    }
+    CHECK(without == 0);
   }
-  CHECK(without == 0);
 }
 
 TEST_CASE("GPU: where all logits are equal the latest are chosen and -0 equals +0", "[gpu]") {
