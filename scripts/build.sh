@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Configures and builds one preset: bash scripts/build.sh PRESET [TARGET ...]. Shows how far it is, on a terminal as one line that changes,
-# elsewhere as a line every twenty seconds. All output goes to build/PRESET/build.log and is shown when the build fails.
+# elsewhere as a line every twenty seconds (BUILD_SAYS_EVERY). All output goes to build/PRESET/build.log and is shown when the build fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 preset=$1
@@ -12,14 +12,14 @@ start=$SECONDS
 
 # Keeps what it reads in the log. A loop of the shell, because line by line is what awk and sed do not read from a pipe.
 show_progress() {
-  local line step='^\[([0-9]+)/([0-9]+)\] ' said=$SECONDS columns=80
+  local line step='^\[([0-9]+)/([0-9]+)\] ' said=$SECONDS every=${BUILD_SAYS_EVERY:-20} columns=80
   if [ -t 2 ]; then columns=$(tput cols 2>/dev/null || echo 80); fi
   while IFS= read -r line; do
     printf '%s\n' "$line"
     [[ $line =~ $step ]] || continue
     if [ -t 2 ]; then
       printf '\r\033[K%s' "${line:0:columns-1}" >&2
-    elif [ $((SECONDS - said)) -ge 20 ]; then
+    elif [ $((SECONDS - said)) -ge "$every" ]; then
       said=$SECONDS
       echo "build: ${BASH_REMATCH[1]} of ${BASH_REMATCH[2]} after $((SECONDS - start)) s" >&2
     fi

@@ -223,7 +223,7 @@ TEST_CASE("the best keys and the best blocks are those of a full sort and later 
   }
 }
 
-TEST_CASE("-0 and +0 are one logit") {
+TEST_CASE("zeros of both signs are one logit") {
   AttentionSpec spec = make_spec(AttentionKind::top_k, 1, 1, 1);
   spec.pattern.k = 2;
   const std::vector<float> keys{0.f, -1e-30f, 0.f, 1e-30f, -1e-30f};  // products vanish

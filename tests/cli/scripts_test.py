@@ -16,23 +16,24 @@ exit ${FAKE_CODE:-0}
 """
 
 
-def build(f, code="0", **kw):
+def build(f, code="0", every="20", **kw):
     """scripts/build.sh in a folder of its own, with a cmake that only talks."""
     (f.path / "scripts").mkdir(exist_ok=True)
     (f.path / "bin").mkdir(exist_ok=True)
     shutil.copy(SCRIPTS / "build.sh", f.path / "scripts")
     (f.path / "bin" / "cmake").write_text(CMAKE)
     (f.path / "bin" / "cmake").chmod(0o755)
-    env = {**os.environ, "PATH": f"{f.path / 'bin'}:{os.environ['PATH']}", "FAKE_CODE": code, "TERM": "xterm"}
+    env = {**os.environ, "PATH": f"{f.path / 'bin'}:{os.environ['PATH']}", "FAKE_CODE": code, "BUILD_SAYS_EVERY": every, "TERM": "xterm"}
     return subprocess.Popen(["bash", f.path / "scripts" / "build.sh", "cpu", "sieve", "test_io"], env=env, text=True, **kw)
 
 
 def test_build_says_how_far_it_is():
     with Folder(prepared=False) as f:
-        _, err = (job := build(f, stderr=subprocess.PIPE)).communicate()
-        assert job.returncode == 0, err
-        lines = err.splitlines()
-        assert len(lines) == 4 and lines[1].startswith("build: 50 of 120") and lines[2].startswith("build: 100 of 120"), lines
+        for every, said in (("0", 120), ("600", 0)):
+            _, err = (job := build(f, stderr=subprocess.PIPE, every=every)).communicate()
+            assert job.returncode == 0, err
+            lines = err.splitlines()
+            assert len(lines) == 2 + said and all(line.startswith(f"build: {at} of 120 after ") for at, line in enumerate(lines[1:-1], 1)), lines
         expect((f.path / "build" / "cpu" / "build.log").read_text(), "-- Configuring done", "number120.o", "--target sieve test_io")
 
 
