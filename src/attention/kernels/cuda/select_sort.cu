@@ -39,6 +39,41 @@ __device__ bool say(const Chunks& c, std::int64_t row, std::int64_t j, double& u
   return enters;
 }
 
+// Adds what the warps before the thread's have, and what all have.
+__device__ __forceinline__ void add_warps(const int (&counts)[kChunk / 32], int& before, int& all) {
+  for (int w = 0; w < kChunk / 32; ++w) {
+    if (w < static_cast<int>(threadIdx.x) / 32) before += counts[w];
+    all += counts[w];
+  }
+}
+
+// Each warp the 32 candidates at its threads.
+__device__ __forceinline__ void sort_warp(unsigned long long* images, std::uint16_t* places) {
+  const auto thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const unsigned long long mine = images[thread];
+  const std::uint16_t place = places[thread];
+  int rank = 0;
+  for (int q = 0; q < 32; ++q) {
+    const unsigned long long other = __shfl_sync(0xffffffffu, mine, q);
+    rank += other > mine || (other == mine && q > lane);
+  }
+  __syncwarp();
+  images[thread - lane + rank] = mine;
+  places[thread - lane + rank] = place;
+}
+
+// How many of the other run come before an image; keys of the right run are later.
+__device__ __forceinline__ int those_before(const unsigned long long* others, int run, unsigned long long image,
+                                            bool right) {
+  int low = 0, high = run;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (others[middle] > image || (!right && others[middle] == image)) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 // One thread a key. Warps sort 32 candidates each, then runs are merged in pairs: a key's place is its place in its own
 // run and the number of keys of the other run before it. On a tie the later key is the better one.
 __global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
@@ -59,26 +94,12 @@ __global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
   images[0][thread] = 0;
   const int nans = __syncthreads_count(nan);
   int m = 0, to = __popc(lanes & ((1u << lane) - 1));
-  for (int w = 0; w < kChunk / 32; ++w) {
-    if (w < thread / 32) to += counts[w];
-    m += counts[w];
-  }
+  add_warps(counts, to, m);
   if (candidate) images[0][to] = image_of(u), places[0][to] = static_cast<std::uint16_t>(thread);
   int sorted = 32;  // threads at work
   while (sorted < m) sorted *= 2;
   __syncthreads();
-  if (thread < sorted) {  // whole warps
-    const unsigned long long mine = images[0][thread];
-    const std::uint16_t place = places[0][thread];
-    int rank = 0;
-    for (int q = 0; q < 32; ++q) {
-      const unsigned long long other = __shfl_sync(0xffffffffu, mine, q);
-      rank += other > mine || (other == mine && q > lane);
-    }
-    __syncwarp();
-    images[0][thread - lane + rank] = mine;
-    places[0][thread - lane + rank] = place;
-  }
+  if (thread < sorted) { sort_warp(images[0], places[0]); }
   int from = 0;
   for (int run = 32; run < sorted; run *= 2, from ^= 1) {
     __syncthreads();
@@ -88,14 +109,9 @@ __global__ void __launch_bounds__(kChunk) order_and_sort(const Chunks c) {
     const int inside = thread % run, pair = thread - thread % (2 * run);
     const bool right = thread % (2 * run) >= run;
     const unsigned long long* others = images[from] + (right ? pair : pair + run);
-    int low = 0, high = run;  // those of the other run that come first; keys of the right run are later
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (others[middle] > image || (!right && others[middle] == image)) low = middle + 1;
-      else high = middle;
-    }
-    images[from ^ 1][pair + inside + low] = image;
-    places[from ^ 1][pair + inside + low] = place;
+    const int first = those_before(others, run, image, right);
+    images[from ^ 1][pair + inside + first] = image;
+    places[from ^ 1][pair + inside + first] = place;
   }
   __syncthreads();
   if (thread < m) {
@@ -114,6 +130,24 @@ struct Base {
   double* u;
   std::int32_t* keys;
 };
+// One of the row's bases in memory.
+__device__ __forceinline__ Base in_memory(const Chunks& c, std::int64_t slot, int P) {
+  return {c.base + slot * P, c.base_keys + slot * P};
+}
+template <int kGrowThreads>
+__device__ __forceinline__ void copy(const Base& to, const Base& from, int n) {
+  for (int r = static_cast<int>(threadIdx.x); r < n; r += kGrowThreads) {
+    to.u[r] = from.u[r];
+    to.keys[r] = from.keys[r];
+  }
+}
+// Two bases and the candidates of a chunk in shared memory.
+__device__ __forceinline__ void lay_out(Base (&bases)[2], Base& fresh, int P) {
+  bases[0].u = reinterpret_cast<double*>(dynamic_shared());
+  bases[1].u = bases[0].u + P, fresh.u = bases[1].u + P;
+  bases[0].keys = reinterpret_cast<std::int32_t*>(fresh.u + kChunk);
+  bases[1].keys = bases[0].keys + P, fresh.keys = bases[1].keys + P;
+}
 // The best P of the base and the m candidates, which are later keys. Three searches go side by side: of two scores of
 // the base among the candidates, and of a candidate in the base. Ends with a barrier.
 template <int kGrowThreads>
@@ -145,18 +179,12 @@ __global__ void __launch_bounds__(kGrowThreads, kWideGrow / kGrowThreads) grow(c
   const std::int64_t row = blockIdx.x;
   const int P = static_cast<int>(c.P);
   Base bases[2], fresh;
-  bases[0].u = reinterpret_cast<double*>(dynamic_shared());
-  bases[1].u = bases[0].u + P, fresh.u = bases[1].u + P;
-  bases[0].keys = reinterpret_cast<std::int32_t*>(fresh.u + kChunk);
-  bases[1].keys = bases[0].keys + P, fresh.keys = bases[1].keys + P;
+  lay_out(bases, fresh, P);
   const std::int64_t slots = row * (c.slab + 1);
   int n = 0, at = 0;
   if (c.first > 0) {
     n = c.base_counts[slots + c.slab];
-    for (int r = thread; r < n; r += kGrowThreads) {
-      bases[0].u[r] = c.base[(slots + c.slab) * P + r];
-      bases[0].keys[r] = c.base_keys[(slots + c.slab) * P + r];
-    }
+    copy<kGrowThreads>(bases[0], in_memory(c, slots + c.slab, P), n);
   }
   double next_u = 0;  // what the thread holds of the next chunk
   int next_place = 0, next_candidates = 0;
@@ -190,10 +218,7 @@ __global__ void __launch_bounds__(kGrowThreads, kWideGrow / kGrowThreads) grow(c
     if (thread % 32 == 0 && thread < kChunk) counts[thread / 32] = __popc(lanes);
     __syncthreads();
     int m = 0, before = 0;
-    for (int w = 0; w < kChunk / 32; ++w) {
-      if (w < thread / 32) before += counts[w];
-      m += counts[w];
-    }
+    add_warps(counts, before, m);
     if (enters) {
       const int to = before + __popc(lanes & ((1u << thread % 32) - 1));
       fresh.u[to] = u, fresh.keys[to] = static_cast<std::int32_t>(key);
@@ -204,10 +229,7 @@ __global__ void __launch_bounds__(kGrowThreads, kWideGrow / kGrowThreads) grow(c
     at ^= 1;
   }
   if (c.first + c.count == c.chunks) return;  // no slab follows
-  for (int r = thread; r < n; r += kGrowThreads) {
-    c.base[(slots + c.slab) * P + r] = bases[at].u[r];
-    c.base_keys[(slots + c.slab) * P + r] = bases[at].keys[r];
-  }
+  copy<kGrowThreads>(in_memory(c, slots + c.slab, P), bases[at], n);
   if (thread == 0) c.base_counts[slots + c.slab] = n;
 }
 
