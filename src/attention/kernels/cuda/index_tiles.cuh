@@ -205,7 +205,8 @@ class IndexWalk {
       : v_(v), t_(t), at_(at), end_(end), from_(from), to_(to), head_(from), turn_(turn) {
     fetch();
   }
-  // sum = the product of the tile and the next block in all features; returns the block's last chunk.
+  // sum = the product of the tile and the next block in all features of `head`, whose turn it must be; returns the
+  // block's last chunk, which the next call overwrites.
   __device__ const bf16* multiply(float* sum, int head) {
     const int width = v_.width(head), chunks = Panel::chunks(width);
     const bf16* stage = nullptr;
