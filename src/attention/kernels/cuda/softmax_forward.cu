@@ -52,6 +52,31 @@ __device__ inline void advance(C* s, C (&top)[2], C (&denominator)[2], C (*sums)
   }
 }
 
+template <class C, int kPieces>
+__device__ __forceinline__ void store_sums(const Engine& e, const QueryTile& t, const C (*sums)[kHeld],
+                                           const C (&inverse)[2]) {
+  const C* stage = staged<C, kPieces>(sums, inverse);
+  for (std::int64_t x = static_cast<int>(threadIdx.x); x < kSide * e.D; x += kTileThreads) {
+    const std::int64_t r = x / e.D, d = x % e.D;
+    if (t.q0 + r < e.T) {
+      store_as(e.out, ((t.b * e.T + t.q0 + r) * e.H + t.h) * e.D + d, e.dtype, stage[r * kStageStride<kPieces> + d]);
+    }
+  }
+}
+
+// What the sums of the thread's queries are to be multiplied by, and their statistics.
+template <class C>
+__device__ __forceinline__ void finish(C (&inverse)[2], const C (&top)[2], const C (&denominator)[2], const Engine& e,
+                                       const QueryTile& t, int thread) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    inverse[r] = denominator[r] == 0 ? C(0) : 1 / denominator[r];
+    if (e.statistics == nullptr || t.i[r] >= e.T || thread % 4 != 0) continue;
+    static_cast<C*>(e.statistics)[(t.b * e.H + t.h) * e.T + t.i[r]] =
+        denominator[r] == 0 ? C(-kNothing) : top[r] + logarithm_2(denominator[r]);
+  }
+}
+
 template <class Math, int kPieces>
 __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
   using C = typename Math::Compute;
@@ -64,18 +89,14 @@ __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
   Part q{memory, queries, e.q, t.b, e.T, t.h, e.D}, k{memory + Part::kElements, block.key, e.k, t.b, e.T, t.kv, e.D},
       v{memory + (Math::kResident ? 2 : 1) * Part::kElements, block.key, e.v, t.b, e.T, t.kv, e.D};
   auto* weights = memory + (Math::kResident ? 3 : 2) * Part::kElements;
-  if (thread < kSide) queries[thread] = t.q0 + thread < e.T ? static_cast<int>(t.q0 + thread) : -1;
+  fill_positions(queries, t.q0, e.T);
 
   const bool gates = e.gate.z != nullptr && e.gate.mode != GateMode::hard;
   double tau[2] = {0, 0};
   if (gates) tau[0] = tau_of(e, t.list_row, t.i[0]), tau[1] = tau_of(e, t.list_row, t.i[1]);
   const C factor = static_cast<C>(e.scale * kLog2E);
   C top[2] = {C(kNothing), C(kNothing)}, denominator[2] = {0, 0}, s[kHeld], sums[kPieces][kHeld];
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
-  }
+  clear(sums);
 
   for (int step = e.far ? kFarRows : kNearSpan; step < kVisits; ++step) {
     const auto visit = static_cast<Visit>(step);
@@ -91,11 +112,7 @@ __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
     k.rows = visit == kFarRows ? e.far_k : e.k;
     for (std::int32_t at = range.begin; at < range.end; at += kSide) {
       if (!t.open(e, visit, at, range.end, block)) continue;
-      if constexpr (Math::kResident) {
-        k.load_resident();
-        v.load_resident();
-        __syncthreads();
-      }
+      load_block(k, v);
       product_transposed<Math, kPieces>(s, q, k);
       const auto sees = [&](int x) {
         const int column = column_of(x), r = x / 2 % 2;
@@ -109,23 +126,8 @@ __global__ void __launch_bounds__(kTileThreads) forward(const Engine e) {
   }
 
   C inverse[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    inverse[r] = denominator[r] == 0 ? C(0) : 1 / denominator[r];
-    if (e.statistics == nullptr || t.i[r] >= e.T || thread % 4 != 0) continue;
-    static_cast<C*>(e.statistics)[(t.b * e.H + t.h) * e.T + t.i[r]] =
-        denominator[r] == 0 ? C(-kNothing) : top[r] + logarithm_2(denominator[r]);
-  }
-  __syncthreads();
-  C* stage = reinterpret_cast<C*>(dynamic_shared());
-  to_stage<C, kPieces>(stage, sums, inverse);
-  __syncthreads();
-  for (std::int64_t x = thread; x < kSide * e.D; x += kTileThreads) {
-    const std::int64_t r = x / e.D, d = x % e.D;
-    if (t.q0 + r < e.T) {
-      store_as(e.out, ((t.b * e.T + t.q0 + r) * e.H + t.h) * e.D + d, e.dtype, stage[r * kStageStride<kPieces> + d]);
-    }
-  }
+  finish(inverse, top, denominator, e, t, thread);
+  store_sums<C, kPieces>(e, t, sums, inverse);
 }
 
 }  // namespace

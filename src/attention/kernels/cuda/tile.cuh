@@ -188,6 +188,16 @@ struct Operand {
   }
 };
 
+// Both operands of a block of pairs, where they are resident, and the barrier after. A barrier must stand before.
+template <class Math, int kPieces>
+__device__ __forceinline__ void load_block(const Operand<Math, kPieces>& a, const Operand<Math, kPieces>& b) {
+  if constexpr (Math::kResident) {
+    a.load_resident();
+    b.load_resident();
+    __syncthreads();
+  }
+}
+
 // sum = a b^T over all features.
 template <class Math, int kPieces>
 __device__ inline void product_transposed(typename Math::Compute* sum, const Operand<Math, kPieces>& a,
@@ -239,6 +249,12 @@ __device__ __forceinline__ void clear(C (&sums)[kPieces][kHeld]) {
   }
 }
 
+// Positions of a block's 64 rows from `first` on, -1 beyond the last. Threads 0 .. 63 fill them.
+__device__ __forceinline__ void fill_positions(int* at, std::int64_t first, std::int64_t T) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  if (thread < kSide) at[thread] = first + thread < T ? static_cast<int>(first + thread) : -1;
+}
+
 // Sums of whole rows in shared memory, (64, kPieces * 64 + 1), for what crosses lanes: rotation, coalesced stores.
 template <int kPieces>
 inline constexpr int kStageStride = kPieces* kSide + 1;
@@ -280,6 +296,30 @@ __device__ inline C rotated(const C* row, int d, const RotaryView& rotary, std::
   const C c = static_cast<const C*>(rotary.cos)[position * R + r],
           s = static_cast<const C*>(rotary.sin)[position * R + r] * sign;
   return d < R ? row[r] * c - row[R + r] * s : row[R + r] * c + row[r] * s;
+}
+// Elements d and R + d of a staged row, turned alike.
+template <class C>
+__device__ __forceinline__ void turn_pair(C* row, int d, const RotaryView& rotary, std::int64_t position, C sign) {
+  const int R = static_cast<int>(rotary.rotary_dims / 2);
+  const C low = rotated(row, d, rotary, position, sign), high = rotated(row, R + d, rotary, position, sign);
+  row[d] = low, row[R + d] = high;
+}
+// Sums through the stage and back: turn(row, r, d) turns elements d and R + d of row r.
+template <class C, int kPieces, class Turn>
+__device__ __forceinline__ void turn_sums(C (*sums)[kHeld], const RotaryView& rotary, const Turn& turn) {
+  C* stage = staged<C, kPieces>(sums, {C(1), C(1)});
+  const int R = static_cast<int>(rotary.rotary_dims / 2);
+  for (int x = static_cast<int>(threadIdx.x); x < kSide * R; x += kTileThreads) {
+    const int r = x / R, d = x % R;
+    turn(stage + r * kStageStride<kPieces>, r, d);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+    for (int x = 0; x < kHeld; ++x) sums[p][x] = stage[row_of(x) * kStageStride<kPieces> + p * kSide + column_of(x)];
+  }
+  __syncthreads();
 }
 
 }  // namespace sieve::cuda
