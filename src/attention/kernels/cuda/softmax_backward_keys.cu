@@ -11,6 +11,19 @@ struct SpanQueries {
   int query[kSide];                       // -1: none
   std::int32_t begin[kSide], end[kSide];  // keys that it sees
   C statistics[kSide], delta[kSide];
+
+  __device__ __forceinline__ Interval read_span(const Engine& e, Visit visit, int r, std::int64_t b, std::int64_t q0) {
+    query[r] = q0 + r < e.T ? static_cast<int>(q0 + r) : -1;
+    const Interval span = span_of(e, visit, b, q0 + r);
+    begin[r] = span.begin, end[r] = span.end;
+    return span;
+  }
+  __device__ __forceinline__ void read(const Engine& e, int r, std::int64_t b, std::int64_t h, std::int64_t q0) {
+    const std::int64_t at = (b * e.H + h) * e.T + q0 + r;
+    const bool real = q0 + r < e.T;
+    statistics[r] = real ? static_cast<const C*>(e.statistics)[at] : C(0);
+    delta[r] = real ? static_cast<const C*>(e.delta)[at] : C(0);
+  }
 };
 
 // Rows of the stage += the sums that key's chunks left, in the order of chunks; `part` 0: dK, 1: dV. One warp a row;
@@ -48,6 +61,49 @@ __device__ inline void add_chunks(const Engine& e, C* stage, std::int64_t b, std
   }
 }
 
+// Products q . k and dO . v become weights and gradients of logits.
+template <class C>
+__device__ __forceinline__ void differentiate_block(const SpanQueries<C>& queries, const int (&mine)[2], C factor,
+                                                    C (&s)[kHeld], C (&dp)[kHeld]) {
+#pragma unroll
+  for (int x = 0; x < kHeld; ++x) {
+    const int column = column_of(x);
+    const int key = mine[x / 2 % 2];
+    const bool counts = key >= queries.begin[column] && key < queries.end[column];
+    const PairGradient<C> pair = differentiate(GateMode::hard, false, C(1), s[x] * factor, dp[x],
+                                               queries.statistics[column], queries.delta[column]);
+    s[x] = counts ? pair.weight : C(0);
+    dp[x] = counts ? pair.ds : C(0);
+  }
+}
+
+// dK and dV of the block's keys, with what their chunks left.
+template <class C, int kPieces>
+__device__ __forceinline__ void store_gradients(const Engine& e, const C (*dk)[kHeld], const C (*dv)[kHeld],
+                                                std::int64_t b, std::int64_t kv, std::int64_t k0) {
+  C* stage = reinterpret_cast<C*>(dynamic_shared());
+  const bool gathers = e.plan.from_BHT != nullptr;
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {  // dK, dV
+    __syncthreads();
+    to_stage<C, kPieces>(stage, part == 0 ? dk : dv, {C(1), C(1)});
+    __syncthreads();
+    if (gathers) {
+      add_chunks<C, kPieces>(e, stage, b, kv, k0, part);
+      __syncthreads();
+    }
+    for (std::int64_t x = static_cast<int>(threadIdx.x); x < kSide * e.D; x += kTileThreads) {
+      const std::int64_t r = x / e.D, d = x % e.D;
+      if (k0 + r >= e.T) continue;
+      const C* row = stage + r * kStageStride<kPieces>;
+      const C value =
+          part == 0 ? rotated(row, static_cast<int>(d), e.rotary, k0 + r, C(-1)) * static_cast<C>(e.scale) : row[d];
+      const std::int64_t head = e.H + part * e.Hkv + kv;
+      store_as(e.dqkv, (b * e.T + k0 + r) * e.features() + head * e.D + d, e.dtype, value);
+    }
+  }
+}
+
 template <class Math, int kPieces>
 __global__ void __launch_bounds__(kTileThreads) backward_keys(const Engine e) {
   using C = typename Math::Compute;
@@ -78,11 +134,7 @@ __global__ void __launch_bounds__(kTileThreads) backward_keys(const Engine e) {
   const int mine[2] = {keys[warp_row()], keys[warp_row() + 8]};
   const C factor = static_cast<C>(e.scale * kLog2E);
   C s[kHeld], dp[kHeld], dk[kPieces][kHeld], dv[kPieces][kHeld];
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) dk[p][x] = dv[p][x] = 0;
-  }
+  clear(dk), clear(dv);
 
   for (int turn = 0; turn < (sinks ? 2 : 1); ++turn) {
     const Visit visit = turn == 0 ? kNearSpan : kSinkSpan;
@@ -90,66 +142,24 @@ __global__ void __launch_bounds__(kTileThreads) backward_keys(const Engine e) {
       if (span_of(e, visit, b, q0).begin >= own.end) break;  // begins never fall
       __syncthreads();
       bool seen = false;
-      if (thread < kSide) {
-        queries.query[thread] = q0 + thread < e.T ? static_cast<int>(q0 + thread) : -1;
-        const Interval span = span_of(e, visit, b, q0 + thread);
-        queries.begin[thread] = span.begin, queries.end[thread] = span.end;
-        seen = !spans::intersect(span, own).empty();
-      }
+      if (thread < kSide) seen = !spans::intersect(queries.read_span(e, visit, thread, b, q0), own).empty();
       if (!__syncthreads_or(seen)) continue;
       for (std::int64_t g = 0; g < e.group(); ++g) {
         q.h = dout.h = kv * e.group() + g;
         __syncthreads();
-        if (thread < kSide) {
-          const std::int64_t at = (b * e.H + q.h) * e.T + q0 + thread;
-          const bool real = q0 + thread < e.T;
-          queries.statistics[thread] = real ? static_cast<const C*>(e.statistics)[at] : C(0);
-          queries.delta[thread] = real ? static_cast<const C*>(e.delta)[at] : C(0);
-        }
+        if (thread < kSide) queries.read(e, thread, b, q.h, q0);
         q.load_resident();
         dout.load_resident();
         __syncthreads();
         product_transposed<Math, kPieces>(s, k, q);
         product_transposed<Math, kPieces>(dp, v, dout);
-#pragma unroll
-        for (int x = 0; x < kHeld; ++x) {
-          const int column = column_of(x);
-          const int key = mine[x / 2 % 2];
-          const bool counts = key >= queries.begin[column] && key < queries.end[column];
-          const PairGradient<C> pair = differentiate(GateMode::hard, false, C(1), s[x] * factor, dp[x],
-                                                     queries.statistics[column], queries.delta[column]);
-          s[x] = counts ? pair.weight : C(0);
-          dp[x] = counts ? pair.ds : C(0);
-        }
-        keep_weights<Math>(weights, s);
-        add_product<Math, kPieces>(dv, weights, dout);
-        keep_weights<Math>(weights, dp);
-        add_product<Math, kPieces>(dk, weights, q);
+        differentiate_block(queries, mine, factor, s, dp);
+        add_products<Math, kPieces>(dk, dv, weights, s, dp, q, dout);
       }
     }
   }
 
-  C* stage = reinterpret_cast<C*>(dynamic_shared());
-  const bool gathers = e.plan.from_BHT != nullptr;
-#pragma unroll
-  for (int part = 0; part < 2; ++part) {  // dK, dV
-    __syncthreads();
-    to_stage<C, kPieces>(stage, part == 0 ? dk : dv, {C(1), C(1)});
-    __syncthreads();
-    if (gathers) {
-      add_chunks<C, kPieces>(e, stage, b, kv, k0, part);
-      __syncthreads();
-    }
-    for (std::int64_t x = thread; x < kSide * e.D; x += kTileThreads) {
-      const std::int64_t r = x / e.D, d = x % e.D;
-      if (k0 + r >= e.T) continue;
-      const C* row = stage + r * kStageStride<kPieces>;
-      const C value =
-          part == 0 ? rotated(row, static_cast<int>(d), e.rotary, k0 + r, C(-1)) * static_cast<C>(e.scale) : row[d];
-      const std::int64_t head = e.H + part * e.Hkv + kv;
-      store_as(e.dqkv, (b * e.T + k0 + r) * e.features() + head * e.D + d, e.dtype, value);
-    }
-  }
+  store_gradients<C, kPieces>(e, dk, dv, b, kv, k0);
 }
 
 }  // namespace

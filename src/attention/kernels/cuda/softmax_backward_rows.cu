@@ -25,28 +25,58 @@ struct QueryBlock {
 };
 
 // dK against far queries belongs to a key that is not rotated: on to the frame of the key's own position.
-template <class Math, int kPieces>
-__device__ inline void far_to_near(const Engine& e, typename Math::Compute (*sums)[kHeld], const int* keys) {
-  using C = typename Math::Compute;
-  C* stage = reinterpret_cast<C*>(dynamic_shared());
-  __syncthreads();
-  to_stage<C, kPieces>(stage, sums, {C(1), C(1)});
-  __syncthreads();
-  const int R = static_cast<int>(e.rotary.rotary_dims / 2);
-  for (int x = static_cast<int>(threadIdx.x); x < kSide * R; x += kTileThreads) {
-    const int r = x / R, d = x % R;
-    if (keys[r] < 0) continue;
-    C* row = stage + r * kStageStride<kPieces>;
-    const C low = rotated(row, d, e.rotary, keys[r], C(1)), high = rotated(row, R + d, e.rotary, keys[r], C(1));
-    row[d] = low, row[R + d] = high;
-  }
-  __syncthreads();
+template <class C, int kPieces>
+__device__ __forceinline__ void far_to_near(const Engine& e, C (*sums)[kHeld], const int* keys) {
+  turn_sums<C, kPieces>(sums, e.rotary, [&](C* row, int r, int d) {
+    if (keys[r] >= 0) turn_pair(row, d, e.rotary, keys[r], C(1));
+  });
+}
+
+// The sums of the rows of a list that are real, from place `base` on.
+template <class C, int kPieces>
+__device__ __forceinline__ void store_partial(const Engine& e, std::int64_t base, std::int64_t first,
+                                              std::int64_t count, const C (*dk)[kHeld], const C (*dv)[kHeld]) {
+  C* partial = static_cast<C*>(e.partial) + base * 2 * e.D;
 #pragma unroll
   for (int p = 0; p < kPieces; ++p) {
 #pragma unroll
-    for (int x = 0; x < kHeld; ++x) sums[p][x] = stage[row_of(x) * kStageStride<kPieces> + p * kSide + column_of(x)];
+    for (int x = 0; x < kHeld; ++x) {
+      const std::int64_t r = row_of(x), d = p * kSide + column_of(x);
+      if (first + r >= count || d >= e.D) continue;
+      partial[r * 2 * e.D + d] = dk[p][x];
+      partial[r * 2 * e.D + e.D + d] = dv[p][x];
+    }
   }
-  __syncthreads();
+}
+
+// Products q . k and dO . v become weights and gradients of logits.
+template <class C>
+__device__ __forceinline__ void differentiate_block(const Engine& e, const KeyBlock& block,
+                                                    const QueryBlock<C>& queries, Visit visit, const int (&mine)[2],
+                                                    bool scores, bool gates, C factor, C (&s)[kHeld], C (&dp)[kHeld],
+                                                    double (&column_sums)[2]) {
+#pragma unroll
+  for (int x = 0; x < kHeld; ++x) {
+    const int column = column_of(x), r = x / 2 % 2;
+    const std::int64_t i = queries.query[column];
+    const bool counts = i >= 0 && block.sees_row(e, mine[r], visit, i);
+    const C m = gates && counts ? static_cast<C>(block.gate(mine[r], i, queries.tau[column])) : C(1);
+    const PairGradient<C> pair =
+        differentiate(e.gate.mode, gates, m, s[x] * factor, dp[x], queries.statistics[column], queries.delta[column]);
+    s[x] = counts ? pair.weight : C(0);
+    dp[x] = counts ? pair.ds : C(0);
+    if (scores && gates && counts && block.in_band(mine[r], i)) column_sums[r] += static_cast<double>(pair.g);
+  }
+}
+
+__device__ __forceinline__ void store_sums(const Engine& e, std::int64_t base, std::int64_t first, std::int64_t count,
+                                           const int (&mine)[2], bool scores, double (&column_sums)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    column_sums[r] = row_sum(column_sums[r]);
+    if (scores && first + mine[r] < count && static_cast<int>(threadIdx.x) % 4 == 0)
+      e.column_part[base + mine[r]] = column_sums[r];
+  }
 }
 
 template <class Math, int kPieces>
@@ -76,15 +106,11 @@ __global__ void __launch_bounds__(kTileThreads) backward_rows(const Engine e) {
   double column_sums[2] = {0, 0};
   const C factor = static_cast<C>(e.scale * kLog2E);
   C s[kHeld], dp[kHeld], dk[kPieces][kHeld], dv[kPieces][kHeld];
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) dk[p][x] = dv[p][x] = 0;
-  }
+  clear(dk), clear(dv);
 
   for (int turn = e.far ? 0 : 1; turn < 2; ++turn) {
     const Visit visit = turn == 0 ? kFarRows : kNearRows;
-    if (turn == 1 && e.far) far_to_near<Math, kPieces>(e, dk, block.key);
+    if (turn == 1 && e.far) far_to_near<C, kPieces>(e, dk, block.key);
     k.rows = turn == 0 ? e.far_k : e.k;
     q.rows = turn == 0 ? e.far_q : e.q;
     __syncthreads();
@@ -100,50 +126,18 @@ __global__ void __launch_bounds__(kTileThreads) backward_rows(const Engine e) {
         __syncthreads();
         if (thread < kSide) queries.read(e, thread, b, q.h, q0, list_row, gates);
         __syncthreads();
-        if constexpr (kResident) {
-          q.load_resident();
-          dout.load_resident();
-          __syncthreads();
-        }
+        load_block(q, dout);
         product_transposed<Math, kPieces>(s, k, q);
         product_transposed<Math, kPieces>(dp, v, dout);
-#pragma unroll
-        for (int x = 0; x < kHeld; ++x) {
-          const int column = column_of(x), r = x / 2 % 2;
-          const std::int64_t i = queries.query[column];
-          const bool counts = i >= 0 && block.sees_row(e, mine[r], visit, i);
-          const C m = gates && counts ? static_cast<C>(block.gate(mine[r], i, queries.tau[column])) : C(1);
-          const PairGradient<C> pair = differentiate(e.gate.mode, gates, m, s[x] * factor, dp[x],
-                                                     queries.statistics[column], queries.delta[column]);
-          s[x] = counts ? pair.weight : C(0);
-          dp[x] = counts ? pair.ds : C(0);
-          if (scores && gates && counts && block.in_band(mine[r], i)) column_sums[r] += static_cast<double>(pair.g);
-        }
-        keep_weights<Math>(weights, s);
-        add_product<Math, kPieces>(dv, weights, dout);
-        keep_weights<Math>(weights, dp);
-        add_product<Math, kPieces>(dk, weights, q);
+        differentiate_block(e, block, queries, visit, mine, scores, gates, factor, s, dp, column_sums);
+        add_products<Math, kPieces>(dk, dv, weights, s, dp, q, dout);
       }
     }
   }
 
   const std::int64_t base = ((b * e.Hkv + kv) * lists.lists + chunk) * lists.capacity + first;
-  C* partial = static_cast<C*>(e.partial) + base * 2 * e.D;
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) {
-      const std::int64_t r = row_of(x), d = p * kSide + column_of(x);
-      if (first + r >= count || d >= e.D) continue;
-      partial[r * 2 * e.D + d] = dk[p][x];
-      partial[r * 2 * e.D + e.D + d] = dv[p][x];
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    column_sums[r] = row_sum(column_sums[r]);
-    if (scores && first + mine[r] < count && thread % 4 == 0) e.column_part[base + mine[r]] = column_sums[r];
-  }
+  store_partial<C, kPieces>(e, base, first, count, dk, dv);
+  store_sums(e, base, first, count, mine, scores, column_sums);
 }
 
 }  // namespace
