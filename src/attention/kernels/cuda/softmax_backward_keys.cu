@@ -81,13 +81,10 @@ __device__ __forceinline__ void differentiate_block(const SpanQueries<C>& querie
 template <class C, int kPieces>
 __device__ __forceinline__ void store_gradients(const Engine& e, const C (*dk)[kHeld], const C (*dv)[kHeld],
                                                 std::int64_t b, std::int64_t kv, std::int64_t k0) {
-  C* stage = reinterpret_cast<C*>(dynamic_shared());
   const bool gathers = e.plan.from_BHT != nullptr;
 #pragma unroll
   for (int part = 0; part < 2; ++part) {  // dK, dV
-    __syncthreads();
-    to_stage<C, kPieces>(stage, part == 0 ? dk : dv, {C(1), C(1)});
-    __syncthreads();
+    C* stage = staged<C, kPieces>(part == 0 ? dk : dv, {C(1), C(1)});
     if (gathers) {
       add_chunks<C, kPieces>(e, stage, b, kv, k0, part);
       __syncthreads();

@@ -37,22 +37,30 @@ __device__ __forceinline__ void read_own(const Engine& e, const QueryTile& t, st
   }
 }
 
-// Products q . k become gradients of logits; dp = dO . v.
+// The same in one hand, and what is asked of the pairs of gathered keys.
+template <class C>
+struct OwnQueries {
+  const double (&tau)[2];
+  const C (&statistics)[2], (&delta)[2];
+  bool scores, gates;
+};
+
+// Products q . k become gradients of logits; dp = dO . v. span: keys of a span that the queries see.
 template <class C>
 __device__ __forceinline__ void differentiate_block(const Engine& e, const QueryTile& t, const KeyBlock& block,
-                                                    Visit visit, bool rows, const Interval (&own)[2], bool scores,
-                                                    bool gates, C factor, const double (&tau)[2],
-                                                    const C (&statistics)[2], const C (&delta)[2], C (&s)[kHeld],
-                                                    const C (&dp)[kHeld], double (&row_sums)[2]) {
+                                                    Visit visit, bool rows, const Interval (&span)[2], C factor,
+                                                    const OwnQueries<C>& own, C (&s)[kHeld], const C (&dp)[kHeld],
+                                                    double (&row_sums)[2]) {
 #pragma unroll
   for (int x = 0; x < kHeld; ++x) {
     const int column = column_of(x), r = x / 2 % 2;
-    const bool counts = rows ? block.sees_row(e, column, visit, t.i[r]) : own[r].contains(block.key[column]);
-    const bool gated = rows && gates;
-    const C m = gated && counts ? static_cast<C>(block.gate(column, t.i[r], tau[r])) : C(1);
-    const PairGradient<C> g = differentiate(e.gate.mode, gated, m, s[x] * factor, dp[x], statistics[r], delta[r]);
+    const bool counts = rows ? block.sees_row(e, column, visit, t.i[r]) : span[r].contains(block.key[column]);
+    const bool gated = rows && own.gates;
+    const C m = gated && counts ? static_cast<C>(block.gate(column, t.i[r], own.tau[r])) : C(1);
+    const PairGradient<C> g =
+        differentiate(e.gate.mode, gated, m, s[x] * factor, dp[x], own.statistics[r], own.delta[r]);
     s[x] = counts ? g.ds : C(0);
-    if (scores && gated && counts && block.in_band(column, t.i[r])) row_sums[r] += static_cast<double>(g.g);
+    if (own.scores && gated && counts && block.in_band(column, t.i[r])) row_sums[r] += static_cast<double>(g.g);
   }
 }
 
@@ -87,6 +95,7 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
   double tau[2] = {0, 0}, row_sums[2] = {0, 0};
   C statistics[2] = {0, 0}, delta[2] = {0, 0};
   read_own(e, t, head_row, gates, statistics, delta, tau);
+  const OwnQueries<C> own{tau, statistics, delta, scores, gates};
   const C factor = static_cast<C>(e.scale * kLog2E);
   C s[kHeld], dp[kHeld], sums[kPieces][kHeld];
   clear(sums);
@@ -95,8 +104,8 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
     const auto visit = static_cast<Visit>(step);
     const bool rows = QueryTile::is_rows(visit);
     const Interval range = t.range(e, visit);
-    const Interval own[2] = {rows ? Interval{} : span_of(e, visit, t.b, t.i[0]),
-                             rows ? Interval{} : span_of(e, visit, t.b, t.i[1])};
+    const Interval span[2] = {rows ? Interval{} : span_of(e, visit, t.b, t.i[0]),
+                              rows ? Interval{} : span_of(e, visit, t.b, t.i[1])};
     if (visit == kNearSpan && e.far) far_to_near<C, kPieces>(e, sums, t.q0);
     if (visit == kFarRows || visit == kNearSpan) load_queries(e, visit, q, dout);
     k.rows = visit == kFarRows ? e.far_k : e.k;
@@ -105,8 +114,7 @@ __global__ void __launch_bounds__(kTileThreads) backward_queries(const Engine e)
       load_block(k, v);
       product_transposed<Math, kPieces>(s, q, k);
       product_transposed<Math, kPieces>(dp, dout, v);
-      differentiate_block(e, t, block, visit, rows, own, scores, gates, factor, tau, statistics, delta, s, dp,
-                          row_sums);
+      differentiate_block(e, t, block, visit, rows, span, factor, own, s, dp, row_sums);
       keep_weights<Math>(weights, s);
       add_product<Math, kPieces>(sums, weights, k);
     }
