@@ -7,6 +7,29 @@ namespace {
 
 constexpr int kPart = 32;  // columns in work at a time: registers
 
+// Logits of the keys of a part become their gradients; dp = dO . v.
+__device__ __forceinline__ void differentiate(float (&s)[kPart / 2], const float (&dp)[kPart / 2], float factor,
+                                              const RowWords& words, int part, const float (&statistics)[2],
+                                              const float (&delta)[2]) {
+#pragma unroll
+  for (int x = 0; x < kPart / 2; ++x) {
+    const int r = x / 2 % 2;
+    const float weight = words.sees(part, x) ? quick_power_of_2(fmaf(s[x], factor, -statistics[r])) : 0.f;
+    s[x] = weight * (dp[x] - delta[r]);
+  }
+}
+
+// The statistics of the thread's two queries, and their delta for the pass of the keys.
+__device__ __forceinline__ void exchange(const Engine& e, std::int64_t head_row, const int (&mine)[2],
+                                         float (&statistics)[2], const float (&delta)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    statistics[r] = mine[r] < 0 ? 0 : static_cast<const float*>(e.statistics)[head_row + mine[r]];
+    if (mine[r] >= 0 && static_cast<int>(threadIdx.x) % 4 == 0)
+      static_cast<float*>(const_cast<void*>(e.delta))[head_row + mine[r]] = delta[r];
+  }
+}
+
 template <int D>
 __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2)
     backward_queries(const Engine e, const PatternLists lists) {
@@ -18,10 +41,8 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2)
   auto* memory = reinterpret_cast<bf16*>(dynamic_shared());
   const HeadRows k(e.k, t.b, e.T, kv, D), v(e.v, t.b, e.T, kv, D);
   const auto fetch = [&](int n, std::int32_t entry) {
-    bf16* to = memory + n % 2 * 2 * Rows64::kElements;
     const std::int64_t slot = static_cast<std::int64_t>(entry >> 1) * kSide;
-    Rows64::fetch(to, k, t.order, slot, e.T);
-    Rows64::fetch(to + Rows64::kElements, v, t.order, slot, e.T);
+    Rows64::fetch_two(memory + n % 2 * 2 * Rows64::kElements, k, v, t.order, slot, e.T);
     end_copies();
   };
   const auto entry_of = [&](int n) { return n < t.count ? t.entries[n] : 0; };
@@ -35,20 +56,12 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2)
   float statistics[2], delta[2];
   Rows64::hold(dout, HeadRows(e.dout, t.b, e.T, t.h, D), mine);
   make_delta<D>(delta, dout, HeadRows({e.out, e.H * D, 0, DType::bf16}, t.b, e.T, t.h, D), mine);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    statistics[r] = mine[r] < 0 ? 0 : static_cast<const float*>(e.statistics)[head_row + mine[r]];
-    if (mine[r] >= 0 && thread % 4 == 0) static_cast<float*>(const_cast<void*>(e.delta))[head_row + mine[r]] = delta[r];
-  }
+  exchange(e, head_row, mine, statistics, delta);
   Rows64::hold(q, HeadRows(e.q, t.b, e.T, t.h, D), mine);
   if (thread < kSide) at[thread] = t.own(thread, e.T);
   const auto factor = static_cast<float>(e.scale * kLog2E);
   float s[kPart / 2], dp[kPart / 2], sums[D / kSide][kHeld];
-#pragma unroll
-  for (int p = 0; p < D / kSide; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) sums[p][x] = 0;
-  }
+  clear(sums);
 
   const auto between = [&] { return Between<D>{lists.between + t.b * e.T * e.features() + t.h * D, e.features()}; };
   if (!lists.begins) between().read(sums, mine);
@@ -64,22 +77,14 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 4 : 2)
     for (int part = 0; part < kSide / kPart; ++part) {
       Rows64::template multiply_transposed<kPart>(s, q, keys, part * kPart);
       Rows64::template multiply_transposed<kPart>(dp, dout, values, part * kPart);
-#pragma unroll
-      for (int x = 0; x < kPart / 2; ++x) {
-        const int r = x / 2 % 2;
-        const float weight = words.sees(part, x) ? quick_power_of_2(fmaf(s[x], factor, -statistics[r])) : 0.f;
-        s[x] = weight * (dp[x] - delta[r]);
-      }
+      differentiate(s, dp, factor, words, part, statistics, delta);
       Rows64::template add_product<kPart>(sums, s, keys, part * kPart);
     }
     words = coming, entry = next, next = after;
   }
 
   if (!lists.ends) return between().write(sums, {1.f, 1.f}, mine);
-  __syncthreads();
-  auto* stage = reinterpret_cast<float*>(dynamic_shared());
-  to_stage<float, D / kSide>(stage, sums, {1.f, 1.f});
-  __syncthreads();
+  const float* stage = staged<float, D / kSide>(sums, {1.f, 1.f});
   bf16* dq = static_cast<bf16*>(e.dqkv) + t.b * e.T * e.features() + t.h * D;
   store_rows<D>(dq, e.features(), stage, at, e.rotary, true, static_cast<float>(e.scale));
 }
