@@ -38,9 +38,55 @@ struct OwnRows<D, false> {
   }
 };
 
+// Sums of dK (part 0) or dV (1) from phase to phase.
+template <int D>
+__device__ __forceinline__ Between<D> between_of(const Engine& e, const PatternLists& lists, const PatternItem<true>& t,
+                                                 int part) {
+  const std::int64_t head = e.H + part * e.Hkv + t.h;
+  return Between<D>{lists.between + t.b * e.T * e.features() + head * D, e.features()};
+}
+
 struct QueryNotes {
   float statistics[kSide], delta[kSide];
 };
+
+// Logits and dO . v of the queries of a part become weights and gradients of logits.
+__device__ __forceinline__ void differentiate(float (&s)[kPart / 2], float (&dp)[kPart / 2], float factor,
+                                              const RowWords& words, int part, const QueryNotes& note) {
+#pragma unroll
+  for (int x = 0; x < kPart / 2; ++x) {
+    const int column = part * kPart + column_of(x);
+    s[x] = words.sees(part, x) ? quick_power_of_2(fmaf(s[x], factor, -note.statistics[column])) : 0.f;
+    dp[x] = s[x] * (dp[x] - note.delta[column]);
+  }
+}
+
+template <int D>
+__device__ __forceinline__ void store(const Engine& e, const PatternItem<true>& t, const int* at,
+                                      const float (*dk)[kHeld], const float (*dv)[kHeld]) {
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {  // dK, dV
+    const float* stage = staged<float, D / kSide>(part == 0 ? dk : dv, {1.f, 1.f});
+    const std::int64_t head = e.H + part * e.Hkv + t.h;
+    bf16* out = static_cast<bf16*>(e.dqkv) + t.b * e.T * e.features() + head * D;
+    store_rows<D>(out, e.features(), stage, at, e.rotary, part == 0, part == 0 ? static_cast<float>(e.scale) : 1.f);
+  }
+}
+
+// What 64 queries give to the thread's keys.
+template <int D>
+__device__ __forceinline__ void add_pairs(const OwnRows<D>& own, const bf16* q, const bf16* dout, float factor,
+                                          const RowWords& words, const QueryNotes& note, float (&s)[kPart / 2],
+                                          float (&dp)[kPart / 2], float (*dk)[kHeld], float (*dv)[kHeld]) {
+#pragma unroll
+  for (int part = 0; part < kSide / kPart; ++part) {
+    Panel<D>::template multiply_transposed<kPart>(s, own.k, q, part * kPart);
+    Panel<D>::template multiply_transposed<kPart>(dp, own.v, dout, part * kPart);
+    differentiate(s, dp, factor, words, part, note);
+    Panel<D>::template add_product<kPart>(dv, s, dout, part * kPart);
+    Panel<D>::template add_product<kPart>(dk, dp, q, part * kPart);
+  }
+}
 
 template <int D>
 __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2)
@@ -74,20 +120,12 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2)
 
   const auto factor = static_cast<float>(e.scale * kLog2E);
   float s[kPart / 2], dp[kPart / 2], dk[D / kSide][kHeld], dv[D / kSide][kHeld];
-#pragma unroll
-  for (int p = 0; p < D / kSide; ++p) {
-#pragma unroll
-    for (int x = 0; x < kHeld; ++x) dk[p][x] = dv[p][x] = 0;
-  }
+  clear(dk), clear(dv);
 
-  const auto between = [&](int part) {
-    const std::int64_t head = e.H + part * e.Hkv + t.h;
-    return Between<D>{lists.between + t.b * e.T * e.features() + head * D, e.features()};
-  };
   if (!lists.begins) {
     const int mine[2] = {t.own(warp_row(), e.T), t.own(warp_row() + 8, e.T)};
-    between(0).read(dk, mine);
-    between(1).read(dv, mine);
+    between_of<D>(e, lists, t, 0).read(dk, mine);
+    between_of<D>(e, lists, t, 1).read(dv, mine);
   }
 
   for (int n = 0; n < total; ++n) {
@@ -97,39 +135,17 @@ __global__ void __launch_bounds__(kTileThreads, D == kSide ? 3 : 2)
     coming.read(t.words, n + 1 < total ? next : 0);
     const std::int32_t after = entry_of(n + 2);
     const bf16 *q = memory + n % 2 * 2 * Rows64::kElements, *dout = q + Rows64::kElements;
-    const QueryNotes& note = notes[n % 2];
-#pragma unroll
-    for (int part = 0; part < kSide / kPart; ++part) {
-      Rows64::template multiply_transposed<kPart>(s, own.k, q, part * kPart);
-      Rows64::template multiply_transposed<kPart>(dp, own.v, dout, part * kPart);
-#pragma unroll
-      for (int x = 0; x < kPart / 2; ++x) {
-        const int column = part * kPart + column_of(x);
-        s[x] = words.sees(part, x) ? quick_power_of_2(fmaf(s[x], factor, -note.statistics[column])) : 0.f;
-        dp[x] = s[x] * (dp[x] - note.delta[column]);
-      }
-      Rows64::template add_product<kPart>(dv, s, dout, part * kPart);
-      Rows64::template add_product<kPart>(dk, dp, q, part * kPart);
-    }
+    add_pairs<D>(own, q, dout, factor, words, notes[n % 2], s, dp, dk, dv);
     words = coming, entry = next, next = after;
   }
 
   end_copies(), await_copies();  // own rows, where no query came
   if (!lists.ends) {
     const int mine[2] = {t.own(warp_row(), e.T), t.own(warp_row() + 8, e.T)};
-    between(0).write(dk, {1.f, 1.f}, mine);
-    return between(1).write(dv, {1.f, 1.f}, mine);
+    between_of<D>(e, lists, t, 0).write(dk, {1.f, 1.f}, mine);
+    return between_of<D>(e, lists, t, 1).write(dv, {1.f, 1.f}, mine);
   }
-  auto* stage = reinterpret_cast<float*>(dynamic_shared());
-#pragma unroll
-  for (int part = 0; part < 2; ++part) {  // dK, dV
-    __syncthreads();
-    to_stage<float, D / kSide>(stage, part == 0 ? dk : dv, {1.f, 1.f});
-    __syncthreads();
-    const std::int64_t head = e.H + part * e.Hkv + t.h;
-    bf16* out = static_cast<bf16*>(e.dqkv) + t.b * e.T * e.features() + head * D;
-    store_rows<D>(out, e.features(), stage, at, e.rotary, part == 0, part == 0 ? static_cast<float>(e.scale) : 1.f);
-  }
+  store<D>(e, t, at, dk, dv);
 }
 
 template <int D>
