@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""House rules, checked: include directions, homes of third-party headers, file sizes, formatting. Prints one line per breach; exit 1 if any."""
+"""House rules, checked: include directions, homes of third-party headers, sizes of files and functions, formatting. Prints one line per breach; exit 1 if any."""
 import pathlib
 import re
 import shutil
@@ -29,6 +29,12 @@ HOMES = {
 KERNEL_VIEW = r'(core/.*|tensor/(device|dispatch|profile|cuda/check|cuda/runtime)\.h|attention/(spans|spec)\.h|.*kernels/.*|.*\.cuh)'
 MAX_LINES = 500
 LONGER_FOR_A_REASON = {}  # path -> reason
+MAX_FUNCTION = 60
+LONGER_FUNCTIONS = {  # "path: function" -> reason
+    "src/attention/kernels/cuda/linear_gated_gradients.cu: gradients": "named steps in the order that their barriers ask for",
+    "src/attention/kernels/cuda/linear_tensor_gradients.cu: key_gradients": "two sums of one block, through one closure over its rows",
+}
+NOISE = r"""//[^\n]*|/\*.*?\*/|R"\(.*?\)"|"(?:\\.|[^"\\\n])*"|(?<!\w)'(?:\\.|[^'\\\n])+'|(?m:^[ ]*#(?:[^\n]*\\\n)*[^\n]*)"""
 
 
 def sources():
@@ -66,6 +72,30 @@ def check_size(name, text, complain):
         complain(f"{name}: {lines} lines; above {MAX_LINES} a file wants a reason (scripts/check.py, LONGER_FOR_A_REASON)")
 
 
+def check_functions(name, text, complain):
+    """Counts braces, from the line of a signature (below `template`) to the one that closes the body."""
+    rooms, head, begin = [], "", 0  # of each open brace: (first line, name) if it is a function's, None for all others
+    for number, line in enumerate(re.sub(NOISE, lambda m: "\n" * m.group().count("\n"), text, flags=re.S).split("\n"), 1):
+        while (shorter := re.sub(r"\{[^{}]*\}", lambda m: "" if line[m.end():].strip() else ";", line)) != line:
+            line = shorter
+        if re.fullmatch(r"\s*(template <.*>|(public|private|protected):)\s*", line):
+            continue
+        for char in line + "\n":
+            if char == "{":
+                named = [n for n in re.findall(r"([\w~]+)\(", head) if n not in ("__launch_bounds__", "alignas", "decltype")]
+                is_type = re.match(r"(inline |typedef )?(namespace|struct|class|enum|union|extern)\b", head)
+                rooms.append((begin, named[0]) if named and not is_type and not any(rooms) else None)
+            elif char == "}" and rooms and (function := rooms.pop()):
+                lines = number - function[0] + 1
+                if lines > MAX_FUNCTION and f"{name}: {function[1]}" not in LONGER_FUNCTIONS:
+                    complain(f"{name}:{function[0]}: {function[1]} has {lines} lines; above {MAX_FUNCTION} a function wants a reason (scripts/check.py, LONGER_FUNCTIONS)")
+            if not head and not char.isspace():
+                begin = number
+            head = "" if char in "{};" else head + char if head or not char.isspace() else head
+    if rooms:
+        complain(f"{name}: its braces do not close; scripts/check.py cannot measure its functions")
+
+
 def check_words(name, text, complain):
     for number, line in enumerate(text.splitlines(), 1):
         if re.search(r"\b(TODO|FIXME|XXX|HACK)\b", line):
@@ -96,6 +126,8 @@ def main():
         names.append(name)
         check_includes(name, text, problems.append)
         check_size(name, text, problems.append)
+        if name.startswith("src/"):
+            check_functions(name, text, problems.append)
         check_words(name, text, problems.append)
     check_format(names, "--fix" in sys.argv[1:], problems.append)
     for problem in problems:

@@ -128,6 +128,14 @@ Measured measure(const BenchStepOptions& options, const RunConfig& config, Commu
   return m;
 }
 
+void print_kernels(const Measured& m) {
+  for (const auto& k : m.kernels) {
+    if (k.seconds / m.profiled_seconds >= 0.002)
+      std::cout << "  " << format_fixed(100 * k.seconds / m.profiled_seconds, 1) << " %  "
+                << format_fixed(1e3 * k.seconds, 3) << " ms  " << k.kernel << "  (" << k.calls << " a step)\n";
+  }
+}
+
 }  // namespace
 
 Exit bench_step(const BenchStepOptions& options, Communicator& comm) {
@@ -184,11 +192,7 @@ Exit bench_step(const BenchStepOptions& options, Communicator& comm) {
             << format_fixed(m.median() * 1e3, 2) << " ms (" << format_fixed(m.seconds.front() * 1e3, 2) << " to "
             << format_fixed(m.seconds.back() * 1e3, 2) << ")   first step after " << format_fixed(m.first_step, 2)
             << " s   peak " << format_bytes(m.peak_bytes) << '\n';
-  for (const auto& k : m.kernels) {
-    if (k.seconds / m.profiled_seconds >= 0.002)
-      std::cout << "  " << format_fixed(100 * k.seconds / m.profiled_seconds, 1) << " %  "
-                << format_fixed(1e3 * k.seconds, 3) << " ms  " << k.kernel << "  (" << k.calls << " a step)\n";
-  }
+  print_kernels(m);
   return Exit::ok;
 }
 
