@@ -25,10 +25,10 @@ def load():
     try:
         import matplotlib
     except ImportError:
-        raise Missing("matplotlib is missing: pip install matplotlib") from None
+        raise Missing("matplotlib is missing (Debian: apt-get install python3-matplotlib, else pip install matplotlib)") from None
     found = tuple(int(part) for part in matplotlib.__version__.split(".")[:2])
     if found < (3, 7):  # legends outside of the axes
-        raise Missing(f"matplotlib is {matplotlib.__version__}, wanted is 3.7 or newer: pip install matplotlib")
+        raise Missing(f"matplotlib is {matplotlib.__version__}, wanted is 3.7 or newer")
     matplotlib.use("Agg")
     from matplotlib import pyplot
     return pyplot
