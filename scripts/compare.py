@@ -20,9 +20,10 @@ import statistics
 import sys
 import time
 
+import compare_check
 import compare_grid
 from compare_grid import Grid, GridError, NotNeeded, Waiting
-from compare_program import Failed, Program, Stopped, find_sieve, first_line, gpu_ids, last_words, read_json, slots_of, write_json, write_whole
+from compare_program import Failed, Program, Stopped, cores, find_sieve, first_line, gpu_ids, last_words, read_json, slots_of, write_json, write_whole
 
 CURVE = ("step", "tokens", "time", "loss/train", "loss/val", "bpb/val", "lr", "grad_norm", "tok_s", "mem/peak_gib", "skipped_steps")
 REQUEUE, INTERRUPTED = 75, 130
@@ -107,13 +108,24 @@ class Runner:
         changed = [(cell, remark) for cell in cells for state, remark in [self.state(cell)] if state == "changed"]
         if changed:
             names = "\n  ".join(remark for _, remark in changed)
-            raise GridError(f"nothing is replaced silently:\n  {names}\nGive another OUT, put the grid back, or let them be run anew: --redo '{changed[0][0].name}' "
-                            "(the old folder is kept in OUT/replaced)")
+            globs = compare_check.globs_of([cell for cell, _ in changed], [cell for cell in cells if self.folder(cell).exists()])
+            redo = " ".join(f"--redo '{glob}'" for glob in globs)
+            raise GridError(f"nothing is replaced silently:\n  {names}\nGive another OUT, put the grid back, or let them be run anew: {redo} "
+                            "(the old folders are kept in OUT/replaced)")
+
+    def to_be_made(self, cells):
+        there = {"finished", "not needed"} | (set() if self.a.retry_failed else {"failed"})
+        return [cell for cell in cells if self.state(cell)[0] not in there]
+
+    def refuse_bad_inputs(self, cells):
+        """What would end many runs, one after another, ends the call before the first."""
+        cells = self.to_be_made(cells)
+        compare_check.refuse_absent_paths(self.grid, self.paths, cells)
+        compare_check.refuse_bad_configs(self.grid, self.paths, cells, self.sieve, max(2, cores()))
 
     def refuse_dirty(self, cells):
         """What a table quotes comes from a build that its commit names."""
-        there = {"finished", "not needed"} | (set() if self.a.retry_failed else {"failed"})
-        final = [cell for cell in cells if self.grid.data["stages"][cell.stage].get("final") and self.state(cell)[0] not in there]
+        final = [cell for cell in self.to_be_made(cells) if self.grid.data["stages"][cell.stage].get("final")]
         if final and "-dirty" in self.version and not self.a.allow_dirty:
             raise GridError(f"{self.version}: is no clean build (it has changes that no commit names), and {len(final)} runs of final stages are to be made, "
                             f"first {final[0].name}. Commit and build again, or give --allow-dirty for numbers that nobody quotes")
@@ -366,10 +378,19 @@ class Runner:
             self.program.end()
 
     def go(self, cells):
+        earlier = [] if self.a.retry_failed else [cell for cell in cells if self.results.get(cell.name, {}).get("status") == "failed"]
         self.work(cells)
         self.write_grid()
-        states = [self.state(cell)[0] for cell in cells]
+        found = [self.state(cell) for cell in cells]
+        states = [state for state, _ in found]
         print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)), file=sys.stderr)
+        if "waits" in states and not self.ending:
+            first = states.index("waits")
+            print(f"{states.count('waits')} wait, first {cells[first].name} {found[first][1]}{self.left_out(found[first][1], cells)}", file=sys.stderr)
+        if earlier:
+            first, remark = earlier[0], found[cells.index(earlier[0])][1]
+            print(f"{len(earlier)} failed earlier (first: {first.name}: {remark or self.results[first.name]['message'].splitlines()[0]}): "
+                  "--retry-failed runs them anew", file=sys.stderr)
         if self.program.signal:
             return INTERRUPTED
         if "changed" in states:
@@ -377,6 +398,14 @@ class Runner:
         if "failed" in states:
             return 1
         return REQUEUE if {"to do", "begun", "waits"} & set(states) else 0
+
+    def left_out(self, remark, cells):
+        """Why nobody makes what a run waits for, where --stage or --only is the reason."""
+        awaited = next((cell for cell in self.grid.cells if remark == f"for {cell.name}"), None)
+        if awaited is None or awaited in cells:
+            return ""
+        by_stage = self.a.stage and awaited.stage not in self.a.stage
+        return f", which {'--stage' if by_stage else '--only'} leaves out: add --{'stage' if by_stage else 'only'} {awaited.stage if by_stage else repr(awaited.name)}"
 
     def list(self, cells):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # | head
@@ -447,6 +476,7 @@ def main():
             runner.redo(cells)
             runner.refuse_changed(cells)
             runner.refuse_dirty(cells)
+            runner.refuse_bad_inputs(cells)
             runner.write_grid()
             return runner.go(cells)
     except GridError as error:

@@ -2,14 +2,18 @@
 # The comparison of attentions by one command: runs a grid of configs/compare/ and writes its report.
 #   bash scripts/compare.sh tiny OUT [options of compare.py run]              minutes on a CPU, on the C++ headers of this machine: what the tests run
 #   bash scripts/compare.sh novels OUT --path data=DATA [options]             the study; DATA is a folder of scripts/prepare_novels.sh; --gpus 4: four runs at once
+#   bash scripts/compare.sh MY/GRID.yaml OUT [options]                        a grid of one's own, by its path
 # Safe to call again after any interruption: what is finished is kept. OUT/report.html and OUT/tables.md are written in any case.
 set -uo pipefail
-[ $# -ge 2 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
 grid=$1 out=$2
 shift 2
 root=$(cd "$(dirname "$0")/.." && pwd)
-file=$root/configs/compare/$grid.yaml
-[ -r "$file" ] || { echo "compare: no grid $file; there are: $(cd "$root/configs/compare" && ls ./*.yaml | sed 's/\.yaml//; s/^\.\///' | tr '\n' ' ')" >&2; exit 2; }
+case $grid in
+  */* | *.yaml | *.yml | *.json) file=$grid ;;
+  *) file=$root/configs/compare/$grid.yaml ;;
+esac
+[ -r "$file" ] || { echo "compare: no grid $file; give a path to a YAML file or one of these names: $(cd "$root/configs/compare" && ls ./*.yaml | sed 's/\.yaml//; s/^\.\///' | tr '\n' ' ')" >&2; exit 2; }
 export SIEVE=${SIEVE:-$root/build/cpu/src/cli/sieve}
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # idle threads sleep: the machine may be shared
 

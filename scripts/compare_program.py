@@ -62,23 +62,28 @@ def cores():
         return here
 
 
+def gpus_here():
+    """Indices of this machine's GPUs, as texts; none where neither the driver's program nor a device file shows one."""
+    return lines_of(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]) or sorted((path.name[6:] for path in pathlib.Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
 def gpu_ids(text):
     """--gpus: a number N is the first N that CUDA_VISIBLE_DEVICES leaves (of the machine where it is not set), a list with a comma these ones."""
-    if "," in text:
-        ids = [one.strip() for one in text.split(",") if one.strip()]
-    else:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if not text.isdigit() or text == "0":
-            raise GridError(f"--gpus {text}: want how many, or which: 0,1,3 (one alone: 3,)")
-        ids = [str(one) for one in range(int(text))] if seen is None else [one for one in seen.split(",") if one][:int(text)]
-        if len(ids) < int(text):
-            raise GridError(f"--gpus {text}: CUDA_VISIBLE_DEVICES leaves {len(ids)}: {seen!r}")
+    listed, seen = "," in text, os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = [one.strip() for one in text.split(",") if one.strip()]
+    if not listed and (not text.isdigit() or text == "0"):
+        raise GridError(f"--gpus {text}: want how many, or which: 0,1,3 (one alone: 3,)")
     if not ids or len(set(ids)) < len(ids):
         raise GridError(f"--gpus {text}: names {'a GPU twice; more runs on one are --per-gpu' if ids else 'none'}")
-    there = lines_of(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"])
-    for one in ids:
-        if there and one.isdigit() and one not in there:
-            raise GridError(f"--gpus {text}: there is no GPU {one}; this machine has {', '.join(there)}")
+    there = gpus_here()
+    if not listed:
+        left = there if seen is None else [one for one in seen.split(",") if one]
+        ids = left[:int(text)]
+        if there and seen is not None and len(left) < int(text):
+            raise GridError(f"--gpus {text}: CUDA_VISIBLE_DEVICES leaves {len(left)}: {seen!r}")
+    if not there or (not listed and len(ids) < int(text)) or any(one.isdigit() and one not in there for one in ids):
+        shown = f"{len(there)} GPU{'s' if len(there) > 1 else ''} ({', '.join(there)})" if there else "no GPU"
+        raise GridError(f"--gpus {text}: this machine shows {shown}; --jobs N runs side by side on the CPU")
     return ids
 
 

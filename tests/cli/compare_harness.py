@@ -34,7 +34,7 @@ contexts: {"64": {data: {seq_len: 64}}}
 types:
   full: {kinds: {a: {type: full}}, pattern: [a]}
   sparsek: {kinds: {a: {type: sparsek, k: 8, window: 8}}, pattern: [a]}
-  broken: {kinds: {a: {type: sliding_window, window: 0}}, pattern: [a]}
+  broken: {label: broken, kinds: {a: {type: full}}, pattern: [a], set: {data: {train: ["${data}"]}}}  # reads val too, as is found when it begins
 stages:
   a: {types: [full, sparsek], sizes: [tiny], contexts: ["64"], seeds: [1], evaluations: [books]}
 """

@@ -1,4 +1,5 @@
 """The runner of the comparison, scripts/compare.py: what it keeps, what it refuses, several runs at once."""
+import contextlib
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import time
 from compare_harness import GRID, ROOT, compare, pretend, result, script, start
 from harness import Folder, expect, main, until
 
+import compare_check  # noqa: E402
 import compare_grid  # noqa: E402
 import compare_program  # noqa: E402
 
@@ -42,7 +44,7 @@ def test_changed_configuration_is_refused():
         compare(f, "--only", "*full*")
         before = result(f, "a-tiny-64-full-s1")
         f.config(GRID.replace("steps: 400", "steps: 30"), "grid.yaml")
-        expect(compare(f, code=2), "a-tiny-64-full-s1", before["hash"], "--redo")
+        expect(compare(f, code=2), "a-tiny-64-full-s1", before["hash"], "--redo 'a-tiny-64-full-s1' (")
         assert result(f, "a-tiny-64-full-s1") == before
         expect(compare(f, "--list"), "changed", "to do")
         expect(compare(f, "--redo", "*full*"), "replaced", "2 finished")
@@ -62,13 +64,13 @@ def test_changed_configuration_is_refused():
 def test_failed_run_is_recorded():
     with Folder() as f:
         f.config(GRID.replace("[full, sparsek]", "[broken, full]").replace("steps: 400", "steps: 10"), "grid.yaml")
-        expect(compare(f, code=1), "a-tiny-64-broken-s1: FAILED", "window", "1 failed, 1 finished")
+        expect(compare(f, code=1), "a-tiny-64-broken-s1: FAILED", "training shard", "1 failed, 1 finished")
         failed = result(f, "a-tiny-64-broken-s1")
-        assert failed["status"] == "failed" and "window" in failed["message"] and failed["exit_code"] == 2, failed
-        compare(f, code=1)
+        assert failed["status"] == "failed" and "training shard" in failed["message"] and failed["exit_code"] == 2, failed
+        expect(compare(f, code=1), "1 failed earlier (first: a-tiny-64-broken-s1: out/runs", "also a training shard", "--retry-failed runs them anew")
         assert result(f, "a-tiny-64-broken-s1") == failed  # kept until it is asked for
         time.sleep(1.1)
-        compare(f, "--retry-failed", code=1)
+        assert "earlier" not in compare(f, "--retry-failed", code=1)
         assert result(f, "a-tiny-64-broken-s1")["date"] != failed["date"]
         expect(script(sys.executable, ROOT / "scripts" / "compare_report.py", "out", "-o", "r.html", "--markdown", "r.md", cwd=f.path), "2 results")
         expect((f.path / "r.md").read_text(), "## The runs", "Not run", "a-tiny-64-broken-s1 | failed")
@@ -155,11 +157,32 @@ def test_a_run_begins_as_soon_as_its_search_has_ended():
         assert result(f, "a-tiny-64-sparsek-s1")["lr"] == 0.001
 
 
+@contextlib.contextmanager
+def machine_of(f, gpus):
+    """As on a machine with so many GPUs, as far as nvidia-smi tells."""
+    (f.path / "bin").mkdir(exist_ok=True)
+    driver = f.path / "bin" / "nvidia-smi"
+    driver.write_text("#!/bin/sh\n" + "".join(f"echo {one}\n" for one in range(gpus)))
+    driver.chmod(0o755)
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{driver.parent}:{path}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
+
+
 def test_runs_are_given_their_gpu():
     with Folder() as f:
         f.config(GRID.replace("steps: 400", "steps: 10"), "grid.yaml")
         sieve = pretend(f, f'[ "$1" != pretrain ] || echo "$CUDA_VISIBLE_DEVICES" >>{f.path}/seen')
-        compare(f, "--sieve", str(sieve), "--gpus", "0,", "--per-gpu", "2")
+        with machine_of(f, 0):
+            for words in (("--gpus", "99"), ("--gpus", "0,")):
+                expect(compare(f, *words, code=2), f"compare: --gpus {words[1]}: this machine shows no GPU; --jobs N runs side by side on the CPU")
+        assert not (f.path / "out/runs").exists()
+        with machine_of(f, 2):
+            expect(compare(f, "--gpus", "0,2", code=2), "--gpus 0,2: this machine shows 2 GPUs (0, 1); --jobs N")
+            compare(f, "--sieve", str(sieve), "--gpus", "0,", "--per-gpu", "2")
         assert (f.path / "seen").read_text() == "0\n0\n"
         given = result(f, "a-tiny-64-full-s1")["provenance"]
         assert (given["gpu_index"], given["side_by_side"], given["at_once"]) == ("0", 2, 2), given
@@ -173,18 +196,18 @@ def test_runs_are_given_their_gpu():
         share = compare_program.slots_of([], 1, 2)[1]
         assert share.gpu is None and share.env == {"OMP_NUM_THREADS": str(max(1, compare_program.cores() // 2))}
         assert compare_program.slots_of([], 1, 1)[0].env == {}
-        compare_program.lines_of, lines_of = lambda command: [], compare_program.lines_of  # as where there is no driver
+        compare_program.gpus_here, gpus_here = lambda: [str(one) for one in range(8)], compare_program.gpus_here
         os.environ["CUDA_VISIBLE_DEVICES"] = "4,7,GPU-abc"
         assert compare_program.gpu_ids("2") == ["4", "7"] and compare_program.gpu_ids("3,") == ["3"]
         del os.environ["CUDA_VISIBLE_DEVICES"]
         assert compare_program.gpu_ids("2") == ["0", "1"]
-        compare_program.lines_of = lambda command: ["0", "1"]
+        compare_program.gpus_here = lambda: ["0", "1"]
         try:
             compare_program.gpu_ids("3")
             raise AssertionError("a GPU that is not there was given out")
         except compare_grid.GridError as error:
-            assert "no GPU 2" in str(error)
-        compare_program.lines_of = lines_of
+            assert "2 GPUs (0, 1)" in str(error)
+        compare_program.gpus_here = gpus_here
     finally:
         os.environ.update(OMP_NUM_THREADS=threads, CUDA_VISIBLE_DEVICES=kept)
 
@@ -214,6 +237,58 @@ def test_failed_evaluation_keeps_the_training():
         compare(f, "--only", "*full*", "--retry-failed")
         assert (f.path / "out/runs/a-tiny-64-full-s1/train.log").read_text().count("sieve pretrain") + \
             (f.path / "out/runs/a-tiny-64-full-s1/train.log").read_text().count("pretended pretrain") == 1
+
+
+def test_names_of_changed_runs_are_put_together():
+    cells = [compare_grid.Cell(stage, "XS", "4k", kind, seed) for stage in ("a", "b") for kind in ("full", "sparsek") for seed in (1, 2)]
+    for wanted, globs in ((cells, ["*"]), (cells[4:], ["b-*"]), (cells[2:4] + cells[6:], ["*-sparsek-*"]), (cells[2:4], ["a-*-sparsek-*"]), (cells[:1], ["a-XS-4k-full-s1"]),
+                          (cells[:4] + cells[5:6], ["a-*", "b-XS-4k-full-s2"])):
+        assert compare_check.globs_of(wanted, cells) == globs, (globs, compare_check.globs_of(wanted, cells))
+
+
+def test_absent_data_is_found_before_the_first_run():
+    with Folder() as f:
+        probe = "  p: {types: [full], sizes: [tiny], seeds: [1], probe: {mqar: {task: mqar, length: 64, items: 4, steps: 2, batch: 2, schedule: {warmup: 1}, eval: {examples: 2}}}}\n"
+        f.config(GRID.replace("steps: 400", "steps: 10").replace("data: data", "data: absent") + probe, "grid.yaml")
+        expect(compare(f, code=2), "grid.yaml: paths.data", f"{f.path}/absent, which a-tiny-64-full-s1 reads", "--path data=...")
+        expect(compare(f, "--path", "data=text", code=2), f"there is no {f.path}/text/train", "--path data=...")  # a folder, but another one
+        assert not (f.path / "out/runs").exists()
+        expect(compare(f, "--stage", "p"), "1 finished")  # which reads no data
+        expect(compare(f, "--stage", "a", "--path", "data=data"), "2 finished")
+        expect(compare(f), "3 finished")  # and nobody reads it any more
+
+
+def test_what_waits_says_for_what():
+    with Folder() as f:
+        stages = GRID[GRID.index("stages:"):]
+        search = "  s: {types: [full, sparsek], sizes: [tiny], contexts: ['64'], seeds: [1], lrs: [1e-3], evaluations: [books]}\n"
+        f.config(GRID[:-len(stages)].replace("steps: 400", "steps: 10") + "learning_rate: {stages: [s], split: val, evaluation: books, metric: loss}\n" + stages + search, "grid.yaml")
+        expect(compare(f, "--stage", "a", code=75), "2 wait, first a-tiny-64-full-s1 for s-tiny-64-full-s1-lr0.001, which --stage leaves out: add --stage s")
+        expect(compare(f, "--only", "a-*", code=75), "--only leaves out: add --only 's-tiny-64-full-s1-lr0.001'")
+        assert " wait," not in compare(f)
+
+
+def test_what_sieve_refuses_is_found_before_the_first_run():
+    with Folder() as f:
+        small = GRID.replace("steps: 400", "steps: 10")
+        for change, parts in (((" k: 8, window: 8", " k: 8, windw: 8"), ["grid.yaml", "types.sparsek.kinds.a.windw: unknown key", '"window"', "(a-tiny-64-sparsek-s1)"]),
+                              (("seq_len: 64", "seq_len: 96"), ["train.global_batch", "(a-tiny-64-full-s1)"])):
+            assert change[0] in small
+            f.config(small.replace(*change), "grid.yaml")
+            expect(compare(f, code=2), "nothing was run", *parts)
+            assert not (f.path / "out/runs").exists()
+        f.config(small.replace("windw", "window"), "grid.yaml")
+        compare(f, "--only", "*full*")
+
+
+def test_a_grid_is_named_or_given_by_its_path():
+    with Folder() as f:
+        f.config(GRID.replace("steps: 400", "steps: 10"), "own.yaml")
+        for grid in ("own.yaml", f.path / "own.yaml"):
+            expect(script("bash", ROOT / "scripts" / "compare.sh", grid, "out", "--list", cwd=f.path), "a-tiny-64-sparsek-s1", "to do")
+        expect(script("bash", ROOT / "scripts" / "compare.sh", "novels", "out", "--list", cwd=f.path), "a-XS-4k-sparsek-s1")
+        for absent in ("other.yaml", "nvels"):
+            expect(script("bash", ROOT / "scripts" / "compare.sh", absent, "out", cwd=f.path, code=2), absent, "a path", "novels tiny")
 
 
 def test_bad_grids_are_refused():
