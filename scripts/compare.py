@@ -37,6 +37,12 @@ def stamp():
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def gist_of(message):
+    """The line of a failed run's message that says what was wrong: a mistake in its configuration, or else what came after the exit code, warnings aside."""
+    lines = [line for line in message.splitlines() if ": warning: " not in line]
+    return next((line for line in lines if "error" in line), (lines[1:] or lines or [""])[0])
+
+
 def curve_of(train):
     """(rows, statistics of the selection in the last row that has them) from a run folder's metrics."""
     rows, selection = [], {}
@@ -101,7 +107,7 @@ class Runner:
         if found and found["hash"] != plan["hash"]:
             return "changed", f"{self.folder(cell)} holds a run of configuration {found['hash']}, the grid now says {plan['hash']}"
         if known:
-            return known["status"], next((line for line in known.get("message", "").split("\n") if "error" in line), "")
+            return known["status"], gist_of(known.get("message", ""))
         return ("begun" if begun else "to do"), ""
 
     def refuse_changed(self, cells):
@@ -389,8 +395,7 @@ class Runner:
             print(f"{states.count('waits')} wait, first {cells[first].name} {found[first][1]}{self.left_out(found[first][1], cells)}", file=sys.stderr)
         if earlier:
             first, remark = earlier[0], found[cells.index(earlier[0])][1]
-            print(f"{len(earlier)} failed earlier (first: {first.name}: {remark or self.results[first.name]['message'].splitlines()[0]}): "
-                  "--retry-failed runs them anew", file=sys.stderr)
+            print(f"{len(earlier)} failed earlier (first: {first.name}: {remark}): --retry-failed runs them anew", file=sys.stderr)
         if self.program.signal:
             return INTERRUPTED
         if "changed" in states:

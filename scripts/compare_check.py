@@ -30,14 +30,18 @@ def texts(tree):
 
 
 def inputs_of(grid, cell):
-    """(texts that may name paths, those among them that are data to read) of a run."""
+    """(texts that may name paths, those among them that are shards to read) of a run."""
     config, stage = config_shown(grid, cell), grid.data["stages"][cell.stage]
     splits = [path for name, path in grid.data["splits"].items() if stage.get("evaluations") and (name != "test" or stage.get("final"))]
-    return texts(config) + splits, texts(config.get("data", {})) + splits
+    return texts(config) + splits, texts([config.get("data", {}).get(split) for split in ("train", "val")]) + splits
 
 
 def names_in(text):
     return [name for name in re.findall(r"\$\{(\w+)\}", text) if name != "source"]  # a run's own
+
+
+def has_shards(path):
+    return any(path.rglob("*.h5")) if path.is_dir() else path.exists()
 
 
 def refuse_absent_paths(grid, paths, cells):
@@ -51,10 +55,10 @@ def refuse_absent_paths(grid, paths, cells):
                     absent.setdefault((name, paths[name]), cell.name)
         for text in data:
             names, whole = names_in(text), compare_grid.substitute(text, paths)
-            if names and (names[0], paths[names[0]]) not in absent and not any(c in whole for c in "*?[") and not pathlib.Path(whole).exists():
-                absent.setdefault((names[0], whole), cell.name)
+            if names and (names[0], paths[names[0]]) not in absent and not any(c in whole for c in "*?[") and not has_shards(pathlib.Path(whole)):
+                absent.setdefault((names[0], whole if not pathlib.Path(whole).exists() else f".h5 file in {whole}"), cell.name)
     if absent:
-        what = "\n  ".join(f"paths.{name}: there is no {path}, which {cell} reads: give --path {name}=..." for (name, path), cell in list(absent.items())[:SHOWN])
+        what = "\n  ".join(f"paths.{name}: there is no {path}, wanted by {cell}: give --path {name}=..." for (name, path), cell in list(absent.items())[:SHOWN])
         raise GridError(f"{grid.where}: {what}")
 
 

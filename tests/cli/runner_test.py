@@ -231,9 +231,10 @@ def test_final_stages_want_a_clean_build():
 def test_failed_evaluation_keeps_the_training():
     with Folder() as f:
         f.config(GRID.replace("steps: 400", "steps: 10"), "grid.yaml")
-        broken = pretend(f, '[ "$1" != eval ] || { echo "error: no luck" >&2; exit 3; }')
+        broken = pretend(f, '[ "$1" != eval ] || { echo "x.yaml:1:1: warning: odd" >&2; echo "[tokens] no luck" >&2; exit 3; }')
         compare(f, "--only", "*full*", "--sieve", str(broken), code=1)
         assert "no luck" in result(f, "a-tiny-64-full-s1")["message"]
+        expect(compare(f, "--only", "*full*", code=1), "1 failed earlier (first: a-tiny-64-full-s1: [tokens] no luck): --retry-failed")
         compare(f, "--only", "*full*", "--retry-failed")
         assert (f.path / "out/runs/a-tiny-64-full-s1/train.log").read_text().count("sieve pretrain") + \
             (f.path / "out/runs/a-tiny-64-full-s1/train.log").read_text().count("pretended pretrain") == 1
@@ -250,8 +251,11 @@ def test_absent_data_is_found_before_the_first_run():
     with Folder() as f:
         probe = "  p: {types: [full], sizes: [tiny], seeds: [1], probe: {mqar: {task: mqar, length: 64, items: 4, steps: 2, batch: 2, schedule: {warmup: 1}, eval: {examples: 2}}}}\n"
         f.config(GRID.replace("steps: 400", "steps: 10").replace("data: data", "data: absent") + probe, "grid.yaml")
-        expect(compare(f, code=2), "grid.yaml: paths.data", f"{f.path}/absent, which a-tiny-64-full-s1 reads", "--path data=...")
+        expect(compare(f, code=2), "grid.yaml: paths.data", f"{f.path}/absent, wanted by a-tiny-64-full-s1", "--path data=...")
         expect(compare(f, "--path", "data=text", code=2), f"there is no {f.path}/text/train", "--path data=...")  # a folder, but another one
+        for split in ("train", "val"):
+            (f.path / "text" / split).mkdir()
+        expect(compare(f, "--path", "data=text", code=2), f"there is no .h5 file in {f.path}/text/train")
         assert not (f.path / "out/runs").exists()
         expect(compare(f, "--stage", "p"), "1 finished")  # which reads no data
         expect(compare(f, "--stage", "a", "--path", "data=data"), "2 finished")
