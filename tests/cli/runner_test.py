@@ -123,7 +123,8 @@ def test_two_at_once_give_what_one_at_a_time_gives():
 
 def test_signal_saves_every_run_and_none_outlives_its_parent():
     with Folder() as f:
-        f.config(GRID.replace("steps: 400", "steps: 2000").replace("every: 50", "every: 200"), "grid.yaml")
+        # Long against the first save: no training ends while the other has not saved yet, however they share the cores.
+        f.config(GRID.replace("steps: 400", "steps: 6000").replace("every: 50", "every: 200"), "grid.yaml")
         names = ("a-tiny-64-full-s1", "a-tiny-64-sparsek-s1")
         logs = [f.path / "out/runs" / name / "train.log" for name in names]
         for number, (how, code) in enumerate(((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)), 1):
