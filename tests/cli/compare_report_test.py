@@ -6,6 +6,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import types
 
 from compare_made import made, report, study, table
 from harness import Folder, expect, main
@@ -146,6 +147,9 @@ def test_runs_from_one_checkpoint_are_paired():
     one = stats.compare(counts, {1: other[1], 9: other[2]}, base, ones, paired=True)  # one seed in common
     assert one.counted == (1, 1) and one.p is None and abs(one.value - 0.0101) < 1e-12
     assert stats.compare(counts, {9: other[2]}, base, ones, paired=True).p is None
+    for converted in (True, False):  # tables pair those runs and no others
+        group = types.SimpleNamespace(reference="base", converted=converted)
+        assert (tables.differences(group, {"base": base, "other": other}, counts, ones)["other"].p < 0.001) == converted
 
 
 # -- tables on made-up results ------------------------------------------------------------------------------------------------------------------------
