@@ -165,7 +165,7 @@ TEST_CASE("random rows on the GPU: the numbers of the CPU bit for bit", "[gpu]")
     const Tensor starts = inputs_of(in).document_starts, tokens = d.ids({in.B, in.T}, 0, 50000);
     const Tensor there = starts.defined() ? starts.to(gpu_stream()) : Tensor();
     const std::int64_t first = c % 4 == 1 ? d.integer(1, 20) : 0;
-    const Tensor before = first > 0 ? document_numbers(tokens, {}).slice(1, 0, 1).flatten().contiguous() : Tensor();
+    const Tensor before = first > 0 ? document_numbers(tokens, {}).slice(1, 0, 1).contiguous().flatten() : Tensor();
     const Tensor cpu = document_numbers(tokens, starts, first, before),
                  gpu = document_numbers(tokens.to(gpu_stream()), there, first,
                                         before.defined() ? before.to(gpu_stream()) : Tensor());
