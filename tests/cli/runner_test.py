@@ -6,6 +6,7 @@ import pathlib
 import signal
 import sys
 import time
+import types
 
 from compare_harness import GRID, ROOT, compare, pretend, result, script, start
 from harness import Folder, expect, main, until
@@ -13,6 +14,7 @@ from harness import Folder, expect, main, until
 import compare_check  # noqa: E402
 import compare_grid  # noqa: E402
 import compare_program  # noqa: E402
+import compare_state  # noqa: E402
 
 
 def test_interrupted_grid_goes_on():
@@ -104,6 +106,40 @@ def test_a_shorter_run_takes_the_rest_of_the_budget():
         slow["seconds"]["train"] = 1000.0
         (f.path / "out/runs/a-tiny-64-full-s1/result.json").write_text(json.dumps(slow))
         expect(compare(f, "--budget-seconds", "60", code=75), "a-tiny-64-full-s2 would take about 10", "a-tiny-64-sparsek-s2: finished", "3 finished", "1 to do")
+        expect(compare(f, "--budget-seconds", "60", "--jobs", "2", code=75), "a-tiny-64-full-s2 would take about 20")  # known alone, wanted with another
+
+
+def ended(kind, size, context, tokens, *seconds, beside=2):
+    """Made-up results: so many runs of a kind and the seconds that each took to train."""
+    return [{"status": "finished", "resolved_type": kind, "size": size, "context": context, "plan": {"tokens": tokens, "flops_per_token": 2.0},
+             "seconds": {"train": took, "evaluate": 3.0}, "evaluations": {"val": {"books": [], "chunks": []}}, "provenance": {"side_by_side": beside}} for took in seconds]
+
+
+def test_a_run_is_judged_by_those_most_like_it():
+    with Folder(prepared=False) as f:
+        runs = compare_state.Runs(types.SimpleNamespace(cells=[]), f.path)
+
+        def seconds(results, beside=2, kind="nsa", evaluations=0):
+            """Of a run of size S at 8k, over 80 tokens."""
+            runs.results = dict(enumerate(results))
+            plan = {"type": kind, "splits": {"val": "x"}, "evaluations": dict.fromkeys(range(evaluations))}
+            found = runs.estimate(compare_grid.Cell("d", "S", "8k", kind, 1), plan, {"tokens": 80, "flops_per_token": 2.0}, beside)
+            return found if found is None else round(found, 6)
+
+        alike, others = ended("nsa", "S", "8k", 80, 75, 162, 65, 161, 78), ended("full", "S", "8k", 80, 20, 90, 30)
+        assert seconds(alike) == 78  # two of five were slowed down by something else
+        assert seconds(alike, evaluations=2) == 81
+        assert seconds(alike + others) == 78 and seconds(others) == 90  # of other types the slowest
+        assert seconds([]) is None
+        brief = ended("nsa", "S", "8k", 2, 1, beside=1)  # which alone would say 40, or 80 with two side by side
+        assert seconds(brief) == 80 and seconds(brief, beside=1) == 40
+        assert seconds(brief + ended("nsa", "XS", "4k", 80, 500)) == 500  # a long one, though of another size
+        assert seconds(ended("nsa", "XS", "4k", 80, 500) + ended("nsa", "S", "4k", 80, 300) + ended("nsa", "XS", "8k", 80, 200)) == 300
+        assert seconds(ended("nsa", "XS", "4k", 80, 500) + ended("nsa", "XS", "8k", 80, 200)) == 200
+        alone = ended("nsa", "S", "8k", 80, 50, beside=1)
+        assert seconds(alone) == 100 and seconds(alone, beside=1) == 50
+        assert seconds(alone + alike) == 78 and seconds(alone + alike, beside=1) == 50
+        assert seconds(ended("nsa", "S", "8k", 20, 40, 41) + alike) == 78 and seconds(ended("nsa", "S", "8k", 20, 40)) == 160
 
 
 def test_two_at_once_give_what_one_at_a_time_gives():
