@@ -13,6 +13,7 @@
 #include "attention/plan.h"
 #include "attention/registry.h"
 #include "attention/rotary.h"
+#include "attention/same_device.h"
 #include "attention/sparsek.h"
 #include "attention/warpgroup_engine.h"
 #include "autograd/mode.h"
@@ -204,6 +205,7 @@ void check_inputs(const AttentionInputs& in, const Tensor& qkv, const Tensor& sc
                 scores.dtype() != DType::bf16,
             "attention", "wants scores f32 or f64 (", B, ", 1 or ", in.spec.n_kv_heads, ", ", T, "), got ",
             name_of(scores.dtype()), " ", scores.shape());
+    require_on(qkv.device(), "attention", {{"scores", scores}});
   }
 }
 
@@ -225,7 +227,7 @@ struct Attention {
     in = how;
     qkv = inputs[0].contiguous();
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
-    in.document_starts = checked_starts(in.document_starts, B, T, name);
+    in.document_starts = checked_starts(in.document_starts, B, T, qkv.device(), name);
     const bool saves = need[0] || need[1];
     dense = dense_path(in.spec, in.rope, qkv, in.document_starts.defined(), saves);
     if (dense) return out = dense_forward(in.spec, in.rope, qkv, saves ? &statistics : nullptr);

@@ -1,13 +1,13 @@
 #include "attention/choose.h"
 
 #include <cmath>
-#include <mutex>
 #include <string_view>
-#include <vector>
 
 #include "attention/document_starts.h"
+#include "attention/keep.h"
 #include "attention/kernels/choose.h"
 #include "attention/rotate.h"
+#include "attention/same_device.h"
 #include "core/rng.h"
 
 namespace sieve {
@@ -24,27 +24,18 @@ Tensor readable(const Tensor& heads, DType dtype) {
   return (dense ? heads : heads.contiguous()).to(dtype);
 }
 
-// The last few layers' directions on their device, as rotary_table() keeps its tables.
+// The last few layers' directions for work of this stream.
 Tensor kept_directions(const AttentionSpec& spec, const Stream& stream) {
-  struct Kept {
+  struct Wanted {
     std::uint64_t seed;
     Shape shape;
-    Device device;
-    Tensor directions;
+    bool operator==(const Wanted&) const = default;
   };
-  struct Cache {
-    std::mutex mutex;
-    std::vector<Kept> kept;  // newest last
-  };
-  static Cache& cache = *new Cache;  // never destroyed: its tensors must not outlive the allocator
   constexpr std::size_t kMost = 64;
-  const Shape shape{spec.n_heads, spec.pattern.buckets / 2, spec.head_dim};
-  const std::lock_guard lock(cache.mutex);
-  for (const Kept& k : cache.kept)
-    if (k.seed == spec.pattern.seed && k.shape == shape && k.device == stream.device) return k.directions;
-  if (cache.kept.size() == kMost) cache.kept.erase(cache.kept.begin());
-  cache.kept.push_back({spec.pattern.seed, shape, stream.device, hash_directions(spec).to(stream)});
-  return cache.kept.back().directions;
+  static auto& keep = *new Keep<Wanted, Tensor>("hash", kMost);
+  return keep.get(
+      {spec.pattern.seed, {spec.n_heads, spec.pattern.buckets / 2, spec.head_dim}}, stream,
+      [](const Tensor&) { return true; }, [&] { return hash_directions(spec).to(stream); });
 }
 
 }  // namespace
@@ -92,7 +83,8 @@ Tensor choose_best(const Tensor& q, const Tensor& keys, const AttentionSpec& spe
   require(q.rank() == 4 && keys.rank() == 4 && q.size(0) == keys.size(0) && q.size(3) == keys.size(3) &&
               keys.size(1) >= 1 && q.size(1) % keys.size(1) == 0 && q.size(2) <= keys.size(2),
           "choose", "wants q (B, H, N, D) and keys (B, Hk, T, D), got ", q.shape(), " and ", keys.shape());
-  const Tensor starts = checked_starts(document_starts, q.size(0), keys.size(2), "choose");
+  const Tensor starts = checked_starts(document_starts, q.size(0), keys.size(2), q.device(), "choose");
+  require_on(q.device(), "choose", {{"keys", keys}});
   const DType dtype = choice_dtype(q);
   const Tensor x = q.contiguous().to(dtype), k = readable(keys, dtype);
   ChooseArgs args;

@@ -1,14 +1,17 @@
 #include "attention/document_starts.h"
 
+#include "attention/same_device.h"
 #include "core/error.h"
 
 namespace sieve {
 
-Tensor checked_starts(const Tensor& document_starts, std::int64_t B, std::int64_t T, std::string_view op) {
+Tensor checked_starts(const Tensor& document_starts, std::int64_t B, std::int64_t T, const Device& device,
+                      std::string_view op) {
   if (!document_starts.defined()) return {};
   require(document_starts.shape() == Shape{B, T} && document_starts.dtype() == DType::i32, op,
           "wants document_starts i32 ", Shape{B, T}, ", got ", name_of(document_starts.dtype()), " ",
           document_starts.shape());
+  require_on(device, op, {{"document_starts", document_starts}});
   const Tensor starts = document_starts.contiguous();
   if (starts.device().is_cuda()) return starts;
   const std::int32_t* d = starts.data<std::int32_t>();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "attention/cache_rows.h"
+#include "attention/same_device.h"
 #include "core/error.h"
 
 namespace sieve {
@@ -47,6 +48,7 @@ std::vector<EvictedKeys::Leaving> EvictedKeys::exits(std::int64_t head, double s
 void EvictedKeys::fetch(const AttentionCache& cache, const std::vector<EvictedRow>& rows,
                         const std::vector<std::int64_t>& positions, Tensor& qkv) const {
   if (rows.empty()) return;
+  require_on(qkv.device(), "evicted keys", {{"the cache's keys", cache.keys()}});
   const Tensor list = uploaded(rows, qkv.stream());
   Tensor cos, sin;
   EvictedRowArgs args;

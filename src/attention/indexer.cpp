@@ -9,6 +9,7 @@
 #include "attention/kernels/index_loss.h"
 #include "attention/registry.h"
 #include "attention/rotate.h"
+#include "attention/same_device.h"
 #include "autograd/record.h"
 #include "core/build.h"
 
@@ -41,6 +42,7 @@ struct KlOfIndex {
                 choice.rank() == 4 && choice.size(0) == B && choice.size(1) == 1 && choice.size(2) == T,
             name, "wants q (B, Hi, T, Di), k (B, 1, T, Di), weights (B, Hi, T), choice (B, 1, T, n) beside qkv of B ",
             B, ", T ", T, "; got ", in[0].shape(), ", ", in[1].shape(), ", ", in[2].shape(), ", ", choice.shape());
+    require_on(q.device(), name, {{"q", in[0]}, {"k", in[1]}, {"weights", in[2]}, {"choice", choice}});
     IndexLossArgs args;
     args.B = B, args.T = T, args.Hi = in[0].size(1), args.Di = in[0].size(3);
     args.H = q.size(1), args.Hkv = k.size(1), args.D = q.size(3), args.M = choice.size(3);
@@ -85,6 +87,7 @@ struct WithLoss {
 
   Tensor forward(const std::array<Tensor, 2>& in) {
     require(in[1].numel() == 1, name, "wants a loss of one element, got ", in[1].shape());
+    require_on(in[0].device(), name, {{"loss", in[1]}});
     loss = in[1].dtype();
     return in[0];
   }
@@ -100,11 +103,13 @@ Tensor index_choice(const IndexInputs& in, std::int64_t k, const Tensor& documen
   if (k < 1) fail(Exit::config, "attention", "k ", k, " must be at least 1 for type dsa");
   const std::int64_t B = q.size(0), N = q.size(2), T = keys.size(2);
   const DType exact = compute_dtype(q.dtype());
-  const Tensor starts = checked_starts(document_starts, B, T, "dsa"), weights = in.weights.value().contiguous();
+  const Tensor starts = checked_starts(document_starts, B, T, q.device(), "dsa"),
+               weights = in.weights.value().contiguous();
   require(keys.shape() == Shape{B, 1, T, q.size(3)} && weights.shape() == Shape{B, q.size(1), N} &&
               weights.dtype() == exact && N <= T,
           "dsa", "wants q (B, Hi, N, Di), k (B, 1, T, Di), weights ", name_of(exact), " (B, Hi, N); got ", q.shape(),
           ", ", keys.shape(), ", ", name_of(weights.dtype()), " ", weights.shape());
+  require_on(q.device(), "dsa", {{"k", keys}, {"weights", weights}});
   const DType dtype = choice_dtype(q);
   const Tensor x = q.contiguous().to(dtype), y = keys.contiguous().to(dtype);
   Tensor out = empty({B, 1, N, k}, DType::i32, q.stream());

@@ -3,6 +3,7 @@
 #include "attention/document_starts.h"
 #include "attention/kernels/linear.h"
 #include "attention/registry.h"
+#include "attention/same_device.h"
 #include "autograd/record.h"
 #include "core/error.h"
 
@@ -27,10 +28,10 @@ LinearArgs arguments(const Tensor& qkv, const Tensor& gates, const LinearShape& 
   args.B = qkv.size(0), args.T = qkv.size(1), args.H = s.H, args.Hkv = s.Hkv, args.D = s.D, args.V = s.V;
   args.power = kGatePower, args.dtype = qkv.dtype();
   if (exits.first.defined()) {
+    require_on(qkv.device(), "linear_attention", {{"exits.first", exits.first}, {"exits.keys", exits.keys}});
     args.Hs = exits.first.size(1);
     require(exits.first.shape() == Shape{args.B, args.Hs, args.T + 1} &&
-                exits.keys.shape() == Shape{args.B, args.Hs, args.T} && (args.Hs == 1 || args.Hs == s.Hkv) &&
-                exits.first.device() == qkv.device() && exits.keys.device() == qkv.device(),
+                exits.keys.shape() == Shape{args.B, args.Hs, args.T} && (args.Hs == 1 || args.Hs == s.Hkv),
             "linear_attention", "exits ", exits.first.shape(), " and ", exits.keys.shape(), " beside qkv ",
             qkv.shape());
     args.entry_first_BHT = exits.first.data<std::int32_t>(), args.entry_keys_BHT = exits.keys.data<std::int32_t>();
@@ -90,7 +91,7 @@ struct LinearAttention {
                  const KeyExits& exits) {
     check_shape(in[0], shape, name);
     run.qkv = in[0].contiguous(), run.shape = shape, run.exits = exits;
-    run.starts = checked_starts(starts, in[0].size(0), in[0].size(1), name);
+    run.starts = checked_starts(starts, in[0].size(0), in[0].size(1), in[0].device(), name);
     const Tensor result = run.forward(need[0]);
     if (need[0] && result.device().is_cuda()) out = result;
     return result;
@@ -111,8 +112,9 @@ struct GatedLinearAttention {
     require(in[1].defined() && in[1].shape() == Shape{B, T, shape.Hkv * shape.D} && in[1].dtype() == in[0].dtype(),
             name, "wants gates ", name_of(in[0].dtype()), " ", Shape{B, T, shape.Hkv * shape.D}, ", got ",
             in[1].defined() ? cat(name_of(in[1].dtype()), " ", in[1].shape()) : "nothing");
+    require_on(in[0].device(), name, {{"gates", in[1]}});
     run.qkv = in[0].contiguous(), run.gates = in[1].contiguous(), run.shape = shape;
-    run.starts = checked_starts(starts, B, T, name);
+    run.starts = checked_starts(starts, B, T, in[0].device(), name);
     return run.forward(need[0] || need[1]);
   }
   std::array<Tensor, 2> backward(const Tensor& grad, Needs<2>) { return run.backward({}, grad); }
@@ -127,6 +129,7 @@ struct SiluGate {
   Tensor forward(const std::array<Tensor, 2>& in) {
     require(in[0].shape() == in[1].shape() && in[0].dtype() == in[1].dtype(), name, "wants two alike, got ",
             name_of(in[0].dtype()), " ", in[0].shape(), " and ", name_of(in[1].dtype()), " ", in[1].shape());
+    require_on(in[0].device(), name, {{"gate", in[1]}});
     x = in[0].contiguous(), gate = in[1].contiguous();
     Tensor y = empty(x.shape(), x.dtype(), x.stream());
     SiluGateArgs args;
@@ -162,6 +165,7 @@ struct AddGatedHeads {
                 base.size(2) % gates.numel() == 0 && base.dtype() == add.dtype() && base.dtype() == gates.dtype(),
             name, "wants base and x (B, T, H D) and gate (H) of one dtype, got ", base.shape(), ", ", add.shape(),
             " and ", gates.shape());
+    require_on(base.device(), name, {{"x", add}, {"gate", gates}});
     x = add.contiguous(), gate = gates.contiguous();
     const Tensor from = base.contiguous();
     Tensor out = empty(x.shape(), x.dtype(), x.stream());
@@ -183,12 +187,12 @@ struct AddGatedHeads {
 Tensor extend(const Tensor& qkv_in, const Tensor& gates_in, const LinearShape& shape, const KeyExits& exits,
               Tensor& state, std::string_view op) {
   check_shape(qkv_in, shape, op);
+  require_on(qkv_in.device(), op, {{"gates", gates_in}, {"the state", state}});
   const Tensor qkv = qkv_in.contiguous(), gates = gates_in.defined() ? gates_in.contiguous() : Tensor();
   LinearArgs args = arguments(qkv, gates, shape, {}, exits);
   const Shape wanted{qkv.size(0), shape.Hkv, shape.D, args.columns()};
   if (!state.defined()) state = zeros(wanted, compute_dtype(qkv.dtype()), qkv.stream());
-  require(state.shape() == wanted && state.device() == qkv.device(), op, "continues a state ", state.shape(),
-          " with qkv ", qkv.shape());
+  require(state.shape() == wanted, op, "continues a state ", state.shape(), " with qkv ", qkv.shape());
   Tensor out = empty({qkv.size(0), qkv.size(1), shape.H * shape.V}, qkv.dtype(), qkv.stream());
   args.out_BTHV = out.raw(), args.state_BHDV = state.raw();
   launch(qkv.stream(), args);
@@ -204,7 +208,8 @@ KeyExits key_exits(const Tensor& from, const Tensor& to, std::int64_t window, co
           window);
   const std::int64_t B = from.size(0), Hs = from.size(1), T = from.size(2);
   const Tensor begins = from.contiguous(), ends = to.contiguous(),
-               starts = checked_starts(document_starts, B, T, "key_exits");
+               starts = checked_starts(document_starts, B, T, from.device(), "key_exits");
+  require_on(from.device(), "key_exits", {{"to", to}});
   KeyExits out{empty({B, Hs, T + 1}, DType::i32, from.stream()), empty({B, Hs, T}, DType::i32, from.stream())};
   KeyExitArgs args;
   args.from_BHT = begins.data<std::int32_t>(), args.to_BHT = ends.data<std::int32_t>();

@@ -10,6 +10,7 @@
 #include "attention/kernels/pattern_attention.h"
 #include "attention/registry.h"
 #include "attention/rotary.h"
+#include "attention/same_device.h"
 #include "attention/spans.h"
 #include "autograd/record.h"
 #include "core/build.h"
@@ -108,7 +109,8 @@ struct PatternAttention {
     in = how, asked = how.spec;
     qkv = inputs[0].contiguous();
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
-    in.document_starts = checked_starts(in.document_starts, B, T, name);
+    in.document_starts = checked_starts(in.document_starts, B, T, qkv.device(), name);
+    require_on(qkv.device(), name, {{"choice", chosen}});
     // Query heads that see different keys want keys of their own.
     if (lists_of(chosen, asked) > asked.n_kv_heads) {
       qkv = repeat_heads(qkv, asked);

@@ -6,6 +6,7 @@
 #include "attention/attention.h"
 #include "attention/attention_cost.h"
 #include "attention/pattern.h"
+#include "attention/same_device.h"
 #include "tensor/dispatch.h"
 
 namespace sieve {
@@ -63,6 +64,7 @@ void PatternCache::check(const Tensor& qkv, const Tensor& choice) const {
                 choice.size(2) == qkv.size(1),
             "cache", "wants a choice i32 (", rows_.B, ", 1 or ", rows_.Hkv, " or ", rows_.H, ", ", qkv.size(1),
             ", N), got ", name_of(choice.dtype()), " ", choice.shape());
+    require_on(qkv.device(), "cache", {{"choice", choice}});
   }
   const bool by_content = spec_.kind >= AttentionKind::hash;
   require(!by_content || choice.defined() || (choose_ && spec_.kind != AttentionKind::hash), "cache",

@@ -2,6 +2,7 @@
 
 #include "attention/document_starts.h"
 #include "attention/kernels/random_scores.h"
+#include "attention/same_device.h"
 
 namespace sieve {
 
@@ -13,7 +14,9 @@ Tensor document_numbers(const Tensor& tokens, const Tensor& document_starts, std
   require(first_position == 0 || (before.defined() && before.shape() == Shape{B} && before.dtype() == DType::i64),
           "document numbers", "want the numbers i64 (", B, ") of the position before ", first_position);
   require(first_position == 0 || !document_starts.defined(), "document numbers", "go on in one document a row");
-  const Tensor ids = tokens.contiguous(), starts = checked_starts(document_starts, B, T, "document numbers"),
+  require_on(tokens.device(), "document numbers", {{"the numbers before", before}});
+  const Tensor ids = tokens.contiguous(),
+               starts = checked_starts(document_starts, B, T, tokens.device(), "document numbers"),
                earlier = first_position > 0 ? before.contiguous() : Tensor();
   Tensor out = empty({B, T}, DType::i64, tokens.stream());
   DocumentNumbersArgs args;
@@ -31,7 +34,8 @@ Tensor random_scores(const Tensor& numbers, std::int64_t heads, const RandomScor
   require(numbers.rank() == 2 && numbers.dtype() == DType::i64, "random scores", "wants numbers i64 (B, T), got ",
           name_of(numbers.dtype()), " ", numbers.shape());
   const std::int64_t B = numbers.size(0), T = numbers.size(1);
-  const Tensor own = numbers.contiguous(), starts = checked_starts(document_starts, B, T, "random scores");
+  const Tensor own = numbers.contiguous(),
+               starts = checked_starts(document_starts, B, T, numbers.device(), "random scores");
   Tensor out = empty({B, heads, T}, DType::f32, numbers.stream());
   RandomScoresArgs args;
   args.numbers_BT = own.data<std::int64_t>();

@@ -12,7 +12,8 @@ struct RotaryTable {
   Tensor cos, sin;
 };
 
-// Tables of the last few (spec, dtype, device) are kept and grow by doubling. Thread-safe.
+// Tables of the last few (spec, dtype) of every stream are kept and grow by doubling (keep.h, also about graphs): for
+// work of this stream alone. Thread-safe.
 RotaryTable rotary_table(const RopeSpec& rope, std::int64_t positions, DType dtype, const Stream& stream);
 
 }  // namespace sieve

@@ -71,7 +71,7 @@ struct RotateFirstHeads {
                  const Tensor& starts, std::int64_t position) {
     how.set(in[0], heads, rope, position, name);
     require(turned >= 0 && turned <= heads, name, "turns ", turned, " of ", heads, " heads");
-    how.turned = turned, how.starts = checked_starts(starts, how.B, how.T, name);
+    how.turned = turned, how.starts = checked_starts(starts, how.B, how.T, in[0].device(), name);
     Tensor out = empty(in[0].shape(), in[0].dtype(), in[0].stream());
     const Tensor x = dense_rows(in[0]);
     how.run(x, how.as_rows(x), out, how.as_rows(out), false);

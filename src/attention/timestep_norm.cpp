@@ -5,6 +5,7 @@
 #include "attention/document_starts.h"
 #include "attention/kernels/timestep_norm.h"
 #include "attention/registry.h"
+#include "attention/same_device.h"
 #include "autograd/record.h"
 #include "tensor/dispatch.h"
 
@@ -16,6 +17,7 @@ TimestepNormArgs arguments(const Tensor& s, const Tensor& gain, const Tensor& st
           s.shape(), " and ", gain.shape());
   require(s.dtype() == gain.dtype(), "timestep_norm", "scores are ", name_of(s.dtype()), ", gain ",
           name_of(gain.dtype()));
+  require_on(s.device(), "timestep_norm", {{"gain", gain}});
   TimestepNormArgs args;
   args.s_BHT = s.raw(), args.gain_H = gain.raw();
   if (starts.defined()) args.document_starts_BT = starts.data<std::int32_t>();
@@ -33,7 +35,7 @@ struct TimestepNorm {
   Tensor forward(const std::array<Tensor, 2>& in, const Tensor& document_starts) {
     s = in[0].contiguous(), gain = in[1].contiguous();
     require(s.rank() == 3, name, "wants s (B, Hs, T), got ", s.shape());
-    starts = checked_starts(document_starts, s.size(0), s.size(2), name);
+    starts = checked_starts(document_starts, s.size(0), s.size(2), s.device(), name);
     Tensor out = empty_like(s);
     TimestepNormArgs args = arguments(s, gain, starts);
     args.out_BHT = out.raw();
@@ -68,6 +70,8 @@ Tensor timestep_norm_extend(const Tensor& s, const Tensor& gain, RunningScore& r
   }
   require(running.count.numel() == rows, "timestep_norm", "running statistics of ", running.count.numel(),
           " rows, scores of ", rows);
+  require_on(s.device(), "timestep_norm",
+             {{"running.count", running.count}, {"running.sum", running.sum}, {"running.squares", running.squares}});
   Tensor out = empty_like(in);
   TimestepNormArgs args = arguments(in, gain.contiguous(), {});
   args.out_BHT = out.raw();

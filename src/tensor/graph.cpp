@@ -8,6 +8,11 @@
 
 namespace sieve {
 
+bool recording(const Stream& stream) {
+  if constexpr (build::with_cuda) return stream.device.is_cuda() && cuda::recording(stream);
+  return false;
+}
+
 StreamGraph::~StreamGraph() {
   if constexpr (build::with_cuda) {
     if (handle_ != nullptr) cuda::destroy_graph(handle_);

@@ -8,6 +8,9 @@
 
 namespace sieve {
 
+// Whether what is queued on `stream` is recorded at the moment and does not run. Never on a CPU.
+bool recording(const Stream& stream);
+
 class StreamGraph {
  public:
   StreamGraph() = default;

@@ -6,6 +6,12 @@
 
 namespace sieve::cuda {
 
+bool recording(const Stream& stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(handle_of(stream), &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 void* record_graph(const Stream& stream, const std::function<void()>& work) {
   cudaGraph_t graph = nullptr;
   check(cudaStreamBeginCapture(handle_of(stream), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");

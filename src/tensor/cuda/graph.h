@@ -7,6 +7,7 @@
 
 namespace sieve::cuda {
 
+bool recording(const Stream& stream);
 void* record_graph(const Stream& stream, const std::function<void()>& work);
 void launch_graph(void* graph, const Stream& stream);
 void destroy_graph(void* graph);
