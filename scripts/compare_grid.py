@@ -14,7 +14,7 @@ except ImportError:
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")
 SUFFIXED = re.compile(r'"(\d+(?:\.\d+)?(?:[kKMBGT]|[KMG]i))"(?!:)')  # as a value in JSON
-GRID_KEYS = {"schema", "name", "title", "paths", "reference", "base", "splits", "evaluations", "sizes", "contexts", "types", "learning_rate", "stages"}
+GRID_KEYS = {"schema", "name", "title", "paths", "reference", "pairs", "base", "splits", "evaluations", "sizes", "contexts", "types", "learning_rate", "stages"}
 STAGE_KEYS = {"title", "types", "sizes", "contexts", "seeds", "lrs", "lr", "set", "evaluations", "final", "only_if", "from", "keep_checkpoint", "probe"}
 TYPE_KEYS = {"label", "family", "cache", "kinds", "pattern", "set", "lr_of", "best_of", "stages"}
 CACHES = ("all", "grows", "bounded", "state")  # of a type: rows of the whole context, fewer but growing, constant, a state instead of rows
@@ -178,6 +178,11 @@ class Grid:
                 self.fail("types", f"two are labelled {label!r}: tables would not tell them apart")
         if d.get("reference") is not None and d["reference"] not in d["types"]:
             self.fail("reference", f"{d['reference']!r} is not one of types")
+        if not isinstance(d.get("pairs", []), list):
+            self.fail("pairs", "is no list of [type, other]")
+        for pair in d.get("pairs", []):
+            if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not all(isinstance(name, str) and name in d["types"] for name in pair):
+                self.fail("pairs", f"{pair!r} is not two different types of the grid")
         for name, stage in d["stages"].items():
             self.check_stage(name, stage)
         rule = d.get("learning_rate")

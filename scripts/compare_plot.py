@@ -221,7 +221,8 @@ def plane(pyplot, shown):
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             axis.set_xlabel(f"cached, KiB a layer after {shown['length']:,} tokens (logarithmic)")
         else:
-            axis.set_xlim(min(xs) - 0.08 * (max(xs) - min(xs)), max(xs) + 0.16 * (max(xs) - min(xs)))
+            span = max(xs) - min(xs) or max(xs)
+            axis.set_xlim(min(xs) - 0.08 * span, max(xs) + 0.16 * span)
             axis.set_xlabel("training speed, million tokens/s")
         axis.grid(alpha=0.2)
     axes[0, 0].set_ylim(low - 0.06 * (high - low), edge)

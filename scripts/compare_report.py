@@ -15,6 +15,7 @@ import sys
 
 import compare_costs as costs
 import compare_figures as figures
+import compare_pairs as pairs
 import compare_plot as plot
 import compare_tables as tables
 from compare_figures import is_single
@@ -135,7 +136,7 @@ def evaluations_in(group):
     return list(dict.fromkeys(names))
 
 
-def add_group(page, drawn, group, absent, speeds, resamples):
+def add_group(page, drawn, group, absent, speeds, named_pairs, resamples):
     page.heading(group.title)
     page.text(f"Not run here, or not to their end: {absent}." if absent else "Every type that the grid wants here has run.")
     if drawn is not None:
@@ -144,7 +145,9 @@ def add_group(page, drawn, group, absent, speeds, resamples):
         for name in evaluations_in(group):
             for table in tables.loss_tables(group, split, name, resamples) if is_single(group, split, name) else []:
                 page.table(table)
-            page.table(tables.choice_table(group, split, name, resamples) if is_single(group, split, name) else None)
+            if is_single(group, split, name):
+                page.table(pairs.pairs_table(group, split, name, named_pairs, resamples))
+                page.table(pairs.memory_table(group, split, name))
     page.table(costs.cost_table(group, speeds))
     page.table(costs.wall_clock_table(group, speeds))
     page.table(costs.selection_table(group))
@@ -190,7 +193,7 @@ def build(index, results, drawn, reference, resamples):
         drawn.add(page, main, evaluations_in(main), speeds, True)
         drawn.finish()
     for group in groups:
-        add_group(page, drawn if group is not main else None, group, tables.not_run(group, index["cells"], grid), speeds, resamples)
+        add_group(page, drawn if group is not main else None, group, tables.not_run(group, index["cells"], grid), speeds, grid.get("pairs", []), resamples)
     probes = costs.probe_tables(results, index["cells"])
     if probes:
         page.heading("Probes")

@@ -254,30 +254,6 @@ def loss_tables(group, split, name, resamples):
     return made
 
 
-def specs_of(group, kind):
-    return list(group.results(kind)[0]["config"]["model"]["attention"]["kinds"].values())
-
-
-def choice_table(group, split, name, resamples):
-    """SparseK with hard gates minus random rows of as many rows: both weigh what they keep with 1, so that the choice alone is between them."""
-    shape, losses = books_of(group, split, name)
-    if not losses:
-        return None
-    counts, weights, rows = stats.draws(len(shape), resamples), [weight for _, weight, _ in shape], []
-    same = lambda one, other: all(one.get(key) == other.get(key) for key in ("k", "window"))
-    for learned in losses:
-        for drawn in losses:
-            one, other = specs_of(group, learned), specs_of(group, drawn)
-            hard = all(spec["type"] == "sparsek" and spec.get("gate") == "hard" for spec in one)
-            if hard and all(spec["type"] == "random_rows" for spec in other) and len(one) == len(other) and all(map(same, one, other)):
-                difference = stats.compare(counts, losses[learned], losses[drawn], weights)
-                title = f"{with_seeds(group, learned)} minus {with_seeds(group, drawn)}"
-                rows.append([title, *difference_cells(difference), number(difference.p, 4), difference.verdict(difference.p)])
-    return Table(f"What the choice alone is worth ({split})",
-                 "Learned and random rows, as many of both, all with weights of 1: nats a token, negative where the learned choice is better. One comparison: not corrected.",
-                 ["difference", "mean", "95 % over books", "95 % over seeds (t)", "p", "the learned choice"], rows) if rows else None
-
-
 def bucket_text(bucket, recall):
     if recall and bucket["from"] is None:
         return "no earlier one"

@@ -7,9 +7,9 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 GRID = {
-    "schema": 1, "name": "made", "title": "Made up", "reference": "sparsek", "splits": {"val": "v", "test": "t"},
+    "schema": 1, "name": "made", "title": "Made up", "reference": "sparsek", "pairs": [["hard", "random"]], "splits": {"val": "v", "test": "t"},
     "types": {"full": {"label": "full", "kinds": {"a": {"type": "full"}}}, "window": {"label": "window", "cache": "bounded", "kinds": {"a": {"type": "sliding_window"}}},
-              "sparsek": {"label": "SparseK", "cache": "bounded", "kinds": {"a": {"type": "sparsek", "k": 4}}},
+              "sparsek": {"label": "SparseK", "cache": "bounded", "kinds": {"a": {"type": "sparsek", "k": 4, "window": 12}}},
               "wide": {"label": "wide window", "cache": "bounded", "family": "control", "kinds": {"a": {"type": "sliding_window"}}},
               "hard": {"label": "hard gates", "cache": "bounded", "family": "ablation", "kinds": {"a": {"type": "sparsek", "k": 4, "gate": "hard"}}},
               "random": {"label": "random rows", "cache": "bounded", "kinds": {"a": {"type": "random_rows", "k": 4}}},

@@ -14,6 +14,7 @@ from harness import Folder, expect, main
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare_goals as goals  # noqa: E402
+import compare_pairs as pairs  # noqa: E402
 import compare_stats as stats  # noqa: E402
 import compare_tables as tables  # noqa: E402
 
@@ -211,17 +212,42 @@ def test_goals_say_what_was_reached():
     assert goals.state_within(near, 0.01) == "by the mean, not by the intervals" and goals.turned(near).books == (-0.02, 0.0)
 
 
-def test_the_choice_alone_has_a_table():
+def test_pairs_of_the_grid_are_tested_among_themselves():
     with Folder(prepared=False) as f:
         results = [made("a", kind, seed, loss) for kind, loss in (("sparsek", 3.0), ("hard", 3.02), ("random", 3.05)) for seed in (1, 2, 3, 4)]
-        row, = table(report(f, results), "What the choice alone is worth (test)")
-        assert row["mean"] == "-0.0300" and row["the learned choice"] == "better" and row["difference"] == "hard gates (4 seeds) minus random rows (4 seeds)", row
+        row, = table(report(f, results), "Pairs (test)")
+        assert row["mean"] == "-0.0300" and row["the first"] == "better" and row["difference"] == "hard gates (4 seeds) minus random rows (4 seeds)", row
+        assert row["p"] == row["Holm p"]
     with Folder(prepared=False) as f:
-        for r in results:
-            r["config"] = json.loads(json.dumps(r["config"]))
-            if r["type"] == "random":
-                r["config"]["model"]["attention"]["kinds"]["a"]["k"] = 5  # not as many rows
-        assert "What the choice alone" not in report(f, results)
+        assert "Pairs (test)" not in report(f, [r for r in results if r["type"] != "random"])
+    # Two of them: Holm's correction doubles the smaller p. Converted runs are paired: what a seed adds to both does not count.
+    group = tables.groups_of(results, ["a"], "sparsek", {})[0]
+    found = pairs.pairs_table(group, "test", "books", [["hard", "random"], ["sparsek", "hard"], ["full", "random"]], 2000).rows
+    assert len(found) == 2 and float(found[0][5]) == 2 * float(found[0][4])
+    turned = [made("turn", kind, seed, loss + 0.3 * seed, source="dense-1") for kind, loss in (("full", 2.9), ("hard", 3.0), ("random", 3.02)) for seed in (1, 2, 3)]
+    group = tables.groups_of(turned, ["turn"], "sparsek", {"turn": "full"})[0]
+    row, = pairs.pairs_table(group, "test", "books", [["hard", "random"]], 2000).rows
+    assert row[6] == "better" and row[1] == "-0.0200", row
+
+
+def test_what_can_be_memory_is_what_comes_with_far_text():
+    def with_parts(kind, seed, near, middle, far):
+        result = made("a", kind, seed, 3.0)
+        losses = ((1, 8, near + 0.001 * seed), (8, 16, middle), (16, None, far + 0.001 * seed))  # window 12, window and rows 16
+        for evaluation in result["evaluations"]["test"]["books"]:
+            evaluation["positions"] = [{"from": a, "to": b, "tokens": 10, "nll": 10 * loss, "loss": loss} for a, b, loss in losses]
+        return result
+
+    kinds = {"sparsek": (3.0, 9.0, 2.9), "full": (3.1, 1.0, 3.0), "window": (3.0, 5.0, 3.05)}
+    with Folder(prepared=False) as f:
+        rows = table(report(f, [with_parts(kind, seed, *parts) for kind, parts in kinds.items() for seed in (1, 2, 3)]), "What can be memory (test)")
+    assert [row["type"] for row in rows] == ["full (3 seeds)", "window (3 seeds)"]
+    full, window = rows
+    assert full["saw at most 11"] == "+0.1000" and full["what comes with far text"] == "+0.0000"  # as much worse everywhere: no memory
+    assert window["saw at most 11"] == "+0.0000" and window["what comes with far text"] == "+0.1500" and float(window["p"]) < 0.05
+    # One type whose reference has no window of its own, or no such positions, has no table.
+    with Folder(prepared=False) as f:
+        assert "What can be memory" not in report(f, [made("a", kind, 1, 3.0) for kind in ("sparsek", "full")])
 
 
 def test_a_loss_that_is_not_finite_is_named():
