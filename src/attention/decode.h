@@ -1,5 +1,5 @@
 // Keys and values kept for generation, one cache per layer. What a query sees equals what attention() shows it at the
-// same position of one document that starts at 0 (docs/attention.md, "Generation").
+// same position of one document that starts at 0 (docs/attention_engines.md, "Generation").
 //   full            every row so far; the buffer grows by doubling
 //   sliding_window  the last `window` rows in a ring, and the first `sinks` rows
 //   sparsek         the last `window` rows in a ring, and k slots of selected rows: the row that leaves the window (or

@@ -1,6 +1,6 @@
 // The softmax engine on sm_90a in bf16: products of warpgroups, keys streamed into shared memory by a producer. Same
-// arguments and the same results (up to rounding) as the general kernels beside this folder; docs/attention.md, "The
-// engine on the GPU". One list of gathered rows serves a tile of queries (forward, queries' backward), one a chunk
+// arguments and the same results (up to rounding) as the general kernels beside this folder; docs/attention_engines.md,
+// "On the GPU". One list of gathered rows serves a tile of queries (forward, queries' backward), one a chunk
 // (keys' backward); lists come in three runs (kernels/softmax.h, RowLists).
 #pragma once
 
