@@ -1,5 +1,6 @@
 // Times the attention op alone, pattern by pattern over a sweep of lengths: forward, backward, and the selection inside
-// them (docs/attention_engines.md, "Measuring"). Letters: B batch, T time, H query heads, Hkv key-value heads, D head size.
+// them (docs/attention_engines.md, "Measuring"). Letters: B batch, T time, H query heads, Hkv key-value heads, D head
+// size.
 #pragma once
 
 #include <cstdint>
