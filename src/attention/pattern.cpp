@@ -83,6 +83,14 @@ std::int64_t lists_of(const Tensor& choice, const AttentionSpec& spec) {
   return choice.defined() ? choice.size(1) : differs_by_head(spec) ? spec.n_heads : 1;
 }
 
+void check_choice(const Tensor& choice, const AttentionSpec& spec, std::int64_t B, std::int64_t T) {
+  if (!choice.defined()) return;
+  require(choice.dtype() == DType::i32 && choice.rank() == 4 && choice.size(0) == B && choice.size(2) == T &&
+              (choice.size(1) == 1 || choice.size(1) == spec.n_kv_heads || choice.size(1) == spec.n_heads),
+          "pattern_attention", "a choice ", choice.shape(), " of ", name_of(choice.dtype()), ": want i32 (", B,
+          ", 1 or ", spec.n_kv_heads, " or ", spec.n_heads, ", ", T, ", n), the chosen positions of each query");
+}
+
 // A group's choice for each of its query heads: (B, Hc, T, n) -> (B, H, T, n).
 Tensor repeat_choice(const Tensor& choice, std::int64_t heads) {
   const std::int64_t B = choice.size(0), Hc = choice.size(1), lists = choice.size(2) * choice.size(3);
@@ -111,6 +119,7 @@ struct PatternAttention {
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
     in.document_starts = checked_starts(in.document_starts, B, T, qkv.device(), name);
     require_on(qkv.device(), name, {{"choice", chosen}});
+    check_choice(chosen, asked, B, T);
     // Query heads that see different keys want keys of their own.
     if (lists_of(chosen, asked) > asked.n_kv_heads) {
       qkv = repeat_heads(qkv, asked);

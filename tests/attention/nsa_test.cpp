@@ -9,6 +9,7 @@
 #include "nsa_ops.h"
 #include "support/catch.h"
 #include "support/compare.h"
+#include "support/errors.h"
 
 using namespace sieve;
 using namespace sieve::test;
@@ -129,6 +130,18 @@ TEST_CASE("blocks chosen for groups of query heads: forward and backward and a c
       CHECK(relative_difference(step, out.value().slice(1, t, end)) <= bound);
     }
   }
+}
+
+TEST_CASE("a choice of another shape or dtype is an error that says what was wanted") {
+  const AttentionSpec spec = make_spec(AttentionKind::nsa, 4, 2, 8);
+  const Tensor qkv = full({2, 6, 64}, 1, DType::f32);
+  const auto says = [&](const Shape& shape, DType dtype = DType::i32) {
+    return error_text([&] { pattern_attention(Variable(qkv), full(shape, 0, dtype), {spec, {}, {}}); });
+  };
+  for (const Shape& wrong : {Shape{2, 2, 5, 3}, Shape{1, 2, 6, 3}, Shape{2, 3, 6, 3}, Shape{2, 2, 6}})
+    CHECK(contains(says(wrong), "want i32 (2, 1 or 2 or 4, 6, n)"));
+  CHECK(contains(says({2, 2, 6, 3}, DType::f32), "of f32"));
+  for (const std::int64_t heads : {1, 2, 4}) CHECK(says({2, heads, 6, 3}).empty());
 }
 
 TEST_CASE("nsa's operations round once in fp32 and bf16") {

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "autograd/record.h"
+#include "support/errors.h"
 
 namespace sieve::test {
 
@@ -48,16 +49,5 @@ struct Returns {
 inline Variable returns(const Variable& x, std::function<Tensor()> gradient) {
   return record<Returns>({x}, std::move(gradient));
 }
-
-// The message of the Error that f throws, or "" if it throws none.
-template <class F>
-std::string error_text(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) { return e.what(); }
-  return "";
-}
-
-inline bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
 }  // namespace sieve::test

@@ -14,8 +14,10 @@
 #include "dist/step_summary.h"
 #include "dist/thread_communicator.h"
 #include "support/catch.h"
+#include "support/errors.h"
 
 using namespace sieve;
+using sieve::test::contains;
 using sieve::testing::run_ranks;
 
 namespace {
@@ -33,8 +35,6 @@ std::string message_of(const std::function<void()>& f) {
   } catch (const Error& e) { return e.what(); }
   return "";
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -7,9 +7,11 @@
 
 #include "dist/thread_communicator.h"
 #include "support/catch.h"
+#include "support/errors.h"
 #include "support/gpu.h"
 
 using namespace sieve;
+using sieve::test::contains;
 using sieve::testing::run_ranks;
 
 namespace {
@@ -23,8 +25,6 @@ std::string message_of(const std::function<void()>& f) {
   }
   return "";
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 // What one of the ranks says of these GPUs.
 std::string verdict(const std::vector<GpuIdentity>& gpus) {

@@ -9,9 +9,11 @@
 
 #include "core/error.h"
 #include "support/catch.h"
+#include "support/errors.h"
 #include "support/scratch.h"
 
 using namespace sieve;
+using sieve::test::contains;
 using sieve::test::Scratch;
 
 namespace {
@@ -34,8 +36,6 @@ std::string heard(const Launch& launch, const std::filesystem::path& folder) {
   }
   return "";
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -18,12 +18,12 @@
 #include "dist/die.h"
 #include "dist/signals.h"
 #include "support/catch.h"
+#include "support/errors.h"
 
 using namespace sieve;
+using sieve::test::contains;
 
 namespace {
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 void sleep_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 

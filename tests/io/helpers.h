@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "support/errors.h"
 
 namespace sieve::test {
 
@@ -52,7 +53,5 @@ std::string error_of(Exit code, F&& call) {
   } catch (const Error& e) { return (e.code() == code ? "" : "wrong exit code: ") + std::string(e.what()); }
   return "";
 }
-
-inline bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
 }  // namespace sieve::test
