@@ -1,4 +1,6 @@
 """Two questions that the tables against one reference leave open: how certain pairs of types differ, and how much of a difference can be memory."""
+import re
+
 import compare_stats as stats
 from compare_tables import Table, books_of, difference_cells, evaluation_of, number, bracket, with_seeds
 
@@ -22,25 +24,31 @@ def pairs_table(group, split, name, pairs, resamples):
 
 
 def reach_of(group):
-    """(window, window and selected rows) of the reference where all its layers agree on them; None for others: all types of as wide a window see the same keys
-    while the text is shorter than the first, and some leave keys out from the second on."""
+    """(window, window and selected rows) of the reference, whose layers are all alike; None for others. All types of as wide a window see the same keys while the text
+    is shorter than the first, and some leave keys out from the second on."""
     if group.reference not in group.types:
         return None
-    specs = group.results(group.reference)[0]["config"]["model"]["attention"]["kinds"].values()
-    reaches = {(spec["window"], spec["window"] + spec["k"]) for spec in specs if spec.get("window") and spec.get("k")}
-    return reaches.pop() if len(reaches) == 1 and len(specs) == 1 else None
+    specs = list(group.results(group.reference)[0]["config"]["model"]["attention"]["kinds"].values())
+    window, selected = (as_count(specs[0].get(key)) for key in ("window", "k"))
+    return (window, window + selected) if len(specs) == 1 and window and selected else None
+
+
+def as_count(value):
+    """A number of rows of a configuration, also one written as 1Ki; None of anything else."""
+    found = re.fullmatch(r"(\d+)(Ki|k|K)?", str(value))
+    return int(found[1]) * {None: 1, "Ki": 1024}.get(found[2], 1000) if found else None
 
 
 def parts_of(found, reach):
-    """(loss of targets that saw less than reach[0] tokens, of those that saw at least reach[1]); None where an evaluation has none of either."""
-    buckets = found[0].get("positions") or []
-    parts = []
-    for chosen in ([b for b in buckets if b["to"] is not None and b["to"] <= reach[0]], [b for b in buckets if b["from"] >= reach[1]]):
-        tokens = sum(bucket["tokens"] for bucket in chosen)
-        if tokens == 0 or any(bucket["nll"] is None for bucket in chosen):
-            return None
-        parts.append(sum(bucket["nll"] for bucket in chosen) / tokens)
-    return parts
+    """((tokens seen at most, loss of targets that saw no more), (at least, loss)), by the buckets that lie within reach[0] and beyond reach[1]; None where an
+    evaluation has none of either."""
+    buckets = [bucket for bucket in found[0].get("positions") or [] if bucket["tokens"]]
+    near = [bucket for bucket in buckets if bucket["to"] is not None and bucket["to"] <= reach[0]]
+    far = [bucket for bucket in buckets if bucket["from"] >= reach[1]]
+    if not near or not far or any(bucket["nll"] is None for bucket in near + far):
+        return None
+    losses = (sum(bucket["nll"] for bucket in part) / sum(bucket["tokens"] for bucket in part) for part in (near, far))
+    return tuple(zip((max(bucket["to"] for bucket in near) - 1, min(bucket["from"] for bucket in far)), losses))
 
 
 def parts_by_type(group, split, name, reach):
@@ -55,13 +63,14 @@ def parts_by_type(group, split, name, reach):
 
 
 def over_seeds(group, first, second):
-    """Cells (difference, 95 % over seeds, p) of two types' numbers, each {seed: number}."""
+    """Cells (difference, 95 % over seeds) of two types' numbers, each {seed: number}; in a converted group of the seeds that both have."""
     if group.converted:
-        common = sorted(first.keys() & second.keys())
-        value, found = stats.mean([first[seed] - second[seed] for seed in common]), stats.one_sample([first[seed] - second[seed] for seed in common])
+        gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+        value, found = stats.mean(gaps), stats.one_sample(gaps)
     else:
         value, found = stats.mean(list(first.values())) - stats.mean(list(second.values())), stats.welch(list(first.values()), list(second.values()))
-    return ["" if value is None else f"{value:+.4f}", bracket(*found[:2], 4, True) or "one seed", number(found[2], 4)]
+    enough = min(len(first), len(second)) >= stats.LEAST_SEEDS
+    return ["" if value is None else f"{value:+.4f}", bracket(*found[:2], 4, True) if enough else "too few seeds"]
 
 
 def memory_table(group, split, name):
@@ -70,13 +79,13 @@ def memory_table(group, split, name):
     parts = parts_by_type(group, split, name, reach) if reach else {}
     if group.reference not in parts or len(parts) < 2:
         return None
-    near, gain = ({kind: {seed: pick(*part) for seed, part in found.items()} for kind, found in parts.items()}
-                  for pick in (lambda short, far: short, lambda short, far: far - short))
-    rows = [[with_seeds(group, kind), *over_seeds(group, near[kind], near[group.reference])[:2], *over_seeds(group, gain[kind], gain[group.reference])]
+    near = {kind: {seed: short for seed, ((_, short), _) in found.items()} for kind, found in parts.items()}
+    gain = {kind: {seed: far - short for seed, ((_, short), (_, far)) in found.items()} for kind, found in parts.items()}
+    rows = [[with_seeds(group, kind), *over_seeds(group, near[kind], near[group.reference]), *over_seeds(group, gain[kind], gain[group.reference])]
             for kind in sorted(parts, key=lambda kind: stats.mean(list(gain[kind].values()))) if kind != group.reference]
-    low, high = f"{reach[0] - 1:,}", f"{reach[1]:,}"
+    (least, _), (most, _) = next(iter(parts[group.reference].values()))
     return Table(f"What can be memory ({split})",
-                 f"Nats a token, type minus reference ({group.label(group.reference)}), 95 % over seeds, not corrected. With at most {low} tokens seen, the reference, full "
-                 f"attention and windows at least as wide compute the same function of the same keys: what they differ by there is how training came out. Loss at {high} "
-                 f"and more, less loss at {low} and less, can be memory. For types that see fewer keys the first column mixes both.",
-                 ["type", f"saw at most {low}", "95 % over seeds (t)", "what comes with far text", "95 % over seeds (t)", "p"], rows)
+                 f"Nats a token, type minus reference ({group.label(group.reference)}); 95 % over seeds alone, not corrected, no verdicts. With at most {least:,} tokens seen, "
+                 f"the reference, full attention and windows at least as wide compute the same function of the same keys: what they differ by there is how training came "
+                 f"out. Loss at {most:,} and more, less loss at {least:,} and less, can be memory. For types that see fewer keys the first column mixes both.",
+                 ["type", f"saw at most {least:,}", "95 % of it", "what comes with far text", "95 % of that"], rows)

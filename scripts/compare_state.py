@@ -108,21 +108,21 @@ class Runs:
         write_json(self.out / "grid.json", {"schema": 1, "grid": self.grid.data, "cells": cells, "date": stamp()})
 
     # -- time -------------------------------------------------------------------------------------------------------------------------------------
-    def most_alike(self, cell, plan, cost, beside, results, seconds):
+    def most_alike(self, cell, plan, cost, beside, results, seconds, by_length=True):
         """seconds(result), by the results most like a run that will share its GPU with beside - 1 others; 0 where there are no results. The same type counts most;
         then a training LONG enough to tell, the same size, the same context, as many side by side, and how near the number of tokens comes, by factors of two. Of
-        equally alike results the median, so that one which something else had slowed down decides nothing; where none is of the run's own type, the slowest, to
-        err on the careful side. One that shared its GPU with fewer counts as so many times slower, the most that sharing costs."""
+        equally alike results the median (of two the slower), so that one which something else had slowed down decides nothing; where none is of the run's own type, the slowest, to
+        err on the careful side. by_length: whether the length of the training matters. One that shared its GPU with fewer counts as so many times slower, the most that sharing costs."""
         found = {}
         for result in results:
             ratio, shared = result["plan"]["tokens"] / cost["tokens"], side_by_side(result)
-            alike = (result["resolved_type"] == plan["type"], ratio * LONG >= 1, result["size"] == cell.size, result["context"] == cell.context,
-                     shared == beside, -round(abs(math.log2(ratio))))
+            lengths = (ratio * LONG >= 1, -round(abs(math.log2(ratio)))) if by_length else (True, 0)
+            alike = (result["resolved_type"] == plan["type"], lengths[0], result["size"] == cell.size, result["context"] == cell.context, shared == beside, lengths[1])
             found.setdefault(alike, []).append(seconds(result) * max(1, beside / shared))
         if not found:
             return 0.0
         alike = max(found)
-        return (statistics.median if alike[0] else max)(found[alike])
+        return (statistics.median_high if alike[0] else max)(found[alike])
 
     def estimate(self, cell, plan, cost, beside):
         """Seconds that a run will still take, by the rates of the finished runs most like it; None where nothing has finished yet."""
@@ -134,7 +134,8 @@ class Runs:
         done = status.get("step", 0) / max(1, status.get("total_steps", 1)) if (self.folder(cell) / "train" / "checkpoints").exists() else 0
         count = len(plan["splits"]) * len(plan["evaluations"])
         evaluated = [result for result in known if any(result["evaluations"].values())] if count else []
-        evaluation = self.most_alike(cell, plan, cost, beside, evaluated, lambda result: result["seconds"]["evaluate"] / sum(len(one) for one in result["evaluations"].values()))
+        evaluation = self.most_alike(cell, plan, cost, beside, evaluated, lambda result: result["seconds"]["evaluate"] / sum(len(one) for one in result["evaluations"].values()),
+                                     by_length=False)
         return training * cost["flops_per_token"] * cost["tokens"] * (1 - done) + evaluation * count
 
     def probe_estimate(self, cell):

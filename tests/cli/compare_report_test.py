@@ -230,24 +230,44 @@ def test_pairs_of_the_grid_are_tested_among_themselves():
     assert row[6] == "better" and row[1] == "-0.0200", row
 
 
-def test_what_can_be_memory_is_what_comes_with_far_text():
-    def with_parts(kind, seed, near, middle, far):
-        result = made("a", kind, seed, 3.0)
-        losses = ((1, 8, near + 0.001 * seed), (8, 16, middle), (16, None, far + 0.001 * seed))  # window 12, window and rows 16
-        for evaluation in result["evaluations"]["test"]["books"]:
-            evaluation["positions"] = [{"from": a, "to": b, "tokens": 10, "nll": 10 * loss, "loss": loss} for a, b, loss in losses]
-        return result
+def with_parts(kind, seed, stage="a", near=3.0, far=2.9, specs=None, **more):
+    """A result whose loss is `near` while at most 11 tokens were seen, `far` from 16 on, and something else between."""
+    result = made(stage, kind, seed, 3.0, **more)
+    if specs:
+        result["config"] = {**result["config"], "model": {"attention": {"kinds": specs}}}
+    losses = ((1, 8, near + 0.001 * seed), (8, 12, near + 0.001 * seed), (12, 16, 7.0 + seed), (16, 32, far + 0.001 * seed), (32, None, far + 0.001 * seed))
+    for evaluation in result["evaluations"]["test"]["books"]:
+        evaluation["positions"] = [{"from": a, "to": b, "tokens": 10, "nll": 10 * loss, "loss": loss} for a, b, loss in losses]
+    return result
 
-    kinds = {"sparsek": (3.0, 9.0, 2.9), "full": (3.1, 1.0, 3.0), "window": (3.0, 5.0, 3.05)}
+
+def memory(results, reference="sparsek", sources=None):
+    found = pairs.memory_table(tables.groups_of(results, ["a", "turn"], reference, sources or {})[0], "test", "books")
+    return found and (found.columns, {row[0]: row[1:] for row in found.rows})
+
+
+def test_what_can_be_memory_is_what_comes_with_far_text():
+    kinds = {"sparsek": (3.0, 2.9), "full": (3.1, 3.0), "window": (3.0, 3.05)}
+    results = [with_parts(kind, seed, near=near, far=far) for kind, (near, far) in kinds.items() for seed in (1, 2, 3)]
+    columns, rows = memory(results)
+    assert columns[1] == "saw at most 11" and list(rows) == ["full (3 seeds)", "window (3 seeds)"]
+    assert rows["full (3 seeds)"][0] == "+0.1000" and rows["full (3 seeds)"][2] == "+0.0000"  # as much worse everywhere: no memory
+    assert rows["window (3 seeds)"][0] == "+0.0000" and rows["window (3 seeds)"][2:] == ["+0.1500", "[+0.1500, +0.1500]"]
+    assert rows["full (3 seeds)"][1].startswith("[+0.09") and memory([r for r in results if r["seed"] < 3])[1]["full (2 seeds)"][1] == "too few seeds"
     with Folder(prepared=False) as f:
-        rows = table(report(f, [with_parts(kind, seed, *parts) for kind, parts in kinds.items() for seed in (1, 2, 3)]), "What can be memory (test)")
-    assert [row["type"] for row in rows] == ["full (3 seeds)", "window (3 seeds)"]
-    full, window = rows
-    assert full["saw at most 11"] == "+0.1000" and full["what comes with far text"] == "+0.0000"  # as much worse everywhere: no memory
-    assert window["saw at most 11"] == "+0.0000" and window["what comes with far text"] == "+0.1500" and float(window["p"]) < 0.05
-    # One type whose reference has no window of its own, or no such positions, has no table.
-    with Folder(prepared=False) as f:
-        assert "What can be memory" not in report(f, [made("a", kind, 1, 3.0) for kind in ("sparsek", "full")])
+        assert len(table(report(f, results), "What can be memory (test)")) == 2
+    # As configurations may write it: 12 rows and 4 as 1Ki and 1Ki, beyond all of these buckets.
+    large = {"a": {"type": "sparsek", "k": "1Ki", "window": "1Ki"}}
+    assert memory([with_parts(kind, 1, specs=large) for kind in kinds]) is None
+    # Of a reference without a window, or of layers of two kinds, nobody can say what it sees.
+    assert memory(results, reference="full") is None
+    two = {"a": {"type": "sparsek", "k": 4, "window": 12}, "b": {"type": "sparsek", "k": 4, "window": 12}}
+    assert memory([with_parts(kind, 1, specs=two) for kind in kinds]) is None
+    # Converted runs: seeds by pairs. What a seed adds to both takes nothing from how sure the difference is.
+    turned = [with_parts(kind, seed, "turn", near=near + 0.3 * seed, source="dense-1", specs={"a": {"type": "sparsek", "k": 4, "window": 12}})
+              for kind, near in (("full", 3.0), ("hard", 3.1)) for seed in (1, 2, 3)]
+    _, rows = memory(turned, reference="full", sources={"turn": "full"})
+    assert rows["hard (3 seeds)" if "hard (3 seeds)" in rows else "hard gates (3 seeds)"][:2] == ["+0.1000", "[+0.1000, +0.1000]"]
 
 
 def test_a_loss_that_is_not_finite_is_named():

@@ -140,6 +140,36 @@ def test_a_run_is_judged_by_those_most_like_it():
         assert seconds(alone) == 100 and seconds(alone, beside=1) == 50
         assert seconds(alone + alike) == 78 and seconds(alone + alike, beside=1) == 50
         assert seconds(ended("nsa", "S", "8k", 20, 40, 41) + alike) == 78 and seconds(ended("nsa", "S", "8k", 20, 40)) == 160
+        assert seconds(ended("nsa", "S", "8k", 20, 40) + ended("nsa", "XS", "4k", 80, 500)) == 160  # so does a quarter
+        assert seconds(ended("nsa", "S", "8k", 80, 70, 90)) == 90  # of two the slower
+        assert seconds(ended("nsa", "S", "8k", 80, 50, beside=4), beside=2) == 50  # never faster for having shared with more
+        assert seconds(ended("nsa", "S", "8k", 10, 10)) == 80 and seconds(ended("nsa", "S", "8k", 9, 9) + ended("nsa", "XS", "4k", 80, 500)) == 500  # an eighth tells
+        failed, probe = ({**alike[0], "status": "failed"}, {**alike[0], "probe": {}})
+        assert seconds([failed, probe]) is None
+        # An evaluation takes as long after a brief training as after a long one of its own size.
+        for brief_one, long_one in zip(brief, ended("nsa", "XS", "4k", 80, 500)):
+            brief_one["seconds"]["evaluate"], long_one["seconds"]["evaluate"] = 8.0, 100.0
+            brief_one["provenance"]["side_by_side"] = 2
+            assert seconds([brief_one, long_one], evaluations=2) == 508
+        # Half of it done: half of its training remains.
+        folder = f.path / "runs" / "d-S-8k-nsa-s1" / "train"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "status.json").write_text(json.dumps({"step": 5, "total_steps": 10}))
+        assert seconds(alike, evaluations=2) == 42
+
+
+def test_the_slowest_probe_of_its_kind_is_what_a_probe_is_expected_to_take():
+    with Folder(prepared=False) as f:
+        runs = compare_state.Runs(types.SimpleNamespace(cells=[]), f.path)
+        cell = compare_grid.Cell("probes", "XS", "copy", "full", 1)
+        made = [{"status": status, "stage": "probes", "context": context, "probe": {}, "seconds": {"train": took, "evaluate": 1.0}}
+                for status, context, took in (("finished", "copy", 20), ("finished", "copy", 30), ("finished", "mqar", 50), ("failed", "copy", 90))]
+        runs.results = dict(enumerate(made))
+        assert runs.probe_estimate(cell) == 31
+        runs.results = {0: made[2]}
+        assert runs.probe_estimate(cell) == 51
+        runs.results = {}
+        assert runs.probe_estimate(cell) == 0
 
 
 def test_two_at_once_give_what_one_at_a_time_gives():
