@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The comparison of attentions by one command: runs a grid of configs/compare/ and writes its report.
-#   bash scripts/compare.sh tiny OUT [options of compare.py run]              minutes on a CPU, on the C++ headers of this machine: what the tests run
+#   bash scripts/compare.sh tiny OUT [options of compare.py run]              a minute on a CPU, on the C++ headers of this machine: what the tests run
 #   bash scripts/compare.sh novels OUT --path data=DATA [options]             the study; DATA is a folder of scripts/prepare_novels.sh; --gpus 4: four runs at once
 #   bash scripts/compare.sh MY/GRID.yaml OUT [options]                        a grid of one's own, by its path
 # Safe to call again after any interruption: what is finished is kept. OUT/report.html and OUT/tables.md are written in any case.
 set -uo pipefail
+case ${1:-} in -h | --help) sed -n '2,6p' "$0"; exit 0 ;; esac
 [ $# -ge 2 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
 grid=$1 out=$2
 shift 2
