@@ -7,8 +7,8 @@
 #include "attention/keep.h"
 #include "attention/kernels/choose.h"
 #include "attention/rotate.h"
-#include "attention/same_device.h"
 #include "core/rng.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 namespace {

@@ -13,6 +13,7 @@
 #include "attention/streaming_selection.h"
 #include "core/parallel_for.h"
 #include "tensor/dispatch.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 
@@ -267,6 +268,7 @@ Tensor AttentionCache::step(const Tensor& qkv_in, const Tensor& scores_in) {
   const Tensor qkv = qkv_in.defined() ? qkv_in.contiguous() : Tensor(),
                scores = scores_in.defined() ? scores_in.to(Stream{}).contiguous() : Tensor();
   s.check(qkv, scores);  // before anything changes
+  require_on(qkv.device(), "cache", {{"scores", scores_in}});
   const std::int64_t n = qkv.size(1);
   s.reserve(s.length + n, qkv.stream());
   if (s.rotate_keys) s.rows.turn(s.length, n, qkv.stream());

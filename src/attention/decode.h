@@ -30,9 +30,9 @@ class AttentionCache {
   AttentionCache& operator=(AttentionCache&&) noexcept;
 
   // The next n >= 1 positions of every sequence: qkv (B, n, (H + 2 Hkv) D), not rotated; scores (B, Hs, n) fp32 or fp64
-  // for SparseK, undefined otherwise. Returns (B, n, H D) in qkv's dtype. The first call may bring a whole prompt and
-  // runs the tiled engine on it; the result is the same as that of one token at a time up to rounding, the selected set
-  // is the same exactly.
+  // for SparseK, on the device of qkv, undefined otherwise. Returns (B, n, H D) in qkv's dtype. The first call may
+  // bring a whole prompt and runs the tiled engine on it; the result is the same as that of one token at a time up to
+  // rounding, the selected set is the same exactly.
   Tensor step(const Tensor& qkv, const Tensor& scores = {});
 
   void reset();                 // back to length 0; keeps the memory

@@ -1,7 +1,7 @@
 #include "attention/document_starts.h"
 
-#include "attention/same_device.h"
 #include "core/error.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "attention/cache_rows.h"
-#include "attention/same_device.h"
 #include "core/error.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 namespace {
@@ -48,7 +48,6 @@ std::vector<EvictedKeys::Leaving> EvictedKeys::exits(std::int64_t head, double s
 void EvictedKeys::fetch(const AttentionCache& cache, const std::vector<EvictedRow>& rows,
                         const std::vector<std::int64_t>& positions, Tensor& qkv) const {
   if (rows.empty()) return;
-  require_on(qkv.device(), "evicted keys", {{"the cache's keys", cache.keys()}});
   const Tensor list = uploaded(rows, qkv.stream());
   Tensor cos, sin;
   EvictedRowArgs args;
@@ -97,6 +96,9 @@ Tensor EvictedKeys::step(const AttentionCache& cache, const Tensor& qkv, const T
   const std::int64_t n = qkv.size(1);
   require(length_ == cache.length() && (length_ == 0 || n == 1), "evicted keys", "are at position ", length_,
           ", the cache is at ", cache.length(), "; ", n, " positions come");
+  // Before anything changes. A cache that has seen nothing lies where it was made, and nothing of it is read.
+  require_on(qkv.device(), "evicted keys", {{"scores", scores_in}, {"the state", state_}});
+  if (length_ > 0) require_on(qkv.device(), "evicted keys", {{"the cache's keys", cache.keys()}});
   const Tensor scores = scores_in.to(Stream{}).to(DType::f64).contiguous();
   if (n > 1) return prompt(qkv, scores);
   // The keys that enter stand before the query as positions of their own.

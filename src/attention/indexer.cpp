@@ -9,9 +9,9 @@
 #include "attention/kernels/index_loss.h"
 #include "attention/registry.h"
 #include "attention/rotate.h"
-#include "attention/same_device.h"
 #include "autograd/record.h"
 #include "core/build.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 namespace {
@@ -42,7 +42,6 @@ struct KlOfIndex {
                 choice.rank() == 4 && choice.size(0) == B && choice.size(1) == 1 && choice.size(2) == T,
             name, "wants q (B, Hi, T, Di), k (B, 1, T, Di), weights (B, Hi, T), choice (B, 1, T, n) beside qkv of B ",
             B, ", T ", T, "; got ", in[0].shape(), ", ", in[1].shape(), ", ", in[2].shape(), ", ", choice.shape());
-    require_on(q.device(), name, {{"q", in[0]}, {"k", in[1]}, {"weights", in[2]}, {"choice", choice}});
     IndexLossArgs args;
     args.B = B, args.T = T, args.Hi = in[0].size(1), args.Di = in[0].size(3);
     args.H = q.size(1), args.Hkv = k.size(1), args.D = q.size(3), args.M = choice.size(3);
@@ -87,7 +86,6 @@ struct WithLoss {
 
   Tensor forward(const std::array<Tensor, 2>& in) {
     require(in[1].numel() == 1, name, "wants a loss of one element, got ", in[1].shape());
-    require_on(in[0].device(), name, {{"loss", in[1]}});
     loss = in[1].dtype();
     return in[0];
   }
@@ -127,6 +125,8 @@ Variable index_loss(const IndexInputs& in, const Tensor& choice, const Tensor& q
   const std::int64_t HD = s.n_heads * s.head_dim, kvD = s.n_kv_heads * s.head_dim;
   require(qkv.rank() == 3 && qkv.size(2) == s.qkv_features(), "index_loss", "wants qkv (B, T, ", s.qkv_features(),
           "), got ", qkv.shape());
+  require_on(qkv.device(), "index_loss",
+             {{"q", in.q.value()}, {"k", in.k.value()}, {"weights", in.weights.value()}, {"choice", choice}});
   const Variable q = rotate_heads(Variable(qkv.slice(2, 0, HD)), s.n_heads, attention.rope);
   const Variable k = rotate_heads(Variable(qkv.slice(2, HD, HD + kvD)), s.n_kv_heads, attention.rope);
   return record<KlOfIndex>({in.q, in.k, in.weights}, choice, q.value(), k.value());

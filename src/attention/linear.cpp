@@ -3,9 +3,9 @@
 #include "attention/document_starts.h"
 #include "attention/kernels/linear.h"
 #include "attention/registry.h"
-#include "attention/same_device.h"
 #include "autograd/record.h"
 #include "core/error.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 namespace {
@@ -112,7 +112,6 @@ struct GatedLinearAttention {
     require(in[1].defined() && in[1].shape() == Shape{B, T, shape.Hkv * shape.D} && in[1].dtype() == in[0].dtype(),
             name, "wants gates ", name_of(in[0].dtype()), " ", Shape{B, T, shape.Hkv * shape.D}, ", got ",
             in[1].defined() ? cat(name_of(in[1].dtype()), " ", in[1].shape()) : "nothing");
-    require_on(in[0].device(), name, {{"gates", in[1]}});
     run.qkv = in[0].contiguous(), run.gates = in[1].contiguous(), run.shape = shape;
     run.starts = checked_starts(starts, B, T, in[0].device(), name);
     return run.forward(need[0] || need[1]);
@@ -129,7 +128,6 @@ struct SiluGate {
   Tensor forward(const std::array<Tensor, 2>& in) {
     require(in[0].shape() == in[1].shape() && in[0].dtype() == in[1].dtype(), name, "wants two alike, got ",
             name_of(in[0].dtype()), " ", in[0].shape(), " and ", name_of(in[1].dtype()), " ", in[1].shape());
-    require_on(in[0].device(), name, {{"gate", in[1]}});
     x = in[0].contiguous(), gate = in[1].contiguous();
     Tensor y = empty(x.shape(), x.dtype(), x.stream());
     SiluGateArgs args;
@@ -165,7 +163,6 @@ struct AddGatedHeads {
                 base.size(2) % gates.numel() == 0 && base.dtype() == add.dtype() && base.dtype() == gates.dtype(),
             name, "wants base and x (B, T, H D) and gate (H) of one dtype, got ", base.shape(), ", ", add.shape(),
             " and ", gates.shape());
-    require_on(base.device(), name, {{"x", add}, {"gate", gates}});
     x = add.contiguous(), gate = gates.contiguous();
     const Tensor from = base.contiguous();
     Tensor out = empty(x.shape(), x.dtype(), x.stream());

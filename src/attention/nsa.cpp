@@ -6,7 +6,6 @@
 #include "attention/document_starts.h"
 #include "attention/kernels/nsa.h"
 #include "attention/registry.h"
-#include "attention/same_device.h"
 #include "autograd/record.h"
 
 namespace sieve {
@@ -36,7 +35,6 @@ struct JoinFeatures {
     for (int x = 0; alike && x + 1 < a.rank(); ++x) alike = a.size(x) == b.size(x);
     require(alike, name, "wants two that differ in the last extent alone, got ", name_of(a.dtype()), " ", a.shape(),
             " and ", name_of(b.dtype()), " ", b.shape());
-    require_on(a.device(), name, {{"b", b}});
     axis = a.rank() - 1, left = a.size(axis);
     Shape shape = a.shape();
     shape.set(axis, left + b.size(axis));
@@ -64,7 +62,6 @@ struct CompressRows {
             " heads), got ", in[0].shape());
     const std::int64_t B = in[0].size(0), T = in[0].size(1), D = in[0].size(2) / heads;
     starts = checked_starts(documents, B, T, in[0].device(), name);
-    require_on(in[0].device(), name, {{"positions", in[1]}});
     args.grid = grid_of(spec, B, T, starts);
     require(in[1].shape() == Shape{args.grid.l, D} && in[1].dtype() == in[0].dtype(), name, "wants positions ",
             name_of(in[0].dtype()), " ", Shape{args.grid.l, D}, ", got ", name_of(in[1].dtype()), " ", in[1].shape());
@@ -102,7 +99,6 @@ struct CompressedAttention {
     check_attention(spec, {});
     const std::int64_t B = in[0].size(0), N = in[0].size(1), D = spec.head_dim;
     starts = checked_starts(documents, B, T, in[0].device(), name);
-    require_on(in[0].device(), name, {{"k", in[1]}, {"v", in[2]}});
     require(!starts.defined() || N == T, name, "has documents for ", T, " positions and ", N, " queries");
     args.grid = grid_of(spec.pattern, B, T, starts);
     const Shape keys{B, spec.n_kv_heads, args.grid.M(), D};
@@ -160,7 +156,6 @@ struct GateBranches {
                 in[2].shape() == x.shape() && in[3].shape() == Shape{x.size(0), x.size(1), 3 * heads},
             name, "wants three (B, T, ", heads, " heads) and gates (B, T, ", 3 * heads, "), got ", x.shape(), ", ",
             in[1].shape(), ", ", in[2].shape(), " and ", in[3].shape());
-    require_on(x.device(), name, {{"x1", in[1]}, {"x2", in[2]}, {"gates", in[3]}});
     for (std::size_t c = 0; c < in.size(); ++c) {
       require(in[c].dtype() == x.dtype(), name, "dtypes differ: ", name_of(in[c].dtype()), " and ", name_of(x.dtype()));
       saved[c] = in[c].contiguous();

@@ -10,12 +10,12 @@
 #include "attention/kernels/pattern_attention.h"
 #include "attention/registry.h"
 #include "attention/rotary.h"
-#include "attention/same_device.h"
 #include "attention/spans.h"
 #include "autograd/record.h"
 #include "core/build.h"
 #include "core/parallel_for.h"
 #include "tensor/kernels/kernels.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 namespace {
@@ -83,19 +83,10 @@ std::int64_t lists_of(const Tensor& choice, const AttentionSpec& spec) {
   return choice.defined() ? choice.size(1) : differs_by_head(spec) ? spec.n_heads : 1;
 }
 
-void check_choice(const Tensor& choice, const AttentionSpec& spec, std::int64_t B, std::int64_t T) {
-  if (!choice.defined()) return;
-  require(choice.dtype() == DType::i32 && choice.rank() == 4 && choice.size(0) == B && choice.size(2) == T &&
-              (choice.size(1) == 1 || choice.size(1) == spec.n_kv_heads || choice.size(1) == spec.n_heads),
-          "pattern_attention", "a choice ", choice.shape(), " of ", name_of(choice.dtype()), ": want i32 (", B,
-          ", 1 or ", spec.n_kv_heads, " or ", spec.n_heads, ", ", T, ", n), the chosen positions of each query");
-}
-
-// A group's choice for each of its query heads: (B, Hc, T, n) -> (B, H, T, n).
+// A group's choice, dense, for each of its query heads: (B, Hc, T, n) -> (B, H, T, n).
 Tensor repeat_choice(const Tensor& choice, std::int64_t heads) {
   const std::int64_t B = choice.size(0), Hc = choice.size(1), lists = choice.size(2) * choice.size(3);
-  return choice.contiguous()
-      .reshape({B, Hc, 1, lists})
+  return choice.reshape({B, Hc, 1, lists})
       .expand({B, Hc, heads / Hc, lists})
       .contiguous()
       .reshape({B, heads, choice.size(2), choice.size(3)});
@@ -112,14 +103,14 @@ struct PatternAttention {
 
   bool repeats() const { return in.spec.n_kv_heads != asked.n_kv_heads; }
 
-  Tensor forward(const std::array<Tensor, 1>& inputs, const Tensor& chosen, const AttentionInputs& how) {
+  Tensor forward(const std::array<Tensor, 1>& inputs, const Tensor& told, const AttentionInputs& how) {
     check_attention(how.spec, how.rope);
     in = how, asked = how.spec;
     qkv = inputs[0].contiguous();
     const std::int64_t B = qkv.size(0), T = qkv.size(1);
     in.document_starts = checked_starts(in.document_starts, B, T, qkv.device(), name);
-    require_on(qkv.device(), name, {{"choice", chosen}});
-    check_choice(chosen, asked, B, T);
+    check_choice(told, asked, B, T, qkv.device(), name);
+    const Tensor chosen = told.defined() ? told.contiguous() : Tensor();  // pattern_of() takes rows one behind another
     // Query heads that see different keys want keys of their own.
     if (lists_of(chosen, asked) > asked.n_kv_heads) {
       qkv = repeat_heads(qkv, asked);
@@ -208,6 +199,22 @@ struct PatternAttention {
 bool differs_by_head(const AttentionSpec& spec) {
   return spec.kind == AttentionKind::bigbird || spec.kind == AttentionKind::hash || spec.kind == AttentionKind::top_k ||
          spec.kind == AttentionKind::moba;
+}
+
+void check_choice(const Tensor& choice, const AttentionSpec& spec, std::int64_t B, std::int64_t T, const Device& device,
+                  std::string_view op) {
+  if (!choice.defined()) return;
+  const bool buckets = spec.kind == AttentionKind::hash,
+             blocks = spec.kind == AttentionKind::moba || spec.kind == AttentionKind::nsa;
+  require(choice.dtype() == DType::i32 && choice.rank() == 4 && choice.size(0) == B && choice.size(2) == T &&
+              (choice.size(1) == 1 || choice.size(1) == spec.n_kv_heads || choice.size(1) == spec.n_heads) &&
+              (buckets ? choice.size(3) == 1 : choice.size(3) >= 1),
+          op, "a choice ", choice.shape(), " of ", name_of(choice.dtype()), ": want i32 (", B, ", 1 or ",
+          spec.n_kv_heads, " or ", spec.n_heads, ", ", T, buckets ? ", 1), the bucket of each position" : ", n), ",
+          buckets  ? ""
+          : blocks ? "n >= 1 blocks of the document that each query sees"
+                   : "n >= 1 positions in the row that each query sees");
+  require_on(device, op, {{"choice", choice}});
 }
 
 AttentionSpec sinks_as_pattern(const AttentionSpec& sliding_window) {

@@ -12,7 +12,12 @@ namespace sieve {
 // gradient by `choose()`, unless the caller brings a choice, as dsa and nsa do: i32 (B, 1 or Hkv or H, T, n).
 Variable pattern_attention(const Variable& qkv, const Tensor& choice, const AttentionInputs& in);
 
-// The pattern of a spec; the pointers in it are those of `choice` and `starts`, which must outlive it.
+// Error(Exit::internal) under the op's name unless a choice that is defined is what kernels/pattern.h lists for T
+// queries of B rows, 1 or Hkv or H lists for each, on `device`, that of the op. Entries are not read.
+void check_choice(const Tensor& choice, const AttentionSpec& spec, std::int64_t B, std::int64_t T, const Device& device,
+                  std::string_view op);
+
+// The pattern of a spec; the pointers in it are those of `choice` and `starts`, contiguous, which must outlive it.
 PairPattern pattern_of(const AttentionSpec& spec, const Tensor& choice, const Tensor& starts, std::int64_t T);
 // Window and sinks, {j > i - W} and {j < s} of the document, are the keys of Longformer without gaps: the same layer as
 // that pattern.

@@ -6,7 +6,6 @@
 #include "attention/attention.h"
 #include "attention/attention_cost.h"
 #include "attention/pattern.h"
-#include "attention/same_device.h"
 #include "tensor/dispatch.h"
 
 namespace sieve {
@@ -58,14 +57,7 @@ void PatternCache::check(const Tensor& qkv, const Tensor& choice) const {
               qkv.size(2) == rows_.features() && qkv.dtype() == rows_.dtype,
           "cache", "wants qkv ", name_of(rows_.dtype), " (", rows_.B, ", n >= 1, ", rows_.features(), "), got ",
           qkv.defined() ? cat(name_of(qkv.dtype()), " ", qkv.shape()) : "nothing");
-  if (choice.defined()) {
-    require(choice.dtype() == DType::i32 && choice.rank() == 4 && choice.size(0) == rows_.B &&
-                (choice.size(1) == 1 || choice.size(1) == rows_.Hkv || choice.size(1) == rows_.H) &&
-                choice.size(2) == qkv.size(1),
-            "cache", "wants a choice i32 (", rows_.B, ", 1 or ", rows_.Hkv, " or ", rows_.H, ", ", qkv.size(1),
-            ", N), got ", name_of(choice.dtype()), " ", choice.shape());
-    require_on(qkv.device(), "cache", {{"choice", choice}});
-  }
+  check_choice(choice, spec_, rows_.B, qkv.size(1), qkv.device(), "cache");
   const bool by_content = spec_.kind >= AttentionKind::hash;
   require(!by_content || choice.defined() || (choose_ && spec_.kind != AttentionKind::hash), "cache",
           "wants to be told what tokens of type ", kAttentionKindNames[static_cast<std::size_t>(spec_.kind)],
@@ -241,7 +233,7 @@ Tensor PatternCache::step(const Tensor& qkv_in, const Tensor& choice) {
   reserve(length_ + n, qkv.stream());
   rows_.turn(length_, n, qkv.stream());
   if (spec_.kind == AttentionKind::hash) remember_buckets(choice);
-  if (length_ == 0 && n > 1) return prefill(qkv, choice.defined() ? choice.contiguous() : choice);
+  if (length_ == 0 && n > 1) return prefill(qkv, choice);
   Tensor out = empty({rows_.B, n, rows_.H * rows_.D}, rows_.dtype, qkv.stream());
   for (std::int64_t t = 0; t < n; ++t) {
     append(qkv, t);

@@ -30,8 +30,9 @@ class PatternCache {
                std::int64_t max_tokens, ChooseNext choose = {});
 
   // The next n >= 1 positions of every sequence: qkv (B, n, (H + 2 Hkv) D), not rotated. `choice` i32 (B, Hc, n, N):
-  // what they chose, where the caller knows it (hash, dsa); undefined: pattern_attention() chooses for a prompt and
-  // `choose` for a token. Returns (B, n, H D). The first call may bring a whole prompt and runs the tiled engine on it.
+  // what they chose, on the device of qkv, where the caller knows it (hash, dsa, nsa); undefined: pattern_attention()
+  // chooses for a prompt and `choose` for a token. Returns (B, n, H D). The first call may bring a whole prompt and
+  // runs the tiled engine on it.
   Tensor step(const Tensor& qkv, const Tensor& choice = {});
 
   std::int64_t length() const { return length_; }

@@ -2,7 +2,7 @@
 
 #include "attention/document_starts.h"
 #include "attention/kernels/random_scores.h"
-#include "attention/same_device.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 

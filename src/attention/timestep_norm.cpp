@@ -5,9 +5,9 @@
 #include "attention/document_starts.h"
 #include "attention/kernels/timestep_norm.h"
 #include "attention/registry.h"
-#include "attention/same_device.h"
 #include "autograd/record.h"
 #include "tensor/dispatch.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 namespace {
@@ -17,7 +17,6 @@ TimestepNormArgs arguments(const Tensor& s, const Tensor& gain, const Tensor& st
           s.shape(), " and ", gain.shape());
   require(s.dtype() == gain.dtype(), "timestep_norm", "scores are ", name_of(s.dtype()), ", gain ",
           name_of(gain.dtype()));
-  require_on(s.device(), "timestep_norm", {{"gain", gain}});
   TimestepNormArgs args;
   args.s_BHT = s.raw(), args.gain_H = gain.raw();
   if (starts.defined()) args.document_starts_BT = starts.data<std::int32_t>();
@@ -61,6 +60,11 @@ Variable timestep_norm(const Variable& s, const Variable& gain, const Tensor& do
 }
 
 Tensor timestep_norm_extend(const Tensor& s, const Tensor& gain, RunningScore& running) {
+  require_on(s.device(), "timestep_norm",
+             {{"gain", gain},
+              {"running.count", running.count},
+              {"running.sum", running.sum},
+              {"running.squares", running.squares}});
   const Tensor in = s.contiguous();
   const std::int64_t rows = s.size(0) * s.size(1);
   if (!running.count.defined()) {
@@ -70,8 +74,6 @@ Tensor timestep_norm_extend(const Tensor& s, const Tensor& gain, RunningScore& r
   }
   require(running.count.numel() == rows, "timestep_norm", "running statistics of ", running.count.numel(),
           " rows, scores of ", rows);
-  require_on(s.device(), "timestep_norm",
-             {{"running.count", running.count}, {"running.sum", running.sum}, {"running.squares", running.squares}});
   Tensor out = empty_like(in);
   TimestepNormArgs args = arguments(in, gain.contiguous(), {});
   args.out_BHT = out.raw();

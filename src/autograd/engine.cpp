@@ -5,6 +5,7 @@
 #include "autograd/gradient.h"
 #include "autograd/variable.h"
 #include "core/error.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 
@@ -138,8 +139,7 @@ void backward(const Variable& root, const Tensor& seed) {
   }
   require(grad.shape() == root.shape(), "backward", "seed ", grad.shape(), " for a root of shape ", root.shape());
   require(is_float(grad.dtype()), "backward", "seed of dtype ", name_of(grad.dtype()));
-  require(grad.device() == root.value().device(), "backward", "seed on ", grad.device().str(), " for a root on ",
-          root.value().device().str(), ": bring it there first, by Tensor::to(stream)");
+  require_on(root.value().device(), "backward", {{"seed", grad}});
   Engine().run(root, std::move(grad));
 }
 

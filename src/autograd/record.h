@@ -10,9 +10,10 @@
 //   };
 //   Variable scale(const Variable& x, double f) { return record<Scale>({x}, f); }
 //
-// Inputs may be strided views and may be empty; `grad` is contiguous, with shape and dtype of the output. An op whose
-// forward wants to know which gradients will be asked for declares a member `Needs<arity> need{}`: record() fills it
-// before forward runs. Two more members are optional, filled before backward runs:
+// Inputs lie on one device (record() checks it), may be strided views and may be empty; `grad` is contiguous, with
+// shape and dtype of the output. An op whose forward wants to know which gradients will be asked for declares a member
+// `Needs<arity> need{}`: record() fills it before forward runs. Two more members are optional, filled before backward
+// runs:
 //   Tensor so_far;            dense, the op's dtype: gradients that input 0 has from its other consumers. Backward adds
 //                             them before it rounds; undefined where there are none, or they are still to come. Nobody
 //                             else needs it: if its use_count() is 1 it may be overwritten.
@@ -30,6 +31,7 @@
 
 #include "autograd/registry.h"
 #include "autograd/variable.h"
+#include "tensor/same_device.h"
 
 namespace sieve {
 
@@ -69,6 +71,7 @@ Variable record(const std::array<Variable, Op::arity>& inputs, Args&&... args) {
   static_assert(is_registered<Op>(), "list the op's name in autograd/registry.h or in the op's own table");
   std::array<Tensor, Op::arity> values;
   for (std::size_t i = 0; i < Op::arity; ++i) values[i] = inputs[i].value();
+  require_together(Op::name, values);
   if (!detail::wants_grad(inputs.data(), Op::arity)) {
     Op op{};
     return Variable(op.forward(values, std::forward<Args>(args)...));

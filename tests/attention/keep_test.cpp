@@ -1,11 +1,16 @@
 // Tables that are computed once: whose they are, which of them stay, and what a graph may record.
 #include "attention/keep.h"
 
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "attention/choose.h"
 #include "attention/rotary.h"
 #include "attention_cases.h"
 #include "support/catch.h"
 #include "support/compare.h"
+#include "support/errors.h"
 #include "support/gpu.h"
 
 using namespace sieve;
@@ -15,7 +20,7 @@ namespace {
 
 // On the CPU a stream's handle does nothing but tell it from others.
 struct TwoStreams {
-  int marks[2] = {};
+  static inline int marks[2] = {};  // as long as the tables that are kept for them: a handle is never used again
   Stream a{{}, &marks[0]}, b{{}, &marks[1]};
 };
 
@@ -68,6 +73,33 @@ TEST_CASE("a keep whose value could not be made still has the one that was to be
   const auto no_memory = []() -> int { throw Error(Exit::memory, "none left"); };
   CHECK_THROWS_AS(keep.get(1, {}, none, no_memory), Error);
   CHECK(keep.get(1, {}, any, no_memory) == 5);
+}
+
+TEST_CASE("two threads that ask a keep for one table get the one that the first of them makes") {
+  Keep<int, int> keep("test", 2);
+  std::atomic<int> made = 0, asking = 0;
+  const auto ask = [&] {
+    ++asking;
+    while (asking < 2) std::this_thread::yield();
+    return keep.get(
+        1, {}, [](int) { return true; },
+        [&] {
+          std::this_thread::sleep_for(std::chrono::milliseconds(50));
+          return ++made;
+        });
+  };
+  int there = 0;
+  std::thread other([&] { there = ask(); });
+  const int here = ask();
+  other.join();
+  CHECK(made == 1);
+  CHECK(here == 1);
+  CHECK(there == 1);
+}
+
+TEST_CASE("a keep that may keep nothing is an error") {
+  using Small = Keep<int, int>;
+  CHECK(error_text([] { Small("test", 0); }) == "[test] keeps at least one table of a stream");
 }
 
 TEST_CASE("a rotary table serves its own stream and has the same values on another") {
@@ -131,7 +163,8 @@ TEST_CASE("GPU: a graph records what reads a kept table and refuses to make one"
   CHECK(same_bits(to.to(Stream{}), table.cos.to(Stream{})));
 
   const auto make = [&] { rotary_table(rope_of(987), 100000, DType::f32, stream); };
-  CHECK_THROWS_AS(refused.record(stream, make), Error);
+  CHECK(contains(error_text([&] { refused.record(stream, make); }),
+                 "[rotary table] a table is made at its first use, which must not be recorded in a graph"));
   CHECK(!recording(stream));
   CHECK(rotary_table(rope_of(987), 200, DType::f32, stream).cos.same_storage(table.cos));
   make();  // and is made where nothing is recorded

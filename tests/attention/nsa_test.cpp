@@ -4,6 +4,7 @@
 #include "attention/kernels/nsa.h"
 #include "attention/pattern.h"
 #include "attention/pattern_cache.h"
+#include "autograd/ops.h"
 #include "dense_oracle.h"
 #include "nsa_cases.h"
 #include "nsa_ops.h"
@@ -140,8 +141,45 @@ TEST_CASE("a choice of another shape or dtype is an error that says what was wan
   };
   for (const Shape& wrong : {Shape{2, 2, 5, 3}, Shape{1, 2, 6, 3}, Shape{2, 3, 6, 3}, Shape{2, 2, 6}})
     CHECK(contains(says(wrong), "want i32 (2, 1 or 2 or 4, 6, n)"));
+  CHECK(contains(says({2, 2, 6, 0}), "n), n >= 1 blocks of the document"));
   CHECK(contains(says({2, 2, 6, 3}, DType::f32), "of f32"));
   for (const std::int64_t heads : {1, 2, 4}) CHECK(says({2, heads, 6, 3}).empty());
+}
+
+TEST_CASE("a choice of buckets holds one for each position") {
+  const AttentionSpec spec = make_spec(AttentionKind::hash, 4, 2, 8);
+  const Tensor qkv = full({2, 6, 64}, 1, DType::f32);
+  for (const std::int64_t n : {0, 2}) {
+    const Tensor wrong = full({2, 4, 6, n}, 0, DType::i32);
+    PatternCache cache(spec, {}, 2, DType::f32, 6);
+    for (const std::string& text : {error_text([&] {
+                                      pattern_attention(Variable(qkv), wrong, {spec, {}, {}});
+                                    }),
+                                    error_text([&] { cache.step(qkv, wrong); })})
+      CHECK(contains(text, "want i32 (2, 1 or 2 or 4, 6, 1), the bucket of each position"));
+  }
+}
+
+TEST_CASE("a transposed choice shows the keys that its contiguous copy shows") {
+  const AttentionSpec spec = make_spec(AttentionKind::dsa, 2, 2, 8);
+  const std::int64_t T = 6, n = 2;
+  Tensor by_query = full({1, T, 2, n}, kNoChoice, DType::i32);  // each query sees the first key or itself
+  for (std::int64_t x = 0; x < 2 * T; ++x)
+    by_query.data<std::int32_t>()[x * n] = x % 3 == 0 ? 0 : static_cast<std::int32_t>(x / 2);
+  const Tensor strided = by_query.transpose(1, 2), dense = strided.contiguous();
+  REQUIRE(!strided.is_contiguous());
+  const Tensor values = Draw(195, 0).normal({1, T, 48}).to(DType::f32);
+  std::vector<Tensor> outs, grads;
+  for (const Tensor& choice : {strided, dense}) {
+    const Variable qkv = Variable::leaf(values.clone()), out = pattern_attention(qkv, choice, {spec, {}, {}});
+    backward(sum(mul(out, out)));
+    outs.push_back(out.value()), grads.push_back(qkv.grad());
+    outs.push_back(PatternCache(spec, {}, 1, DType::f32, T).step(values, choice));
+  }
+  CHECK(same_bits(outs[0], outs[2]));
+  CHECK(same_bits(outs[1], outs[3]));
+  CHECK(same_bits(grads[0], grads[1]));
+  CHECK(same_bits(outs[0], outs[1]));
 }
 
 TEST_CASE("nsa's operations round once in fp32 and bf16") {

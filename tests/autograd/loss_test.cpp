@@ -175,6 +175,14 @@ TEST_CASE("ops say what is wrong with their inputs") {
                    linear_cross_entropy(f32({2, 4}), f32({5, 3}), ids);
                  }),
                  "got (2, 4), (5, 3) and (2)"));
+  const Stream elsewhere{.device = {.index = 1}};
+  const Tensor far = ids.to(elsewhere);
+  CHECK(contains(error_text([&] { embedding(f32({5, 2}), far); }), "[embedding] ids (2) lies on cpu"));
+  CHECK(contains(error_text([&] { cross_entropy(f32({2, 4}), far); }), "[cross_entropy] targets (2) lies on cpu"));
+  CHECK(contains(error_text([&] {
+                   linear_cross_entropy(f32({2, 3}), f32({5, 3}), far);
+                 }),
+                 "[linear_cross_entropy] targets (2) lies on cpu"));
   // Ids come from data files: another exit code.
   const auto code_of = [](auto f) {
     try {

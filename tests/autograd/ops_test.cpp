@@ -10,6 +10,7 @@
 #include "op_cases.h"
 #include "support/catch.h"
 #include "support/compare.h"
+#include "support/errors.h"
 #include "support/gpu.h"
 
 using namespace sieve;
@@ -22,6 +23,25 @@ TEST_CASE("every registered op has exactly one case, and every case a registered
   std::sort(cases.begin(), cases.end());
   std::sort(names.begin(), names.end());
   CHECK(cases == names);
+}
+
+// Nothing but its number tells a second CPU from the first.
+TEST_CASE("every op refuses each of its inputs where the others lie on another device") {
+  for (const OpCase& op : autograd_op_cases()) {
+    CAPTURE(op.name);
+    Draw d(194, 0);
+    const OpSample sample = op.draw(d);
+    for (std::size_t x = 0; sample.inputs.size() > 1 && x < sample.inputs.size(); ++x) {
+      if (!sample.inputs[x].defined()) continue;
+      std::vector<Variable> in;
+      for (std::size_t i = 0; i < sample.inputs.size(); ++i)
+        in.emplace_back(i == x ? sample.inputs[i].to(Stream{.device = {.index = 1}}) : sample.inputs[i]);
+      const std::string text = error_text([&] { (void)sample.build(in); });
+      INFO(text);
+      CHECK(contains(text, cat("[", op.name, "] input ")));
+      CHECK(contains(text, "lies on cpu, the op runs on cpu"));
+    }
+  }
 }
 
 TEST_CASE("gradients agree with central differences in fp64") {

@@ -19,4 +19,13 @@ std::string error_text(F&& f) {
   return "";
 }
 
+// The same behind its exit code, "1 [op] what is wrong", or "no error".
+template <class F>
+std::string coded_error_text(F&& f) {
+  try {
+    f();
+  } catch (const Error& e) { return cat(static_cast<int>(e.code()), " ", e.what()); }
+  return "no error";
+}
+
 }  // namespace sieve::test

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "tensor/kernels/kernels.h"
+#include "tensor/same_device.h"
 #include "tensor/tensor.h"
 
 namespace sieve {
@@ -41,9 +42,10 @@ inline void require_same_dtype(const Tensor& a, const Tensor& b, std::string_vie
   require(a.dtype() == b.dtype(), subject, "dtypes differ: ", name_of(a.dtype()), " ", a.shape(), " and ",
           name_of(b.dtype()), " ", b.shape(), "; cast one of them");
 }
-inline void require_ids(const Tensor& ids, std::string_view subject, std::string_view what) {
+inline void require_ids(const Tensor& ids, const Device& device, std::string_view subject, std::string_view what) {
   require(ids.defined() && ids.dtype() == DType::i32, subject, what, " must be i32, got ",
           ids.defined() ? name_of(ids.dtype()) : "none");
+  require_on(device, subject, {{what, ids}});
 }
 
 // c = op(a) op(b) with the extents, transpositions, beta and what is fused given in args; leading dimensions that are

@@ -48,7 +48,7 @@ struct Embedding {
 
   Tensor forward(const std::array<Tensor, 1>& in, const Tensor& which) {
     require_float(in[0], name);
-    require_ids(which, name, "ids");
+    require_ids(which, in[0].device(), name, "ids");
     require(in[0].rank() == 2, name, "wants w (V, C), got ", in[0].shape());
     require(which.rank() < kMaxRank, name, "ids of shape ", which.shape(), " leave no room for the channels");
     const Tensor w = in[0].contiguous();

@@ -22,7 +22,7 @@ struct CrossEntropy {
 
   Tensor forward(const std::array<Tensor, 1>& in, const Tensor& wanted) {
     require_float(in[0], name);
-    require_ids(wanted, name, "targets");
+    require_ids(wanted, in[0].device(), name, "targets");
     require(in[0].rank() == 2 && wanted.shape() == Shape{in[0].size(0)}, name,
             "wants logits (N, V) and targets (N), got ", in[0].shape(), " and ", wanted.shape());
     logits = in[0].contiguous();
@@ -125,7 +125,7 @@ struct LinearCrossEntropy {
     require_float(x, name);
     require_float(w, name);
     require_same_dtype(x, w, name);
-    require_ids(targets, name, "targets");
+    require_ids(targets, x.device(), name, "targets");
     require(x.rank() == 2 && w.rank() == 2 && x.size(1) == w.size(1) && targets.shape() == Shape{x.size(0)}, name,
             "wants x (N, C), w (V, C) and targets (N), got ", x.shape(), ", ", w.shape(), " and ", targets.shape());
   }
