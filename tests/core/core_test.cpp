@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -23,17 +22,12 @@
 #include "core/rng.h"
 #include "core/shape.h"
 #include "support/catch.h"
+#include "support/errors.h"
 
 using namespace sieve;
+using sieve::test::error_text;
 
 namespace {
-
-std::string message_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) { return e.what(); }
-  return "";
-}
 
 struct Threads {
   explicit Threads(int n) : before(num_threads()) { set_num_threads(n); }
@@ -85,7 +79,7 @@ TEST_CASE("dtypes know their size, name and compute type") {
   CHECK(compute_dtype(DType::bf16) == DType::f32);
   CHECK(compute_dtype(DType::f64) == DType::f64);
   CHECK(dtype_of<bf16> == DType::bf16);
-  const std::string text = message_of([] { dispatch_float(DType::i32, "norm", []<class T>() {}); });
+  const std::string text = error_text([] { dispatch_float(DType::i32, "norm", []<class T>() {}); });
   CHECK(text == "[norm] wants a float dtype, got i32");
 }
 
@@ -140,13 +134,13 @@ TEST_CASE("shapes check their extents and their products") {
   CHECK(s.str() == "(2, 3, 4)");
   CHECK(s == Shape{2, 3, 4});
   CHECK_FALSE(s == Shape{2, 3});
-  CHECK(message_of([&] { (void)s[3]; }) == "[shape] axis 3 of (2, 3, 4)");
-  CHECK(message_of([] { (void)Shape{2, -1}; }) == "[shape] negative extent -1");
+  CHECK(error_text([&] { (void)s[3]; }) == "[shape] axis 3 of (2, 3, 4)");
+  CHECK(error_text([] { (void)Shape{2, -1}; }) == "[shape] negative extent -1");
   const std::int64_t big = std::int64_t{1} << 40;
-  CHECK(message_of([=] {
+  CHECK(error_text([=] {
           (void)Shape{big, big};
         }).find("size overflows: 1099511627776 x 1099511627776") != std::string::npos);
-  CHECK(message_of([] { (void)Shape{1, 1, 1, 1, 1, 1, 1}; }) == "[shape] rank 7 exceeds 6");
+  CHECK(error_text([] { (void)Shape{1, 1, 1, 1, 1, 1, 1}; }) == "[shape] rank 7 exceeds 6");
   CHECK(checked_product(std::int64_t{1} << 31, std::int64_t{1} << 31, "x") == std::int64_t{1} << 62);
   CHECK_THROWS_AS(checked_product(std::int64_t{1} << 32, std::int64_t{1} << 31, "x"), Error);
   CHECK_THROWS_AS(checked_product(-1, 1, "x"), Error);
@@ -197,7 +191,7 @@ TEST_CASE("parallel_for runs on several threads at once") {
 TEST_CASE("parallel_for hands exceptions to the caller, the first one by index, and stays usable") {
   for (int threads : {1, 2, 4}) {
     const Threads guard(threads);
-    const std::string text = message_of([] {
+    const std::string text = error_text([] {
       parallel_for(4, 1, [](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i)
           if (i % 2 == 1) fail(Exit::data, "loop", "index ", i);
@@ -229,7 +223,7 @@ TEST_CASE("nested parallel_for runs in the calling thread") {
 }
 
 TEST_CASE("the number of threads is at least one") {
-  CHECK(message_of([] { set_num_threads(0); }) == "[threads] must be at least 1, got 0");
+  CHECK(error_text([] { set_num_threads(0); }) == "[threads] must be at least 1, got 0");
   CHECK(num_threads() >= 1);
 }
 
@@ -261,6 +255,6 @@ TEST_CASE("log files hold every line with time and level, whatever the terminal 
 TEST_CASE("log levels are parsed strictly") {
   CHECK(parse_log_level("warn") == LogLevel::warn);
   CHECK(parse_log_level("off") == LogLevel::off);
-  CHECK(message_of([] { (void)parse_log_level("Warn"); }) ==
+  CHECK(error_text([] { (void)parse_log_level("Warn"); }) ==
         "[log] unknown level \"Warn\" (debug, info, warn, error, off)");
 }

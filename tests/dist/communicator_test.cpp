@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
-#include <functional>
 #include <limits>
 #include <map>
 #include <string>
@@ -18,6 +17,7 @@
 
 using namespace sieve;
 using sieve::test::contains;
+using sieve::test::error_text;
 using sieve::testing::run_ranks;
 
 namespace {
@@ -27,13 +27,6 @@ Launch launch_of(const std::map<std::string, std::string>& environment) {
     const auto found = environment.find(name);
     return found == environment.end() ? nullptr : found->second.c_str();
   });
-}
-
-std::string message_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) { return e.what(); }
-  return "";
 }
 
 }  // namespace
@@ -84,14 +77,14 @@ TEST_CASE("wrong arguments fail before anything is sent") {
   REQUIRE_THROWS_AS(comm.broadcast(matrix, 1, "x"), Error);
   REQUIRE_THROWS_AS(comm.exchange(matrix, matrix, 0, "x"), Error);
   REQUIRE(
-      contains(message_of([&] { comm.all_reduce(half, ReduceOp::sum, "bucket 3"); }), "all_reduce(bucket 3) of bf16"));
+      contains(error_text([&] { comm.all_reduce(half, ReduceOp::sum, "bucket 3"); }), "all_reduce(bucket 3) of bf16"));
 }
 
 TEST_CASE("a second thread in a collective is refused, and abandon() ends a wait") {
   auto world = std::make_shared<sieve::testing::ThreadWorld>(2);
   sieve::testing::ThreadCommunicator comm(world, 0);  // rank 1 never comes
   std::string waited;
-  std::thread waiter([&] { waited = message_of([&] { comm.barrier("lonely"); }); });
+  std::thread waiter([&] { waited = error_text([&] { comm.barrier("lonely"); }); });
   while (comm.progress().where().find("lonely") == std::string::npos) std::this_thread::yield();
   // The scope opens just before the flag is taken; whoever is second must be told.
   std::string second;
@@ -100,14 +93,14 @@ TEST_CASE("a second thread in a collective is refused, and abandon() ends a wait
     std::unique_lock lock(world->mutex);
     if (world->waiting == 0) continue;
     lock.unlock();
-    second = message_of([&] { (void)comm.all_gather(1.0, "intruder"); });
+    second = error_text([&] { (void)comm.all_gather(1.0, "intruder"); });
   }
   REQUIRE(contains(second, "all_gather(intruder) while another thread is in a collective"));
   REQUIRE(contains(second, "barrier(lonely)"));
   comm.abandon();
   waiter.join();
   REQUIRE(contains(waited, "gave up waiting in barrier(lonely)"));
-  REQUIRE(contains(message_of([&] { comm.barrier("later"); }), "given up"));
+  REQUIRE(contains(error_text([&] { comm.barrier("later"); }), "given up"));
 }
 
 TEST_CASE("progress names what is open, across threads and in any order of closing") {
@@ -154,7 +147,7 @@ TEST_CASE("a process that nobody launched is a world of one and a launched one n
   if constexpr (!build::with_mpi) {  // with MPI: tests/mpi/no_start.sh
     setenv("OMPI_COMM_WORLD_SIZE", "2", 1);
     setenv("OMPI_COMM_WORLD_RANK", "1", 1);
-    const std::string message = message_of([] { (void)make_communicator(); });
+    const std::string message = error_text([] { (void)make_communicator(); });
     unsetenv("OMPI_COMM_WORLD_SIZE");
     unsetenv("OMPI_COMM_WORLD_RANK");
     REQUIRE(contains(message, "started as rank 1 of 2, but this program was built without MPI"));
@@ -183,7 +176,7 @@ TEST_CASE("replicas that drifted apart are found, on every rank") {
   run_ranks(3, [&](Communicator& comm) {
     StepSummary mine;
     mine.squared_norm = comm.rank() == 2 ? std::nextafter(1.0, 2.0) : 1.0;
-    const std::string message = message_of([&] { (void)reduce_step_summary(comm, mine); });
+    const std::string message = error_text([&] { (void)reduce_step_summary(comm, mine); });
     if (contains(message, "rank 2 holds another gradient than rank 0")) ++found;
   });
   REQUIRE(found == 3);

@@ -11,8 +11,10 @@
 #include "core/rng.h"
 #include "dist/thread_communicator.h"
 #include "support/catch.h"
+#include "support/errors.h"
 
 using namespace sieve;
+using sieve::test::error_text;
 using sieve::testing::run_ranks;
 using sieve::testing::ThreadCommunicator;
 
@@ -72,13 +74,6 @@ std::vector<float> reduced(const Run& run) {
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-std::string message_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) { return e.what(); }
-  return "";
 }
 
 }  // namespace
@@ -227,14 +222,14 @@ TEST_CASE("a failure on the side thread surfaces in finish()") {
     GradientReducer reducer(comm, {{"a", {4}}, {"b", {4}}, {"c", {4}}}, {.bucket_bytes = 1, .deterministic = false});
     reducer.begin_step(1);
     reducer.end_micro_batch();
-    REQUIRE(message_of([&] { reducer.finish(); }) == "[spy] the wire broke");
+    REQUIRE(error_text([&] { reducer.finish(); }) == "[spy] the wire broke");
   }
   REQUIRE(comm.abandoned());
 }
 
 TEST_CASE("an exception in the middle of a step does not hang on the peers") {
   const auto begin = std::chrono::steady_clock::now();
-  REQUIRE(message_of([&] {
+  REQUIRE(error_text([&] {
             run_ranks(2, [&](Communicator& comm) {
               GradientReducer reducer(comm, slots(), {.bucket_bytes = 1});
               reducer.begin_step(1);
@@ -254,16 +249,16 @@ TEST_CASE("misuse is refused with names") {
   GradientReducer reducer(comm, {{"w", {4}}}, {});
   const Tensor g = full({4}, 1, DType::f32);
   REQUIRE_THROWS_AS(reducer.gradient(0), Error);
-  REQUIRE(message_of([&] { reducer.ready(0, g); }) == "[reducer] w: ready outside of a step");
+  REQUIRE(error_text([&] { reducer.ready(0, g); }) == "[reducer] w: ready outside of a step");
   REQUIRE_THROWS_AS(reducer.begin_step(0), Error);
   reducer.begin_step(1);
   REQUIRE_THROWS_AS(reducer.begin_step(1), Error);
   REQUIRE_THROWS_AS(reducer.finish(), Error);
   REQUIRE_THROWS_AS(reducer.ready(1, g), Error);
-  REQUIRE(message_of([&] { reducer.ready(0, full({2, 2}, 1, DType::f32)); }) == "[reducer] w: gradient (2, 2) for (4)");
+  REQUIRE(error_text([&] { reducer.ready(0, full({2, 2}, 1, DType::f32)); }) == "[reducer] w: gradient (2, 2) for (4)");
   REQUIRE_THROWS_AS(reducer.ready(0, full({4}, 1, DType::f64)), Error);
   reducer.ready(0, g);
-  REQUIRE(message_of([&] { reducer.ready(0, g); }) == "[reducer] w: ready twice in micro-batch 0");
+  REQUIRE(error_text([&] { reducer.ready(0, g); }) == "[reducer] w: ready twice in micro-batch 0");
   reducer.end_micro_batch();
   REQUIRE_THROWS_AS(reducer.end_micro_batch(), Error);
   reducer.finish();

@@ -1,12 +1,12 @@
 // Protocols of an evaluation against brute force: each target's loss from the logits of exactly the tokens it sees.
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <map>
 
 #include "core/rng.h"
 #include "dist/thread_communicator.h"
 #include "support/catch.h"
+#include "support/errors.h"
 #include "support/gpu.h"
 #include "train/eval_config.h"
 #include "train/eval_report.h"
@@ -14,6 +14,7 @@
 #include "train/recall.h"
 
 using namespace sieve;
+using sieve::test::error_text;
 
 namespace {
 
@@ -151,13 +152,6 @@ void check_protocol(const Text& text, const EvalProtocol& p, bool document_mask,
     const auto text_of = [&](const Perplexity& value) { return json_text(result_json({"m", "d", p, value, nullptr})); };
     CHECK(text_of(got) == text_of(alone));  // doubles are written so that they read back as they are
   }
-}
-
-std::string message_of(const std::function<void()>& act) {
-  try {
-    act();
-    return "no error";
-  } catch (const Error& error) { return error.what(); }
 }
 
 EvalProtocol protocol(EvalMethod method, std::int64_t context) {
@@ -309,7 +303,7 @@ TEST_CASE("windows by document at their edges") {
   CHECK(ranges(tail, 20, {0}) == "2:5-7 8:11-13 14:17-19 ");
   CHECK(ranges(tail, 20, {0, 8}) == "2:5-7 10:13-15 ");
   CHECK(ranges(tail, 7, {0}) == "2:5-7 ");
-  const std::string short_text = message_of([&] { ranges(tail, 6, {0}); });
+  const std::string short_text = error_text([&] { ranges(tail, 6, {0}); });
   INFO(short_text);
   CHECK(short_text.find("[eval.span] no document has the 7 tokens") != std::string::npos);
 }
@@ -340,7 +334,7 @@ TEST_CASE("options of an evaluation that do not fit are named") {
     return file.eval;
   };
   const auto refused = [&](const std::vector<std::string>& options, const std::string& key, const std::string& why) {
-    const std::string message = message_of([&] { load(options); });
+    const std::string message = error_text([&] { load(options); });
     INFO(key << ": " << why << ", got: " << message);
     CHECK(message.find("error: " + key + ": ") != std::string::npos);
     CHECK(message.find(why) != std::string::npos);
@@ -369,7 +363,7 @@ TEST_CASE("protocols take from the group what they do not give") {
     return file.eval;
   };
   const auto refused = [&](const std::string& group, const std::vector<std::string>& parts) {
-    const std::string message = message_of([&] { load(group); });
+    const std::string message = error_text([&] { load(group); });
     INFO("got: " << message);
     for (const std::string& part : parts) {
       INFO(part);
