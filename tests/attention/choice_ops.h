@@ -91,7 +91,9 @@ inline OpSample draw_with_loss(Draw& d) {
   const Shape shape = d.shape(3, 4);
   return {"with_loss",
           {d.normal(shape)},
-          [](const std::vector<Variable>& x) { return with_loss(x[0], Variable(full({}, 3, DType::f64))); },
+          [](const std::vector<Variable>& x) {
+            return with_loss(x[0], Variable(full({}, 3, DType::f64, x[0].value().stream())));
+          },
           {}};
 }
 

@@ -94,6 +94,15 @@ void check_index_loss(const LossShape& s, DType dtype, bool documents, std::uint
 
 }  // namespace
 
+TEST_CASE("GPU: the indexer's loss of a few short rows", "[gpu][small]") {
+  SIEVE_NEEDS_GPU();
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    check_index_loss({2, 63, 4, 32, 6, 6, 64, 20}, dtype, false, 191);   // one tile
+    check_index_loss({1, 130, 3, 64, 4, 2, 128, 30}, dtype, true, 192);  // several, and documents
+    check_index_loss({1, 90, 4, 32, 2, 2, 64, 4}, dtype, false, 193);    // key by key
+  }
+}
+
 TEST_CASE("GPU: the indexer's loss by tiles is that of the CPU at many shapes", "[gpu]") {
   SIEVE_NEEDS_GPU();
   const LossShape shapes[] = {
