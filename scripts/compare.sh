@@ -33,9 +33,7 @@ prepare_tiny() {  # folder: 36 headers as 36 documents; every sixth is val, ever
   done < <(find "$text" -maxdepth 1 -name '*.h' -size +6k | LC_ALL=C sort | head -n 36)
   [ $number -ge 12 ] || { echo "compare: $text holds too few headers: install g++" >&2; return 3; }
   for split in train val test; do
-    "$SIEVE" data prepare "$data.tmp/text/$split" -o "$data.tmp/one" --allow-invalid-utf8 >&2 || return 3
-    mv "$data.tmp/one/train" "$data.tmp/$split"  # what is prepared without a validation share is called train
-    rm -r "$data.tmp/one"
+    "$SIEVE" data prepare "$data.tmp/text/$split" -o "$data.tmp" --split $split --allow-invalid-utf8 >&2 || return 3
   done
   mv "$data.tmp" "$data"
 }

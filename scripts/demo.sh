@@ -42,15 +42,15 @@ fi
 
 say "tokenizer and token shards"
 "$sieve" tokenizer train "$work/train" -o data/demo/tokenizer.json --vocab-size 2048 --allow-invalid-utf8
-"$sieve" data prepare "$work/train" -o data/demo/train-text --tokenizer data/demo/tokenizer.json --overwrite --allow-invalid-utf8
-"$sieve" data prepare "$work/val" -o data/demo/val-text --tokenizer data/demo/tokenizer.json --overwrite --allow-invalid-utf8
+"$sieve" data prepare "$work/train" -o data/demo/text --tokenizer data/demo/tokenizer.json --overwrite --allow-invalid-utf8
+"$sieve" data prepare "$work/val" -o data/demo/text --split val --tokenizer data/demo/tokenizer.json --overwrite --allow-invalid-utf8
 
 say "training (about two minutes on two cores)"
 rm -rf runs/demo
 "$sieve" pretrain configs/demo.yaml
 
 say "evaluation on held-out text by sliding windows (sieve eval runs/demo alone takes disjoint ones: a higher figure), beside gzip -9"
-"$sieve" eval runs/demo eval.data=data/demo/val-text/train eval.method=sliding eval.stride=0.5
+"$sieve" eval runs/demo eval.data=data/demo/text/val eval.method=sliding eval.stride=0.5
 bytes=$(find "$work/val" -type f -exec cat {} + | wc -c)
 packed=$(find "$work/val" -type f | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat | gzip -9 | wc -c)
 awk -v b="$bytes" -v p="$packed" 'BEGIN { printf "gzip -9 · bits/byte %.4f   (all held-out files in one stream)\n", 8 * p / b }'

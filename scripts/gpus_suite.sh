@@ -30,11 +30,11 @@ run_faults() {
 }
 
 text() {
-  [ -d data/demo/train-text ] && return
+  [ -d data/demo/text ] && return
   local headers
   headers=$(ls -d /usr/include/c++/* | sort -V | tail -n 1)
   "$bin/sieve" tokenizer train "$headers" -o data/demo/tokenizer.json --vocab-size 2048 --allow-invalid-utf8 >/dev/null &&
-    "$bin/sieve" data prepare "$headers" -o data/demo/train-text --tokenizer data/demo/tokenizer.json --overwrite --allow-invalid-utf8 >/dev/null
+    "$bin/sieve" data prepare "$headers" -o data/demo/text --tokenizer data/demo/tokenizer.json --overwrite --allow-invalid-utf8 >/dev/null
 }
 # train NAME N overrides...: a short run, then the hash of its model
 train() {

@@ -21,9 +21,8 @@ zstd -qdc --long=27 "$corpus/train.jsonl.zst" | awk -v n="$tenths" '(NR - 1) % 1
 cp "$corpus/val.jsonl.zst" "$corpus/test.jsonl.zst" "$work"
 for input in train.jsonl val.jsonl.zst test.jsonl.zst; do
   split=${input%%.*}
-  "$sieve" data prepare "$work/$input" -o "$work/one" --tokenizer "$work/tokenizer.json"
-  mv "$work/one/train" "$work/$split"  # what is prepared without a validation share is called train
-  rm -r "$work/one" "$work/$input"
+  "$sieve" data prepare "$work/$input" -o "$work" --split "$split" --tokenizer "$work/tokenizer.json"
+  rm "$work/$input"
 done
 mv "$work" "$out"
 trap - EXIT

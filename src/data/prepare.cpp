@@ -1,7 +1,6 @@
 #include "data/prepare.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -18,7 +17,17 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::array<const char*, 2> kSplits = {"train", "val"};
+// The splits that a call answers for: a train/ without a val/ beside it takes an older val/ away (publish() says why),
+// any other name stands alone.
+std::vector<std::string> splits_of(const PrepareOptions& o) {
+  if (o.split == "train") return {"train", "val"};
+  return o.val_fraction > 0 ? std::vector<std::string>{o.split, "val"} : std::vector<std::string>{o.split};
+}
+
+bool is_split_name(const std::string& name) {
+  return !name.empty() && name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") ==
+                              std::string::npos;
+}
 
 // A folder that is gone when this is, whatever happened in between.
 class TemporaryFolder {
@@ -68,13 +77,20 @@ void check_options(const Tokenizer& tokenizer, const PrepareOptions& o) {
   if (!(o.val_fraction >= 0 && o.val_fraction < 1)) {
     fail(Exit::config, "prepare", "val fraction ", o.val_fraction, " must be at least 0 and below 1");
   }
+  if (!is_split_name(o.split)) {
+    fail(Exit::config, "prepare", "split '", o.split, "' is no name of a folder: letters, digits, _ and - make one");
+  }
+  if (o.split == "val" && o.val_fraction > 0) {
+    fail(Exit::config, "prepare", "split val and a val fraction of ", o.val_fraction,
+         " would both write val/; give one of them");
+  }
   if (o.shard_tokens < 1) fail(Exit::config, "prepare", "shard size ", o.shard_tokens, " must be at least 1 token");
   if (!tokenizer.separator()) {
     fail(Exit::data, "prepare", "tokenizer ", tokenizer.name(),
          " names no token that ends a document; name one as eos_token in a tokenizer_config.json beside it");
   }
   std::error_code error;
-  for (const char* split : kSplits) {
+  for (const std::string& split : splits_of(o)) {
     const fs::path folder = fs::path(o.output) / split;
     if (!o.overwrite && fs::exists(folder, error) && !fs::is_empty(folder, error)) {
       fail(Exit::config, "prepare", folder.string(), " exists already; choose another output or allow overwriting");
@@ -82,11 +98,12 @@ void check_options(const Tokenizer& tokenizer, const PrepareOptions& o) {
   }
 }
 
-// The files to read: all that the inputs hold but what lies in the output's own train/, val/ and temporary folders.
+// The files to read: all that the inputs hold but what lies in the folders of this call's own splits.
 std::vector<TextFile> input_files(const PrepareOptions& o) {
   std::vector<TextFile> files = list_texts(o.inputs);
   std::vector<std::string> own;
-  for (const char* split : kSplits) own.push_back(fs::weakly_canonical(fs::path(o.output) / split).string() + "/");
+  for (const std::string& split : splits_of(o))
+    own.push_back(fs::weakly_canonical(fs::path(o.output) / split).string() + "/");
   std::erase_if(files, [&](const TextFile& f) {
     const std::string path = fs::weakly_canonical(f.path).string();
     return std::any_of(own.begin(), own.end(), [&](const std::string& folder) { return path.starts_with(folder); });
@@ -97,8 +114,8 @@ std::vector<TextFile> input_files(const PrepareOptions& o) {
 
 void write_shards(const Tokenizer& tokenizer, const TokenSpool& spool, const PrepareOptions& o, const fs::path& folder,
                   PrepareReport& report) {
-  ShardHeader header{&tokenizer, "train", 0, report.source_hash};
-  ShardSeries train(spool, header, folder / "train", o.shard_tokens, report.train);
+  ShardHeader header{&tokenizer, o.split, 0, report.source_hash};
+  ShardSeries train(spool, header, folder / o.split, o.shard_tokens, report.train);
   if (o.val_fraction == 0) {
     spool.each_document([&](std::int64_t, const TokenSpool::Document& d) { train.add({{d.begin, d.tokens}}); });
     train.flush();
@@ -132,10 +149,11 @@ void rename_or_fail(const fs::path& from, const fs::path& to) {
 
 // temporary/train, temporary/val -> output. What was there goes aside first, also a val/ that has no successor: it
 // would hold documents that are in train/ now.
-void publish(const fs::path& temporary, const fs::path& output, PrepareReport& report) {
-  for (const char* split : kSplits) {
+void publish(const fs::path& temporary, const PrepareOptions& o, PrepareReport& report) {
+  const fs::path output = o.output;
+  for (const std::string& split : splits_of(o)) {
     std::error_code error;
-    if (fs::exists(output / split, error)) rename_or_fail(output / split, temporary / cat("old-", split));
+    if (fs::exists(output / split, error)) rename_or_fail(output / split, temporary / ("old-" + split));
     if (!fs::exists(temporary / split, error)) continue;
     sync_directory(temporary / split);
     rename_or_fail(temporary / split, output / split);
@@ -172,7 +190,7 @@ PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
   state.phase = "write";
   if (progress) progress(state);
   write_shards(tokenizer, spool, options, temporary.path(), report);
-  publish(temporary.path(), options.output, report);
+  publish(temporary.path(), options, report);
   return report;
 }
 

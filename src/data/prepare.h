@@ -10,9 +10,9 @@
 // smallest (largest) hash moves there. A single document is cut: its last ceil(val_fraction * tokens) tokens are the
 // validation document.
 //
-// Output: DIR/train/shard_00000.h5 ... and, with val_fraction > 0, DIR/val/shard_00000.h5 ...; complete or absent:
-// everything is written under DIR/.tmp-prepare and renamed at the end. The same input gives the same bytes, whatever
-// the number of threads.
+// Output: DIR/train/shard_00000.h5 ... (or DIR/split/...) and, with val_fraction > 0, DIR/val/shard_00000.h5 ...;
+// complete or absent: everything is written under DIR/.tmp-prepare and renamed at the end. The same input gives the
+// same bytes, whatever the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -32,9 +32,10 @@ struct PrepareOptions {
   std::string field = "text";       // of JSON lines
   bool allow_invalid_utf8 = false;  // bytes of text files that are not UTF-8 are kept as they are; else an error
   double val_fraction = 0;          // 0 <= f < 1
+  std::string split = "train";      // name and folder of what is not set aside: letters, digits, _ and -
   std::int64_t shard_tokens = 100'000'000;  // a shard ends before the document that would exceed this (and after 2^22
                                             // documents); documents are never cut, so one may be longer
-  bool overwrite = false;                   // replace the train/ and val/ that are there
+  bool overwrite = false;                   // replace what is there of this call's splits
 };
 
 struct PrepareProgress {
@@ -50,7 +51,7 @@ struct PreparedSplit {
 };
 
 struct PrepareReport {
-  PreparedSplit train, val;
+  PreparedSplit train, val;  // train: the split that options.split names
   std::int64_t files = 0, text_bytes = 0;
   std::int64_t empty_documents = 0;
   std::uint64_t source_hash = 0;  // of names (relative to the inputs) and contents

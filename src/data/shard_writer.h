@@ -13,7 +13,7 @@ namespace sieve {
 
 struct ShardHeader {
   const Tokenizer* tokenizer = nullptr;
-  std::string split;       // "train" | "val"
+  std::string split;       // "train" | "val" | any other name
   std::int64_t shard = 0;  // its number in the split
   std::uint64_t source_hash = 0;
 };

@@ -3,11 +3,11 @@
 //
 // A shard is an HDF5 file with
 //   tokens            u16 (vocabulary <= 65536) or u32, (N), contiguous: document after document, each ended by the
-//   separator token document_offsets  u64, (D + 1): document d is tokens [offsets[d], offsets[d + 1]); first 0, last N
+//                     separator token
+//   document_offsets  u64, (D + 1): document d is tokens [offsets[d], offsets[d + 1]); first 0, last N
 //   root attributes   sieve_format = "tokens", version = 1, tokenizer_hash, tokenizer_name, vocab_size, separator,
-//   source_hash,
-//                     split ("train" | "val"), shard, tokens_xxh3, offsets_xxh3 (XXH3-64 of the raw little-endian
-//                     bytes)
+//                     source_hash, split ("train", "val" or another name), shard, tokens_xxh3, offsets_xxh3 (XXH3-64
+//                     of the raw little-endian bytes)
 #pragma once
 
 #include <cstdint>

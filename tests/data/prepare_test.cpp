@@ -161,6 +161,44 @@ TEST_CASE("many small documents over many shards", "[prepare]") {
   CHECK_THROWS_AS(store.read(store.tokens() - 1, std::span(all).first(2)), Error);
 }
 
+TEST_CASE("splits that were set apart before have names of their own and stay side by side", "[prepare]") {
+  const Folder folder;
+  const auto t = make_byte_tokenizer();
+  auto o = options_for(folder, {folder.write("a.jsonl", json_lines({"one", "two"}))}, "out");
+  prepare(*t, o);
+  for (const char* name : {"val", "test-2_B"}) {
+    o.inputs = {folder.write(cat(name, ".txt"), name)};
+    o.split = name;
+    const PrepareReport r = prepare(*t, o);
+    CHECK(r.train.shards == std::vector<std::string>{o.output + "/" + name + "/shard_00000.h5"});
+    CHECK(TokenStore(o.output + "/" + name, t.get()).shards()[0].split == name);
+    CHECK_THROWS_AS(prepare(*t, o), Error);  // it is there now
+  }
+  CHECK(documents(TokenStore(o.output + "/train", t.get()), *t) == std::vector<std::string>{"one", "two"});
+  o.overwrite = true;
+  o.inputs = {folder.write("b.txt", "three")};
+  prepare(*t, o);  // test-2_B alone
+  CHECK(documents(TokenStore(o.output + "/test-2_B", t.get()), *t) == std::vector<std::string>{"three"});
+  CHECK(documents(TokenStore(o.output + "/val", t.get()), *t) == std::vector<std::string>{"val"});
+  o.inputs = {folder.write("c.jsonl", json_lines({"four", "five", "six"}))};
+  o.val_fraction = 0.4;
+  const PrepareReport both = prepare(*t, o);
+  CHECK(both.train.documents + both.val.documents == 3);
+  CHECK(TokenStore(o.output + "/val", t.get()).documents() == both.val.documents);
+  o.split = "val";
+  CHECK_THROWS_AS(prepare(*t, o), Error);  // two answers for val/
+  o.val_fraction = 0;
+  for (const char* name : {"", "..", "a/b", "a b", "caf\xc3\xa9"}) {
+    o.split = name;
+    INFO(name);
+    CHECK_THROWS_AS(prepare(*t, o), Error);
+  }
+  o.split = "train";
+  prepare(*t, o);  // its own older val/ goes
+  CHECK_FALSE(fs::exists(o.output + "/val"));
+  CHECK(fs::exists(o.output + "/test-2_B"));
+}
+
 TEST_CASE("a vocabulary above 65536 is stored as u32", "[prepare]") {
   const Folder folder;
   Json json = read_json(std::string(SIEVE_GOLDEN_DIR) + "/tokenizers/gpt2_style.json");
