@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <iostream>
 #include <memory>
 
@@ -21,18 +20,20 @@ Exit run_prepare(const PrepareArguments& arguments) {
   const bool byte = arguments.tokenizer == "byte";
   const auto tokenizer = open_tokenizer(byte ? "byte" : "hf_json", arguments.tokenizer);
   const PrepareReport report = prepare(*tokenizer, arguments.options);
-  const auto line_of = [](const std::string& name, const PreparedSplit& split) {
-    return cat(name, "  ", format_grouped(split.documents), split.documents == 1 ? " document, " : " documents, ",
-               format_grouped(split.tokens), " tokens, ", split.shards.size(),
-               split.shards.size() == 1 ? " shard" : " shards");
+  const auto tell = [&](const std::string& name, const PreparedSplit& split) {
+    log_info(name, std::string(name.size() < 5 ? 7 - name.size() : 2, ' '), format_grouped(split.documents),
+             split.documents == 1 ? " document, " : " documents, ", format_grouped(split.tokens), " tokens, ",
+             split.shards.size(), split.shards.size() == 1 ? " shard" : " shards", " in ", arguments.options.output,
+             "/", name);
   };
   log_info("prepared ", format_bytes(static_cast<double>(report.text_bytes)), " of text from ", report.files,
            report.files == 1 ? " file" : " files", " with tokenizer ", tokenizer->name());
-  std::string val = "val";  // the two names as wide as the longer one
-  std::string split = arguments.options.split;
-  if (report.val.documents > 0) val.resize(std::max(val.size(), split.size()), ' '), split.resize(val.size(), ' ');
-  log_info(line_of(split, report.train));
-  if (report.val.documents > 0) log_info(line_of(val, report.val));
+  tell(arguments.options.split, report.train);
+  if (report.val.documents > 0) tell("val", report.val);
+  for (const std::string& folder : report.removed) {
+    log_warn("removed ", folder, ", which had been set aside from the text that ", arguments.options.split,
+             " held before");
+  }
   if (report.empty_documents > 0) log_warn(report.empty_documents, " empty documents were skipped");
   return Exit::ok;
 }
@@ -50,16 +51,18 @@ void add_prepare(CommandLine& line, CLI::App& data) {
       "  sieve data prepare held-out/ -o data/books --tokenizer data/tokenizer.json --split test");
   command->add_option("INPUT", options.inputs, "files and folders")->required();
   command->add_option("-o,--output", options.output, "folder for train/ (or SPLIT/) and val/")->required();
-  command->add_option("--tokenizer", arguments->tokenizer, "byte, or the path of a tokenizer.json");
+  command->add_option("--tokenizer", arguments->tokenizer, "byte, or the path of a tokenizer.json (default: byte)");
   command->add_option("--field", options.field, "JSON field that holds the text");
   command->add_flag("--allow-invalid-utf8", options.allow_invalid_utf8,
                     "keep bytes of text files that are not UTF-8 as they are (else they are an error)");
-  command->add_option("--val-fraction", options.val_fraction, "share of the documents that goes to val/")
+  command
+      ->add_option("--val-fraction", options.val_fraction,
+                   "about this share of the documents, chosen by their hashes, goes to val/ (default: 0)")
       ->check(CLI::Range(0.0, 1.0));
-  command->add_option("--split", options.split, "folder of the documents that do not go to val/ (train)");
+  command->add_option("--split", options.split,
+                      "name of the folder below --output: train, val, test, ... (default: train)");
   command->add_option("--shard-tokens", options.shard_tokens, "largest shard")->check(CLI::PositiveNumber);
-  command->add_flag("--overwrite", options.overwrite,
-                    "replace what is there; train/ takes an older val/ along, whose documents it may hold");
+  command->add_flag("--overwrite", options.overwrite, "replace a folder of shards; a val/ set aside from it goes too");
   command->callback(
       [&line, arguments] { line.action = [arguments](Communicator&) { return run_prepare(*arguments); }; });
 }

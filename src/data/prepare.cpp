@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "data/encode_texts.h"
 #include "data/shard_series.h"
+#include "data/split_folders.h"
 #include "data/token_spool.h"
 #include "io/file.h"
 
@@ -17,16 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The splits that a call answers for: a train/ without a val/ beside it takes an older val/ away (publish() says why),
-// any other name stands alone.
-std::vector<std::string> splits_of(const PrepareOptions& o) {
-  if (o.split == "train") return {"train", "val"};
-  return o.val_fraction > 0 ? std::vector<std::string>{o.split, "val"} : std::vector<std::string>{o.split};
-}
-
 bool is_split_name(const std::string& name) {
-  return !name.empty() && name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") ==
-                              std::string::npos;
+  return !name.empty() && name.front() != '-' &&
+         name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") ==
+             std::string::npos;
 }
 
 // A folder that is gone when this is, whatever happened in between.
@@ -78,36 +73,24 @@ void check_options(const Tokenizer& tokenizer, const PrepareOptions& o) {
     fail(Exit::config, "prepare", "val fraction ", o.val_fraction, " must be at least 0 and below 1");
   }
   if (!is_split_name(o.split)) {
-    fail(Exit::config, "prepare", "split '", o.split, "' is no name of a folder: letters, digits, _ and - make one");
+    fail(Exit::config, "prepare", "split '", o.split,
+         "' is no name of a folder: letters, digits, _ and, not at its beginning, - make one");
   }
-  if (o.split == "val" && o.val_fraction > 0) {
-    fail(Exit::config, "prepare", "split val and a val fraction of ", o.val_fraction,
-         " would both write val/; give one of them");
+  if (o.split != "train" && o.val_fraction > 0) {
+    fail(Exit::config, "prepare", "a val fraction of ", o.val_fraction, " is taken from train, not from split ",
+         o.split, "; give one of the two");
   }
   if (o.shard_tokens < 1) fail(Exit::config, "prepare", "shard size ", o.shard_tokens, " must be at least 1 token");
   if (!tokenizer.separator()) {
     fail(Exit::data, "prepare", "tokenizer ", tokenizer.name(),
          " names no token that ends a document; name one as eos_token in a tokenizer_config.json beside it");
   }
-  std::error_code error;
-  for (const std::string& split : splits_of(o)) {
-    const fs::path folder = fs::path(o.output) / split;
-    if (!o.overwrite && fs::exists(folder, error) && !fs::is_empty(folder, error)) {
-      fail(Exit::config, "prepare", folder.string(), " exists already; choose another output or allow overwriting");
-    }
-  }
 }
 
-// The files to read: all that the inputs hold but what lies in the folders of this call's own splits.
+// The files to read: all that the inputs hold but shards that an earlier call left below the output.
 std::vector<TextFile> input_files(const PrepareOptions& o) {
   std::vector<TextFile> files = list_texts(o.inputs);
-  std::vector<std::string> own;
-  for (const std::string& split : splits_of(o))
-    own.push_back(fs::weakly_canonical(fs::path(o.output) / split).string() + "/");
-  std::erase_if(files, [&](const TextFile& f) {
-    const std::string path = fs::weakly_canonical(f.path).string();
-    return std::any_of(own.begin(), own.end(), [&](const std::string& folder) { return path.starts_with(folder); });
-  });
+  std::erase_if(files, [&](const TextFile& f) { return is_shard_of_output(f.path, o.output); });
   if (files.empty()) fail(Exit::data, "prepare", "no text files in the inputs");
   return files;
 }
@@ -147,16 +130,20 @@ void rename_or_fail(const fs::path& from, const fs::path& to) {
   }
 }
 
-// temporary/train, temporary/val -> output. What was there goes aside first, also a val/ that has no successor: it
-// would hold documents that are in train/ now.
-void publish(const fs::path& temporary, const PrepareOptions& o, PrepareReport& report) {
-  const fs::path output = o.output;
-  for (const std::string& split : splits_of(o)) {
+// temporary/SPLIT -> output/SPLIT. What was there goes aside first.
+void publish(const fs::path& temporary, const fs::path& output, const SplitFolders& folders, PrepareReport& report) {
+  const auto put_aside = [&](const std::string& split) {
     std::error_code error;
     if (fs::exists(output / split, error)) rename_or_fail(output / split, temporary / ("old-" + split));
-    if (!fs::exists(temporary / split, error)) continue;
+  };
+  for (const std::string& split : folders.written) {
+    put_aside(split);
     sync_directory(temporary / split);
     rename_or_fail(temporary / split, output / split);
+  }
+  for (const std::string& split : folders.orphaned) {
+    put_aside(split);
+    report.removed.push_back((output / split).string());
   }
   sync_directory(output);
   for (PreparedSplit* split : {&report.train, &report.val}) {
@@ -169,6 +156,7 @@ void publish(const fs::path& temporary, const PrepareOptions& o, PrepareReport& 
 PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
                       const std::function<void(const PrepareProgress&)>& progress) {
   check_options(tokenizer, options);
+  const SplitFolders folders = split_folders(options);
   const std::vector<TextFile> files = input_files(options);
   PrepareReport report;
   report.files = static_cast<std::int64_t>(files.size());
@@ -190,7 +178,7 @@ PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
   state.phase = "write";
   if (progress) progress(state);
   write_shards(tokenizer, spool, options, temporary.path(), report);
-  publish(temporary.path(), options, report);
+  publish(temporary.path(), options.output, folders, report);
   return report;
 }
 

@@ -31,11 +31,11 @@ struct PrepareOptions {
   std::string output;               // folder, created if absent
   std::string field = "text";       // of JSON lines
   bool allow_invalid_utf8 = false;  // bytes of text files that are not UTF-8 are kept as they are; else an error
-  double val_fraction = 0;          // 0 <= f < 1
-  std::string split = "train";      // name and folder of what is not set aside: letters, digits, _ and -
+  double val_fraction = 0;          // 0 <= f < 1; with the split "train" alone
+  std::string split = "train";      // name and folder: letters, digits, _ and -
   std::int64_t shard_tokens = 100'000'000;  // a shard ends before the document that would exceed this (and after 2^22
                                             // documents); documents are never cut, so one may be longer
-  bool overwrite = false;                   // replace what is there of this call's splits
+  bool overwrite = false;                   // replace folders that hold shards, and nothing else, of this call's splits
 };
 
 struct PrepareProgress {
@@ -54,10 +54,12 @@ struct PrepareReport {
   PreparedSplit train, val;  // train: the split that options.split names
   std::int64_t files = 0, text_bytes = 0;
   std::int64_t empty_documents = 0;
-  std::uint64_t source_hash = 0;  // of names (relative to the inputs) and contents
+  std::vector<std::string> removed;  // folders: a val/ that had been set aside from the train/ that was replaced
+  std::uint64_t source_hash = 0;     // of names (relative to the inputs) and contents
 };
 
-// Exit::config: options out of range, output exists without overwrite. Exit::data: what data/texts.h says of the
+// Exit::config: options out of range, output exists without overwrite or holds something else than shards
+// (data/split_folders.h). Exit::data: what data/texts.h says of the
 // inputs, no text at all, a tokenizer without a separator, a full or unwritable disk. Nothing is left behind then.
 PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
                       const std::function<void(const PrepareProgress&)>& progress = {});

@@ -39,6 +39,7 @@ class Reading {
     std::uint64_t before = 0;  // bytes of the file before the buffer
     for (;;) {
       const bool end = fill(buffer);
+      if (before == 0) refuse_hdf5(buffer);
       std::size_t whole = buffer.size();
       if (!end) {  // a sequence that the piece's end cuts waits for the next piece
         for (std::size_t tail = std::min<std::size_t>(3, buffer.size()); tail > 0; --tail) {
@@ -69,7 +70,7 @@ class Reading {
       }
       const Json object = parse_json(line, place);
       if (!object.is_object() || !object.contains(field)) {
-        fail(Exit::data, "text", place, ": no field \"", field, "\"; name the field that holds the text");
+        fail(Exit::data, "text", place, ": no field \"", field, "\"; name the field that holds the text (--field)");
       }
       if (!object[field].is_string()) fail(Exit::data, "text", place, ": field \"", field, "\" is not a string");
       emit(object[field].get_ref<const std::string&>(), true);
@@ -91,6 +92,11 @@ class Reading {
   void emit(std::string_view text, bool last) {
     piece_({text, last, documents_, &file_});
     if (last) ++documents_;
+  }
+  void refuse_hdf5(std::string_view text) const {  // allow_invalid_utf8 would make tokens of it
+    if (!text.starts_with("\x89HDF\r\n\x1a\n")) return;
+    fail(Exit::data, "text", file_.path,
+         ": a token shard or another HDF5 file, no text; name the files or folders of the text alone");
   }
   void check_utf8(std::string_view text, std::uint64_t before) const {
     const std::size_t good = valid_utf8_prefix(text);

@@ -164,39 +164,65 @@ TEST_CASE("many small documents over many shards", "[prepare]") {
 TEST_CASE("splits that were set apart before have names of their own and stay side by side", "[prepare]") {
   const Folder folder;
   const auto t = make_byte_tokenizer();
-  auto o = options_for(folder, {folder.write("a.jsonl", json_lines({"one", "two"}))}, "out");
-  prepare(*t, o);
-  for (const char* name : {"val", "test-2_B"}) {
+  auto o = options_for(folder, {}, "out");
+  const auto texts_of = [&](const char* split) { return documents(TokenStore(o.output + "/" + split, t.get()), *t); };
+  using Texts = std::vector<std::string>;
+  for (const char* name : {"val", "test-2_B", "train"}) {  // in any order
     o.inputs = {folder.write(cat(name, ".txt"), name)};
     o.split = name;
     const PrepareReport r = prepare(*t, o);
-    CHECK(r.train.shards == std::vector<std::string>{o.output + "/" + name + "/shard_00000.h5"});
+    CHECK(r.train.shards == Texts{o.output + "/" + name + "/shard_00000.h5"});
+    CHECK(r.removed.empty());
     CHECK(TokenStore(o.output + "/" + name, t.get()).shards()[0].split == name);
-    CHECK_THROWS_AS(prepare(*t, o), Error);  // it is there now
+    check_error(Exit::config, {name, "1 shard", "--overwrite", "--split"}, [&] { prepare(*t, o); });
   }
-  CHECK(documents(TokenStore(o.output + "/train", t.get()), *t) == std::vector<std::string>{"one", "two"});
   o.overwrite = true;
   o.inputs = {folder.write("b.txt", "three")};
-  prepare(*t, o);  // test-2_B alone
-  CHECK(documents(TokenStore(o.output + "/test-2_B", t.get()), *t) == std::vector<std::string>{"three"});
-  CHECK(documents(TokenStore(o.output + "/val", t.get()), *t) == std::vector<std::string>{"val"});
-  o.inputs = {folder.write("c.jsonl", json_lines({"four", "five", "six"}))};
+  CHECK(prepare(*t, o).removed.empty());  // train alone: val was not set aside from it
+  CHECK(texts_of("train") == Texts{"three"});
+  CHECK(texts_of("val") == Texts{"val"});
+  o.split = "test-2_B";
+  prepare(*t, o);
+  CHECK(texts_of("test-2_B") == Texts{"three"});
   o.val_fraction = 0.4;
-  const PrepareReport both = prepare(*t, o);
-  CHECK(both.train.documents + both.val.documents == 3);
-  CHECK(TokenStore(o.output + "/val", t.get()).documents() == both.val.documents);
-  o.split = "val";
-  CHECK_THROWS_AS(prepare(*t, o), Error);  // two answers for val/
+  check_error(Exit::config, {"0.4", "test-2_B"}, [&] { prepare(*t, o); });
   o.val_fraction = 0;
-  for (const char* name : {"", "..", "a/b", "a b", "caf\xc3\xa9"}) {
+  for (const char* name : {"", "..", "a/b", "a b", "-x", "caf\xc3\xa9"}) {
     o.split = name;
     INFO(name);
     CHECK_THROWS_AS(prepare(*t, o), Error);
   }
-  o.split = "train";
-  prepare(*t, o);  // its own older val/ goes
-  CHECK_FALSE(fs::exists(o.output + "/val"));
-  CHECK(fs::exists(o.output + "/test-2_B"));
+}
+
+TEST_CASE("only folders of shards are replaced", "[prepare]") {
+  const Folder folder;
+  const auto t = make_byte_tokenizer();
+  folder.write("books/a.txt", "one");
+  folder.write("books/train/b.txt", "two");
+  auto o = options_for(folder, {folder / "books"}, "books");  // where a text lies that would have been replaced
+  for (const bool overwrite : {false, true}) {
+    o.overwrite = overwrite;
+    check_error(Exit::config, {"books/train", "b.txt", "no token shard"}, [&] { prepare(*t, o); });
+  }
+  CHECK(fs::exists(folder / "books/train/b.txt"));
+  CHECK_FALSE(fs::exists(folder / "books/.tmp-prepare"));
+  o.overwrite = false;
+  o.split = "shards";
+  CHECK(prepare(*t, o).train.documents == 2);
+  folder.write("books/shards/notes.txt", "by hand");
+  o.overwrite = true;
+  check_error(Exit::config, {"notes.txt"}, [&] { prepare(*t, o); });
+  fs::remove(folder / "books/shards/notes.txt");
+  CHECK(prepare(*t, o).train.documents == 2);  // its own shards are no text
+  // To another output they are not its own.
+  auto other = options_for(folder, {folder / "books"}, "elsewhere");
+  other.allow_invalid_utf8 = true;
+  check_error(Exit::data, {"books/shards/shard_00000.h5", "token shard"}, [&] { prepare(*t, other); });
+  folder.write("file", "");
+  fs::create_directories(folder / "flat");
+  folder.write("flat/train", "a file");
+  auto flat = options_for(folder, {folder / "books/a.txt"}, "flat");
+  check_error(Exit::config, {"flat/train", "is a file"}, [&] { prepare(*t, flat); });
 }
 
 TEST_CASE("a vocabulary above 65536 is stored as u32", "[prepare]") {
@@ -357,8 +383,9 @@ TEST_CASE("what is there is not overwritten unasked, and an old val goes with it
   prepare(*t, o);
   check_error(Exit::config, {"out/train", "exists"}, [&] { prepare(*t, o); });
   o.val_fraction = 0;
+  check_error(Exit::config, {"out/train", "val/ set aside"}, [&] { prepare(*t, o); });
   o.overwrite = true;
-  prepare(*t, o);
+  CHECK(prepare(*t, o).removed == std::vector<std::string>{o.output + "/val"});
   CHECK(TokenStore(o.output + "/train").documents() == 3);
   CHECK_FALSE(fs::exists(o.output + "/val"));
   // The output may lie within the input: its own shards are not read as text.
