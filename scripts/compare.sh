@@ -16,6 +16,7 @@ case $grid in
 esac
 [ -r "$file" ] || { echo "compare: no grid $file; give a path to a YAML file or one of these names: $(cd "$root/configs/compare" && ls ./*.yaml | sed 's/\.yaml//; s/^\.\///' | tr '\n' ' ')" >&2; exit 2; }
 export SIEVE=${SIEVE:-$root/build/cpu/src/cli/sieve}
+[ "$grid" != tiny ] || [ -x "$SIEVE" ] || { echo "compare: no program $SIEVE: build it (bash scripts/build.sh cpu sieve) or name one with SIEVE=PATH" >&2; exit 2; }
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # idle threads sleep: the machine may be shared
 
 prepare_tiny() {  # folder: 36 headers as 36 documents; every sixth is val, every sixth test

@@ -59,7 +59,7 @@ def refuse_absent_paths(grid, paths, cells):
                 absent.setdefault((names[0], whole if not pathlib.Path(whole).exists() else f".h5 file in {whole}"), cell.name)
     if absent:
         what = "\n  ".join(f"paths.{name}: there is no {path}, wanted by {cell}: give --path {name}=..." for (name, path), cell in list(absent.items())[:SHOWN])
-        raise GridError(f"{grid.where}: {what}")
+        raise GridError(f"{grid.where}: {what}\nThe folders of `sieve data prepare` belong there (docs/comparing.md: how the study's are made)")
 
 
 def sample(grid, cells):

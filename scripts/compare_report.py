@@ -233,7 +233,7 @@ def main():
     except GridError as error:
         print(f"compare_report: {error}", file=sys.stderr)
         return 2
-    print(f"{a.output}: {len(results)} results{f', no figures: {drawn.missing}' if drawn.missing else ''}", file=sys.stderr)
+    print(f"{a.output}{f' and {a.markdown}' if a.markdown else ''}: {len(results)} results{f', no figures: {drawn.missing}' if drawn.missing else ''}", file=sys.stderr)
     if a.figures and drawn.missing:
         print(f"compare_report: --figures {a.figures}: no figure was written: {drawn.missing}", file=sys.stderr)
         return 1

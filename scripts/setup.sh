@@ -27,7 +27,7 @@ fetch_cudnn_frontend() {
   mkdir -p "$deps"
   work=$(mktemp -d "$deps/fetch.XXXXXX")
   if [ -z "$wheel" ]; then
-    echo "setup: fetching the headers of cuDNN's frontend $version" >&2
+    echo "setup: there is a CUDA toolkit; fetching the headers of cuDNN's frontend $version for builds of the cuda preset" >&2
     if python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: -d "$work" "nvidia-cudnn-frontend==$version" >"$work/log" 2>&1; then
       wheel=$(ls "$work"/*.whl)
     fi
@@ -44,7 +44,7 @@ for name in archive.namelist():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(archive.read(name))
 END
-    echo "setup: cuDNN's frontend is in $deps/cudnn_frontend (for builds of the cuda preset)" >&2
+    echo "setup: cuDNN's frontend is in $deps/cudnn_frontend" >&2
   else
     echo "setup: the headers of cuDNN's frontend could not be fetched from PyPI; attention on GPUs will use sieve's own kernels." >&2
     echo "       Later: bash scripts/setup.sh, or with a downloaded wheel: SIEVE_CUDNN_FRONTEND=nvidia_cudnn_frontend-$version-*.whl bash scripts/setup.sh" >&2

@@ -63,7 +63,6 @@ void Reporter::step(const StepReport& report, const Loader::Stats& loader, const
 
 void Reporter::row(const TrainState& state) {
   if (!setup_.speaks) return;
-  if (state.val_loss) val_ = state.val_loss;
   if (const auto bits = val_bits_per_byte(state))
     note(cat("step ", state.step, " validation loss ", format_fixed(*state.val_loss, 4), " · bits/byte ",
              format_fixed(*bits, 4)));
@@ -162,7 +161,7 @@ std::string Reporter::console_row(const TrainState& state) const {
   return progress_line({.step = state.step,
                         .total_steps = setup_.total_steps,
                         .loss = last_.loss,
-                        .val = val_,
+                        .val = state.val_loss,
                         .lr = last_.lr,
                         .grad_norm = last_.grad_norm,
                         .tokens_per_second = r.tokens_per_second,

@@ -68,7 +68,6 @@ class Reporter {
   StatusFile status_;
   std::unique_ptr<MetricsWriter> metrics_;
   StepReport last_;
-  std::optional<double> val_;          // the newest validation loss
   std::int64_t tokens_since_row_ = 0;  // and what else passed since the last row
   double seconds_since_row_ = 0, wait_ = 0, wait_at_row_ = 0;
   double seconds_per_step_ = 0;  // smoothed, for the ETA
