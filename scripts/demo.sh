@@ -56,6 +56,6 @@ packed=$(find "$work/val" -type f | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat 
 awk -v b="$bytes" -v p="$packed" 'BEGIN { printf "gzip -9 · bits/byte %.4f   (all held-out files in one stream)\n", 8 * p / b }'
 
 say "a sample"
-"$sieve" generate runs/demo --prompt $'namespace std\n{' --max-new-tokens 200 --temperature 0.7 --top-k 50 --seed 1
+"$sieve" generate runs/demo --prompt "namespace std" --max-new-tokens 200 --temperature 0.7 --top-k 50 --seed 1
 echo
 say "done: runs/demo holds the checkpoints, metrics and samples; $sieve help start says what to do next"
