@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The study's XS model in PyTorch, as a control of docs/comparison.md: same sizes, initial distribution, optimizer, schedule and shards; full attention
-by scaled_dot_product_attention, windows by FlexAttention. Not the same: the order of the data (chunks of T tokens in a random order, an epoch at a time), the initial
-weights, and documents within a chunk see each other (one chunk of 35 holds two). Evaluated as the study does: every book alone, in chunks of T tokens.
+by scaled_dot_product_attention, windows by FlexAttention. Not the same: the order of the data (chunks of T tokens in a random order, an epoch at a time, the same for
+all seeds), the initial weights, the residual stream (fp32 under autocast, bf16 in sieve), and documents within a chunk see each other (one chunk of 35 holds two). Evaluated as the study does: every book alone, in chunks of T tokens.
   novels_torch.py DATA [--window 0,128,1024] [--seeds 1,2] [--tokens 80000000] [--out FILE]        DATA: the folder of scripts/prepare_novels.sh; needs torch, h5py
 A window of 0 is full attention. One line of JSON a training."""
 import argparse
@@ -127,7 +127,9 @@ def train(window, seed):
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=a.lr, betas=(0.9, 0.95), fused=device == "cuda")
     tokens, _ = shards("train")
     chunks, rows, steps, warmup, least = (len(tokens) - 1) // T, a.batch // T, -(-a.tokens // a.batch), 100, 1e-4
-    order, begin = torch.cat([torch.randperm(chunks) for _ in range(steps * rows // chunks + 1)]) * T, time.time()
+    assert a.batch % T == 0 and tokens.max() < a.vocab, "--batch must be a multiple of --T, --vocab that of the shards"
+    shuffle = torch.Generator().manual_seed(0)
+    order, begin = torch.cat([torch.randperm(chunks, generator=shuffle) for _ in range(steps * rows // chunks + 1)]) * T, time.time()
     for step in range(steps):
         rate = a.lr * (step + 1) / warmup if step < warmup else least + (a.lr - least) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
         for group in optimizer.param_groups:

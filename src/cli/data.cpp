@@ -1,3 +1,4 @@
+#include <filesystem>
 #include <iostream>
 #include <memory>
 
@@ -23,16 +24,15 @@ Exit run_prepare(const PrepareArguments& arguments) {
   const auto tell = [&](const std::string& name, const PreparedSplit& split) {
     log_info(name, std::string(name.size() < 5 ? 7 - name.size() : 2, ' '), format_grouped(split.documents),
              split.documents == 1 ? " document, " : " documents, ", format_grouped(split.tokens), " tokens, ",
-             split.shards.size(), split.shards.size() == 1 ? " shard" : " shards", " in ", arguments.options.output,
-             "/", name);
+             split.shards.size(), split.shards.size() == 1 ? " shard" : " shards", " in ",
+             (std::filesystem::path(arguments.options.output) / name).lexically_normal().string());
   };
   log_info("prepared ", format_bytes(static_cast<double>(report.text_bytes)), " of text from ", report.files,
            report.files == 1 ? " file" : " files", " with tokenizer ", tokenizer->name());
   tell(arguments.options.split, report.train);
   if (report.val.documents > 0) tell("val", report.val);
   for (const std::string& folder : report.removed) {
-    log_warn("removed ", folder, ", which had been set aside from the text that ", arguments.options.split,
-             " held before");
+    log_warn("removed ", folder, ": it was made of the same text as ", arguments.options.split, "/");
   }
   if (report.empty_documents > 0) log_warn(report.empty_documents, " empty documents were skipped");
   return Exit::ok;
@@ -62,7 +62,8 @@ void add_prepare(CommandLine& line, CLI::App& data) {
   command->add_option("--split", options.split,
                       "name of the folder below --output: train, val, test, ... (default: train)");
   command->add_option("--shard-tokens", options.shard_tokens, "largest shard")->check(CLI::PositiveNumber);
-  command->add_flag("--overwrite", options.overwrite, "replace a folder of shards; a val/ set aside from it goes too");
+  command->add_flag("--overwrite", options.overwrite,
+                    "replace folders of shards; with train/ alone, a val/ made of the same text goes too");
   command->callback(
       [&line, arguments] { line.action = [arguments](Communicator&) { return run_prepare(*arguments); }; });
 }

@@ -4,13 +4,14 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
-#include <system_error>
+#include <optional>
 
 #include "core/error.h"
 #include "data/encode_texts.h"
 #include "data/shard_series.h"
 #include "data/split_folders.h"
 #include "data/token_spool.h"
+#include "data/work_folder.h"
 #include "io/file.h"
 
 namespace sieve {
@@ -19,29 +20,10 @@ namespace {
 namespace fs = std::filesystem;
 
 bool is_split_name(const std::string& name) {
-  return !name.empty() && name.front() != '-' &&
+  return !name.empty() && name.size() <= 64 && name.front() != '-' &&
          name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") ==
              std::string::npos;
 }
-
-// A folder that is gone when this is, whatever happened in between.
-class TemporaryFolder {
- public:
-  explicit TemporaryFolder(fs::path path) : path_(std::move(path)) {
-    fs::remove_all(path_);  // of a run that was killed
-    make_directories(path_);
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 // Which documents are validation documents (prepare.h, "Splits").
 class Split {
@@ -74,7 +56,7 @@ void check_options(const Tokenizer& tokenizer, const PrepareOptions& o) {
   }
   if (!is_split_name(o.split)) {
     fail(Exit::config, "prepare", "split '", o.split,
-         "' is no name of a folder: letters, digits, _ and, not at its beginning, - make one");
+         "' is no name of a folder: at most 64 letters, digits, _ and, not at its beginning, -");
   }
   if (o.split != "train" && o.val_fraction > 0) {
     fail(Exit::config, "prepare", "a val fraction of ", o.val_fraction, " is taken from train, not from split ",
@@ -90,7 +72,10 @@ void check_options(const Tokenizer& tokenizer, const PrepareOptions& o) {
 // The files to read: all that the inputs hold but shards that an earlier call left below the output.
 std::vector<TextFile> input_files(const PrepareOptions& o) {
   std::vector<TextFile> files = list_texts(o.inputs);
-  std::erase_if(files, [&](const TextFile& f) { return is_shard_of_output(f.path, o.output); });
+  std::erase_if(files, [&](const TextFile& f) {
+    const bool named = std::find(o.inputs.begin(), o.inputs.end(), f.path) != o.inputs.end();
+    return !named && is_shard_of_output(f.path, o.output);
+  });
   if (files.empty()) fail(Exit::data, "prepare", "no text files in the inputs");
   return files;
 }
@@ -122,41 +107,13 @@ void write_shards(const Tokenizer& tokenizer, const TokenSpool& spool, const Pre
   val.flush();
 }
 
-void rename_or_fail(const fs::path& from, const fs::path& to) {
-  std::error_code error;
-  fs::rename(from, to, error);
-  if (error) {
-    fail(Exit::data, "prepare", "cannot rename ", from.string(), " to ", to.string(), ": ", error.message());
-  }
-}
-
-// temporary/SPLIT -> output/SPLIT. What was there goes aside first.
-void publish(const fs::path& temporary, const fs::path& output, const SplitFolders& folders, PrepareReport& report) {
-  const auto put_aside = [&](const std::string& split) {
-    std::error_code error;
-    if (fs::exists(output / split, error)) rename_or_fail(output / split, temporary / ("old-" + split));
-  };
-  for (const std::string& split : folders.written) {
-    put_aside(split);
-    sync_directory(temporary / split);
-    rename_or_fail(temporary / split, output / split);
-  }
-  for (const std::string& split : folders.orphaned) {
-    put_aside(split);
-    report.removed.push_back((output / split).string());
-  }
-  sync_directory(output);
-  for (PreparedSplit* split : {&report.train, &report.val}) {
-    for (std::string& path : split->shards) path = (output / fs::path(path).lexically_relative(temporary)).string();
-  }
-}
-
 }  // namespace
 
 PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
                       const std::function<void(const PrepareProgress&)>& progress) {
   check_options(tokenizer, options);
-  const SplitFolders folders = split_folders(options);
+  const fs::path output = options.output;
+  SplitFolders folders = split_folders(options, std::nullopt);
   const std::vector<TextFile> files = input_files(options);
   PrepareReport report;
   report.files = static_cast<std::int64_t>(files.size());
@@ -165,7 +122,7 @@ PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
   state.phase = "encode";
 
   make_directories(options.output);
-  const TemporaryFolder temporary(fs::path(options.output) / ".tmp-prepare");
+  WorkFolder temporary(options.output);
   TokenSpool spool(temporary.path(), token_width(tokenizer.vocab_size()));
   encode_texts(tokenizer, files, options, spool, report, state, progress);
   spool.finish();
@@ -178,7 +135,14 @@ PrepareReport prepare(const Tokenizer& tokenizer, const PrepareOptions& options,
   state.phase = "write";
   if (progress) progress(state);
   write_shards(tokenizer, spool, options, temporary.path(), report);
-  publish(temporary.path(), options.output, folders, report);
+  folders = split_folders(options, report.source_hash);  // what came meanwhile is not replaced unasked either
+  temporary.publish(folders);
+  for (const std::string& split : folders.orphaned) report.removed.push_back((output / split).string());
+  for (PreparedSplit* split : {&report.train, &report.val}) {
+    for (std::string& path : split->shards) {
+      path = (output / fs::path(path).lexically_relative(temporary.path())).string();
+    }
+  }
   return report;
 }
 

@@ -32,7 +32,7 @@ struct PrepareOptions {
   std::string field = "text";       // of JSON lines
   bool allow_invalid_utf8 = false;  // bytes of text files that are not UTF-8 are kept as they are; else an error
   double val_fraction = 0;          // 0 <= f < 1; with the split "train" alone
-  std::string split = "train";      // name and folder: letters, digits, _ and -
+  std::string split = "train";      // name and folder: at most 64 letters, digits, _ and -
   std::int64_t shard_tokens = 100'000'000;  // a shard ends before the document that would exceed this (and after 2^22
                                             // documents); documents are never cut, so one may be longer
   bool overwrite = false;                   // replace folders that hold shards, and nothing else, of this call's splits
@@ -54,7 +54,7 @@ struct PrepareReport {
   PreparedSplit train, val;  // train: the split that options.split names
   std::int64_t files = 0, text_bytes = 0;
   std::int64_t empty_documents = 0;
-  std::vector<std::string> removed;  // folders: a val/ that had been set aside from the train/ that was replaced
+  std::vector<std::string> removed;  // folders: a val/ of the same text as the old or new train/
   std::uint64_t source_hash = 0;     // of names (relative to the inputs) and contents
 };
 
