@@ -1,8 +1,10 @@
 #include "corpus.h"
 
+#include <filesystem>
 #include <iterator>
 
 #include "core/rng.h"
+#include "io/file.h"
 #include "io/json.h"
 
 namespace sieve::test {
@@ -40,6 +42,30 @@ std::string make_shards(const Folder& folder, const Tokenizer& t, const std::str
   o.shard_tokens = 700;
   prepare(t, o);
   return o.output + "/train";
+}
+
+std::vector<std::string> documents(const TokenStore& store, const Tokenizer& t) {
+  std::vector<std::int64_t> starts;
+  store.document_starts(0, store.tokens(), starts);
+  REQUIRE(static_cast<std::int64_t>(starts.size()) == store.documents());
+  starts.push_back(store.tokens());
+  std::vector<std::string> out;
+  for (std::size_t d = 0; d + 1 < starts.size(); ++d) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(starts[d + 1] - starts[d]));
+    store.read(starts[d], ids);
+    REQUIRE(ids.back() == *t.separator());
+    ids.pop_back();
+    out.push_back(t.decode(ids));
+  }
+  return out;
+}
+
+std::map<std::string, std::string> contents(const std::string& folder) {
+  std::map<std::string, std::string> out;
+  for (const auto& e : std::filesystem::recursive_directory_iterator(folder)) {
+    if (e.is_regular_file()) out[std::filesystem::relative(e.path(), folder).string()] = read_file(e.path(), 1 << 30);
+  }
+  return out;
 }
 
 }  // namespace sieve::test
