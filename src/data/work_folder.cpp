@@ -1,9 +1,6 @@
 #include "data/work_folder.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -13,7 +10,8 @@
 #include <vector>
 
 #include "core/error.h"
-#include "io/file.h"
+#include "core/log.h"
+#include "io/file_lock.h"
 
 namespace sieve {
 namespace {
@@ -28,14 +26,6 @@ void rename_or_fail(const fs::path& from, const fs::path& to) {
   if (error) {
     fail(Exit::data, "prepare", "cannot rename ", from.string(), " to ", to.string(), ": ", error.message());
   }
-}
-
-// A holder before removed the folder when it went: then the lock is on one that nobody finds any more.
-bool still_there(int fd, const fs::path& path) {
-  struct stat mine {
-  }, there{};
-  return ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &there) == 0 && mine.st_ino == there.st_ino &&
-         mine.st_dev == there.st_dev;
 }
 
 std::vector<fs::path> entries_of(const fs::path& folder) {
@@ -55,25 +45,23 @@ WorkFolder::WorkFolder(const fs::path& output) : output_(output), path_(output /
 WorkFolder::~WorkFolder() {
   std::error_code ignored;
   fs::remove_all(path_, ignored);
-  ::close(fd_);
 }
 
 void WorkFolder::lock() {
-  while (true) {
+  LockState state = LockState::gone;
+  while (state == LockState::gone) {
     make_directories(path_);
-    fd_ = ::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd_ < 0) fail(Exit::data, "prepare", "cannot open ", path_.string(), ": ", std::strerror(errno));
-    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
-      const int error = errno;
-      ::close(fd_);
-      if (error == EWOULDBLOCK) {
-        fail(Exit::config, "prepare", "another preparation is writing to ", output_.string(),
-             "; wait for it or choose another --output");
-      }
-      fail(Exit::data, "prepare", "cannot lock ", path_.string(), ": ", std::strerror(error));
-    }
-    if (still_there(fd_, path_)) return;
-    ::close(fd_);
+    handle_ = FileHandle(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!handle_.is_open()) fail(Exit::data, "prepare", "cannot open ", path_.string(), ": ", std::strerror(errno));
+    state = try_lock(handle_, path_);
+  }
+  if (state == LockState::busy) {
+    fail(Exit::config, "prepare", "another preparation is writing to ", output_.string(),
+         "; wait for it or choose another --output");
+  }
+  if (state == LockState::unsupported) {
+    log_warn("prepare: no locks on the file system of ", output_.string(), " (", std::strerror(errno),
+             "): two preparations in one folder would not notice each other");
   }
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "data/split_folders.h"
+#include "io/file.h"
 
 namespace sieve {
 
@@ -27,7 +28,7 @@ class WorkFolder {
   void restore();
 
   std::filesystem::path output_, path_;
-  int fd_ = -1;
+  FileHandle handle_;
 };
 
 }  // namespace sieve

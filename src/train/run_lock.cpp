@@ -1,8 +1,6 @@
 #include "train/run_lock.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,6 +11,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "io/file_lock.h"
 
 namespace sieve {
 namespace {
@@ -38,14 +37,6 @@ std::string holder_of(const std::filesystem::path& file) {
   return "another process";
 }
 
-// The holder before removed the file when it went: then the lock is on a file that nobody finds any more.
-bool still_there(int fd, const std::filesystem::path& file) {
-  struct stat mine {
-  }, there{};
-  return ::fstat(fd, &mine) == 0 && ::stat(file.c_str(), &there) == 0 && mine.st_ino == there.st_ino &&
-         mine.st_dev == there.st_dev;
-}
-
 // Names the holder, for the one who comes next.
 void sign(int fd) {
   const std::string text = cat("process ", ::getpid(), " on ", host_name(), "\n");
@@ -63,14 +54,14 @@ RunLock::RunLock(const std::filesystem::path& folder) : folder_(folder) {
   for (;;) {
     FileHandle handle(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
     if (!handle.is_open()) fail(Exit::data, "run folder", "cannot open ", file.string(), ": ", std::strerror(errno));
-    if (::flock(handle.get(), LOCK_EX | LOCK_NB) == 0) {
-      if (!still_there(handle.get(), file)) continue;
+    const LockState state = try_lock(handle, file);
+    if (state == LockState::gone) continue;
+    if (state == LockState::held) {
       sign(handle.get());
       handle_ = std::move(handle);
       return;
     }
-    if (errno == EINTR) continue;
-    if (errno != EWOULDBLOCK) {
+    if (state == LockState::unsupported) {
       log_warn("run folder: no locks on the file system of ", folder.string(), " (", std::strerror(errno),
                "): two runs in one folder would not notice each other");
       return;

@@ -198,6 +198,13 @@ def test_bench_decode_and_verified_text():
         expect(f.run("generate", "run", "--precision", "fp8", code=2).err, "fp8", "bf16")
 
 
+def test_validation_is_shown_where_it_was_measured():
+    with Folder() as f:
+        shown = f.run("pretrain", "tiny.yaml", "train.steps=8", "eval.every=4", "log.every=2", "log.sinks=[console]").err
+        rows = {int(line.split()[1].split("/")[0]): " val " in line for line in shown.splitlines() if line.startswith("step") and " loss " in line and "validation" not in line}
+        assert rows == {2: False, 4: True, 6: False, 8: True}, shown
+
+
 def test_bench_trained_scores_and_report():
     scripts = pathlib.Path(__file__).resolve().parents[2] / "scripts"
     with Folder() as f:

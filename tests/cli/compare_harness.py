@@ -52,8 +52,8 @@ def compare(f, *words, code=0, out="out"):
     return out + err
 
 
-def script(*command, cwd, code=0):
-    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=500, env={**os.environ, "SIEVE": SIEVE})
+def script(*command, cwd, code=0, env=None):
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=500, env={**os.environ, "SIEVE": SIEVE, **(env or {})})
     assert done.returncode == code, f"{command}: exit code {done.returncode}, expected {code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 

@@ -360,6 +360,8 @@ def test_a_grid_is_named_or_given_by_its_path():
         expect(script("bash", ROOT / "scripts" / "compare.sh", "novels", "out", "--list", cwd=f.path), "a-XS-4k-sparsek-s1")
         for absent in ("other.yaml", "nvels"):
             expect(script("bash", ROOT / "scripts" / "compare.sh", absent, "out", cwd=f.path, code=2), absent, "a path", "novels tiny")
+        tiny = script("bash", ROOT / "scripts" / "compare.sh", "tiny", "out", cwd=f.path, code=2, env={"SIEVE": "/nowhere/sieve"})
+        expect(tiny, "/nowhere/sieve", "scripts/build.sh cpu sieve")
 
 
 def test_bad_grids_are_refused():

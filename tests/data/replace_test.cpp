@@ -136,7 +136,10 @@ TEST_CASE("only folders of shards are replaced", "[prepare]") {
   o.overwrite = true;
   check_error(Exit::config, {"notes.txt"}, [&] { prepare(*t, o); });
   fs::remove(folder / "books/shards/notes.txt");
-  CHECK(prepare(*t, o).train.documents == 2);  // its own shards are no text
+  CHECK(prepare(*t, o).train.documents == 2);                                           // its own shards are no text
+  auto named = options_for(folder, {folder / "books/shards/shard_00000.h5"}, "books");  // but named it is not left out
+  named.split = "more";
+  check_error(Exit::data, {"books/shards/shard_00000.h5", "token shard"}, [&] { prepare(*t, named); });
   // To another output they are not its own.
   auto other = options_for(folder, {folder / "books"}, "elsewhere");
   other.allow_invalid_utf8 = true;
