@@ -5,20 +5,24 @@ timeout=3        # of the watchdog, seconds
 limit=10000      # milliseconds from the fault to the end of mpirun
 code=            # exact exit code of mpirun; empty: any but 0
 signal=          # what is sent to whom
+waits=$((timeout * 1000 + 10000))
+lost="rank [02]: no progress for $timeout s in train"
 case $fault in
-  kill)       signal="KILL rank" line='rank [02]: ended by SIGTERM .* in train > .*, step [0-9]+' ;;
-  stop)       signal="STOP rank" limit=$((timeout * 1000 + 10000)) code=6
-              line="rank [02]: no progress for $timeout s in train > all_reduce\(.*exchange with rank [0-9]+.*, step [0-9]+" ;;
-  hang)       limit=$((timeout * 1000 + 10000)) code=6
-              line="rank [012]: no progress for $timeout s in train > .*, step 40" ;;
+  kill)       signal="KILL rank" line='rank [02]: ended by SIGTERM .* in train.*, step [0-9]+' ;;
+  # At any moment: the others may wait in either collective of a step. Before a reduction: they wait there, and say for whom.
+  stop)       signal="STOP rank" limit=$waits code=6 line="$lost > (all_reduce\(.*exchange with rank [0-9]+|all_gather\(step summary\)).*, step [0-9]+" ;;
+  freeze)     limit=$waits code=6 line="$lost > all_reduce\(.*exchange with rank [0-9]+.*, step 40" ;;
+  hang)       limit=$waits code=6 line="rank [012]: no progress for $timeout s in train > .*, step 40" ;;
   sigusr1)    signal="USR1 mpirun" code=75 line='rank 0: saved after step [0-9]+' ;;
   sigterm)    signal="TERM mpirun" line='rank [012]: ended by SIGTERM .* in train.*, step [0-9]+' ;;
   data_error) code=3 line='rank 1 found a truncated shard' ;;
   *)          failed "unknown fault $fault" ;;
 esac
 arguments=()
-[ "$fault" = hang ] && arguments=(--hang 1)
-[ "$fault" = data_error ] && arguments=(--data-error 1)
+case $fault in
+  hang | freeze) arguments=(--$fault 1) ;;
+  data_error)    arguments=(--data-error 1) ;;
+esac
 
 "${mpirun[@]}" -n 3 "$worker" train "$dir" $timeout "${arguments[@]}" >"$dir/log" 2>&1 &
 job=$!

@@ -3,13 +3,14 @@
 //     every collective on whole numbers, compared by ==
 //   mpi_worker hash MICRO_BATCHES [--fast] [--late] [--no-norm]
 //     hash of a reduced random gradient, loss and norm (rank 0, stdout); --late: no overlap
-//   mpi_worker train DIR TIMEOUT [--hang RANK] [--data-error RANK]
-//     a training loop without a model, until a signal stops it
+//   mpi_worker train DIR TIMEOUT [--hang RANK] [--freeze RANK] [--data-error RANK]
+//     a training loop without a model, until a signal stops it; at step 40 RANK loops for ever, or stops itself
 //   mpi_worker world
 //     prints rank and size
 // With --gpu tensors lie on a GPU per rank and travel by NCCL; with fewer GPUs than ranks all say "skipped", with
 // --own-gpu only where there is none.
 // Written as the program itself is: make_communicator() outside, errors through die().
+#include <signal.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -193,7 +194,8 @@ void hash(Communicator& comm, const Arguments& args) {
 Exit train(Communicator& comm, const Arguments& args) {
   const std::string dir = args.at(0);
   const Watchdog watchdog(comm.progress(), comm.rank(), std::stod(args.at(1)));
-  const int hangs = std::stoi(option(args, "--hang", "-1")), breaks = std::stoi(option(args, "--data-error", "-1"));
+  const auto rank_of = [&](const char* flag) { return std::stoi(option(args, flag, "-1")); };
+  const int hangs = rank_of("--hang"), freezes = rank_of("--freeze"), breaks = rank_of("--data-error");
   const Stream on = place_of(comm, args);
   GradientReducer reducer(comm, model(), {.bucket_bytes = 50000}, on);
   std::ofstream(dir + "/pid" + std::to_string(comm.rank())) << getpid() << "\n";
@@ -206,6 +208,7 @@ Exit train(Communicator& comm, const Arguments& args) {
       const Progress::Scope forever(comm.progress(), "a loop that never ends");
       for (;;) std::this_thread::sleep_for(std::chrono::milliseconds(100));
     }
+    if (step == 40 && comm.rank() == freezes) raise(SIGSTOP);
     reducer.begin_step(1);
     for (std::int64_t p = reducer.parameters() - 1; p >= 0; --p) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
