@@ -104,19 +104,25 @@ def at_point(points, x):
     return None
 
 
-def wall_clock_table(group, speeds):
-    """Every curve's tokens placed on the clock of its type's speed; the loss at the moment at which the fastest type ends."""
+def wall_clock(group, speeds):
+    """(seconds at which the fastest type ends, {type: ({seed: validation loss then}, tokens by then)}, {type: rate_of()}): every curve's tokens placed on the clock
+    of its type's speed. No types where fewer than two have a curve and a speed."""
     rates = {kind: rate_of(group, kind, speeds) for kind in group.types}
     known = {kind: rate for kind, (rate, _) in rates.items() if rate and all(len(validated(run, "tokens")) > 1 for run in group.results(kind))}
     if len(known) < 2:
-        return None
-    moment = min(group.tokens / rate for rate in known.values())
-    found = {}
+        return None, {}, rates
+    moment, found = min(group.tokens / rate for rate in known.values()), {}
     for kind, rate in known.items():
         tokens = min(moment * rate, group.tokens)
         values = {seed: at_point(validated(run, "tokens"), min(tokens, validated(run, "tokens")[-1][0])) for seed, run in sorted(group.types[kind].items())}
         if all(value is not None for value in values.values()):
             found[kind] = (values, tokens)
+    return moment, found, rates
+
+
+def wall_clock_table(group, speeds):
+    """The loss at the moment at which the fastest type ends."""
+    moment, found, rates = wall_clock(group, speeds)
     rows = []
     for kind, (values, tokens) in sorted(found.items(), key=lambda item: stats.mean(list(item[1][0].values()))):
         row = [group.label(kind), str(len(values)), number(stats.mean(list(values.values())), 4), number(tokens / 1e6, 3), number(rates[kind][0], 0), rates[kind][1]]

@@ -62,7 +62,7 @@ def parts_by_type(group, split, name, reach):
     return parts
 
 
-def over_seeds(group, first, second):
+def over_seeds(group, first, second, digits=4):
     """Cells (difference, 95 % over seeds) of two types' numbers, each {seed: number}; in a converted group of the seeds that both have."""
     if group.converted:
         gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
@@ -70,7 +70,7 @@ def over_seeds(group, first, second):
     else:
         value, found = stats.mean(list(first.values())) - stats.mean(list(second.values())), stats.welch(list(first.values()), list(second.values()))
     enough = min(len(first), len(second)) >= stats.LEAST_SEEDS
-    return ["" if value is None else f"{value:+.4f}", bracket(*found[:2], 4, True) if enough else "too few seeds"]
+    return ["" if value is None else f"{value:+.{digits}f}", bracket(*found[:2], digits, True) if enough else "too few seeds"]
 
 
 def memory_table(group, split, name):
