@@ -222,8 +222,10 @@ std::vector<fs::path> list_text_files(const fs::path& root, std::span<const std:
   std::vector<fs::path> out;
   fs::recursive_directory_iterator it(root, error), end;
   if (error) fail(Exit::data, "text", "cannot list ", root.string(), ": ", error.message());
+  fs::path last = root;  // where the iteration stands, or ended with an error
   for (; it != end; it.increment(error)) {
-    const std::string name = it->path().filename().string();
+    last = it->path();
+    const std::string name = last.filename().string();
     if (name.starts_with(".")) {
       it.disable_recursion_pending();
       continue;
@@ -232,9 +234,9 @@ std::vector<fs::path> list_text_files(const fs::path& root, std::span<const std:
                         std::any_of(extensions.begin(), extensions.end(),
                                     [&](const std::string& e) { return name.size() > e.size() && name.ends_with(e); });
     std::error_code ignored;  // a dangling symlink is no file
-    if (wanted && it->is_regular_file(ignored)) out.push_back(it->path());
+    if (wanted && it->is_regular_file(ignored)) out.push_back(last);
   }
-  if (error) fail(Exit::data, "text", "cannot list ", root.string(), ": ", error.message());
+  if (error) fail(Exit::data, "text", "cannot list ", last.string(), ": ", error.message());
   std::sort(out.begin(), out.end(), [](const fs::path& a, const fs::path& b) { return a.native() < b.native(); });
   return out;
 }

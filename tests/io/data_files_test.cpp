@@ -124,6 +124,21 @@ TEST_CASE("packed text that ends early or is damaged is refused with its place")
   CHECK(contains(error_of(Exit::data, [&] { TextReader reader(folder / "none"); }), "cannot open"));
 }
 
+TEST_CASE("a folder that may not be read is named, not the one that it lies in") {
+  TempFolder folder;
+  folder.put("open/a.txt", "x");
+  folder.put("shut/b.txt", "x");
+  fs::permissions(folder.path(), fs::perms(0755));
+  fs::permissions(folder / "shut", fs::perms::none);
+  const bool root = geteuid() == 0;  // who may read everything
+  if (root) REQUIRE(seteuid(65534) == 0);
+  const std::string said = error_of(Exit::data, [&] { list_text_files(folder.path(), {}); });
+  if (root) REQUIRE(seteuid(0) == 0);
+  fs::permissions(folder / "shut", fs::perms::owner_all);
+  CAPTURE(said);
+  CHECK(contains(said, "cannot list " + (folder / "shut").string() + ": "));
+}
+
 TEST_CASE("folders are listed in byte order, hidden things left out") {
   TempFolder folder;
   for (const char* name : {"b.txt", "a/z.txt", "a/a.jsonl.gz", "a-b/x.txt", ".git/config.txt", "c.md", ".txt"})
