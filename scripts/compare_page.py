@@ -18,7 +18,6 @@ import compare_page_tables as losses
 import compare_tables as tables
 from compare_grid import GridError
 from compare_program import write_whole
-from compare_report import read_all
 
 KINDS = {"losses": losses.losses, "pairs": losses.pairs, "trainings": losses.trainings, "several": losses.several, "peer": losses.peer, "converted": losses.converted,
          "parts": parts.parts, "positions": parts.positions, "recall": parts.recall, "gain": parts.gain, "beyond": parts.beyond, "wall_clock": parts.wall_clock,
@@ -31,7 +30,7 @@ class Study:
 
     def __init__(self, folder, resamples):
         self.folder, self.resamples = folder, resamples
-        index, self.results = read_all(folder)
+        index, self.results = tables.read_all(folder)
         self.grid = index["grid"]
         sources = {name: stage["from"]["type"] for name, stage in self.grid["stages"].items() if "from" in stage}
         self.groups = tables.groups_of(self.results, list(self.grid["stages"]), self.grid["reference"], sources)

@@ -6,8 +6,7 @@ import compare_costs as costs
 import compare_pairs as memory
 import compare_stats as stats
 from compare_grid import GridError
-from compare_report import read_result
-from compare_tables import bracket, evaluation_of, kib, mean_over_layers, number
+from compare_tables import bracket, evaluation_of, kib, mean_over_layers, number, read_result
 
 
 def difference_cell(difference):

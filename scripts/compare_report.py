@@ -22,6 +22,7 @@ from compare_figures import is_single
 from compare_goals import goals_table
 from compare_grid import GridError
 from compare_program import write_whole
+from compare_tables import read_all
 
 NOT_THE_PAPERS = ("Every number on this page was measured by the runs named under Provenance. None is the SparseK paper's (arXiv 2406.16747), whose tables and "
                   "hyper-parameters were not at hand; models, data and tokens are far smaller than what such papers train.")
@@ -34,28 +35,6 @@ TITLES = {"positions": ("Loss by position", "Targets by the number of tokens of 
 STYLE = """body{font:15px/1.45 sans-serif;max-width:1250px;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;font-size:13px;margin:.6em 0}
 td,th{border:1px solid #ccc;padding:3px 7px;text-align:right}td:first-child,th:first-child{text-align:left}th{background:#f2f2f2}
 .scroll{overflow-x:auto}.note{color:#555;max-width:60em}img{max-width:100%;background:#fff}figure{margin:1em 0}figcaption{color:#555;max-width:60em}"""
-
-
-def read_result(path):
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result.get("schema") != 1 or result.get("status") not in ("finished", "failed"):
-            raise ValueError("not a result of compare.py")
-        return result
-    except (OSError, ValueError) as error:
-        raise GridError(f"{path}: {error}; move it away and let scripts/compare.py run it again") from None
-
-
-def read_all(out):
-    """(grid.json, results in the grid's order)."""
-    try:
-        index = json.loads((out / "grid.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GridError(f"{out}/grid.json: {error}; OUT is a folder in which scripts/compare.py has run") from None
-    order = {cell["name"]: at for at, cell in enumerate(index["cells"])}
-    results = [read_result(path) for path in (out / "runs").glob("*/result.json")]
-    results = [result for result in results if result["name"] in order]
-    return index, sorted(results, key=lambda result: order[result["name"]])
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------------------------------------

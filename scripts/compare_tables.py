@@ -1,6 +1,7 @@
 """From result.json files to tables: what scripts/compare_report.py prints. A table is a heading, a note, column names and rows of text. This file: the losses;
 compare_costs.py: what the types cost, and the runs; compare_goals.py: what was to be shown."""
 import dataclasses
+import json
 import math
 
 import compare_stats as stats
@@ -42,6 +43,29 @@ def mean_over_layers(result, key):
 def kinds_of(result):
     """The attention types of a run's layers, as sieve names them."""
     return {kind["type"] for kind in result["config"]["model"]["attention"]["kinds"].values()}
+
+
+# -- results ------------------------------------------------------------------------------------------------------------------------------------------
+def read_result(path):
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result.get("schema") != 1 or result.get("status") not in ("finished", "failed"):
+            raise ValueError("not a result of compare.py")
+        return result
+    except (OSError, ValueError) as error:
+        raise GridError(f"{path}: {error}; move it away and let scripts/compare.py run it again") from None
+
+
+def read_all(out):
+    """(grid.json, results in the grid's order)."""
+    try:
+        index = json.loads((out / "grid.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GridError(f"{out}/grid.json: {error}; OUT is a folder in which scripts/compare.py has run") from None
+    order = {cell["name"]: at for at, cell in enumerate(index["cells"])}
+    results = [read_result(path) for path in (out / "runs").glob("*/result.json")]
+    results = [result for result in results if result["name"] in order]
+    return index, sorted(results, key=lambda result: order[result["name"]])
 
 
 # -- groups -------------------------------------------------------------------------------------------------------------------------------------------
