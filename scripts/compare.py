@@ -14,11 +14,11 @@ import pathlib
 import signal
 import sys
 
-import compare_check
-from compare_grid import Grid, GridError
-from compare_program import cores, find_sieve, first_line, gpu_ids, read_json, slots_of
-from compare_run import INTERRUPTED, REQUEUE, Worker
-from compare_state import Runs
+from comparison import check
+from comparison.grid import Grid, GridError
+from comparison.program import cores, find_sieve, first_line, gpu_ids, read_json, slots_of
+from comparison.run import INTERRUPTED, REQUEUE, Worker
+from comparison.state import Runs
 
 
 class Runner:
@@ -52,8 +52,8 @@ class Runner:
     def refuse_bad_inputs(self, cells):
         """What would end many runs, one after another, ends the call before the first."""
         cells = self.to_be_made(cells)
-        compare_check.refuse_absent_paths(self.grid, self.paths, cells)
-        compare_check.refuse_bad_configs(self.grid, self.paths, cells, self.sieve, max(2, cores()))
+        check.refuse_absent_paths(self.grid, self.paths, cells)
+        check.refuse_bad_configs(self.grid, self.paths, cells, self.sieve, max(2, cores()))
 
     def refuse_dirty(self, cells):
         """What a table quotes comes from a build that its commit names."""

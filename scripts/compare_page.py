@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Tables of a hand-written page from raw results, in place, so that none is copied by hand:
   python3 scripts/compare_page.py docs/comparison.md bench/results/comparison [--check]
-A line <!-- table: KIND of=GROUP key=a,b "name=..." --> stands above a table, whose lines are made anew. KIND: losses, pairs, ...; compare_page_tables.py has those of
-losses, compare_page_parts.py the rest, and each function says what it takes. GROUP: SIZE/CONTEXT, as XS/4k, or the stage of a conversion. --check: changes nothing,
+A line <!-- table: KIND of=GROUP key=a,b "name=..." --> stands above a table, whose lines are made anew. KIND: losses, pairs, ...; comparison/page_tables.py has those of
+losses, comparison/page_parts.py the rest, and each function says what it takes. GROUP: SIZE/CONTEXT, as XS/4k, or the stage of a conversion. --check: changes nothing,
 ends with 1 and the differences where a table is not what the results say."""
 import argparse
 import difflib
@@ -11,11 +11,10 @@ import re
 import shlex
 import sys
 
-import compare_page_parts as parts
-import compare_page_tables as losses
-from compare_grid import GridError
-from compare_page_study import Study, Words
-from compare_program import write_whole
+from comparison import page_parts as parts, page_tables as losses
+from comparison.grid import GridError
+from comparison.page_study import Study, Words
+from comparison.program import write_whole
 
 KINDS = {"losses": losses.losses, "pairs": losses.pairs, "trainings": losses.trainings, "several": losses.several, "peer": losses.peer, "converted": losses.converted,
          "parts": parts.parts, "positions": parts.positions, "recall": parts.recall, "gain": parts.gain, "beyond": parts.beyond, "wall_clock": parts.wall_clock,

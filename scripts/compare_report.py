@@ -7,22 +7,17 @@ ends with 1. numpy, where it is there, makes the resamples faster and changes no
 import argparse
 import base64
 import html
-import json
 import os
 import pathlib
 import re
 import sys
 
-import compare_costs as costs
-import compare_figures as figures
-import compare_pairs as pairs
-import compare_plot as plot
-import compare_tables as tables
-from compare_figures import is_single
-from compare_goals import goals_table
-from compare_grid import GridError
-from compare_program import write_whole
-from compare_tables import read_all
+from comparison import costs, figures, pairs, plot, tables
+from comparison.figures import is_single
+from comparison.goals import goals_table
+from comparison.grid import GridError
+from comparison.program import write_whole
+from comparison.tables import read_all
 
 NOT_THE_PAPERS = ("Every number on this page was measured by the runs named under Provenance. None is the SparseK paper's (arXiv 2406.16747), whose tables and "
                   "hyper-parameters were not at hand; models, data and tokens are far smaller than what such papers train.")

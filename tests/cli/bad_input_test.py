@@ -1,11 +1,10 @@
 """Every kind of bad input: a message that says what, where and what to do, and the right exit code."""
-import json
 import os
 import pathlib
 import resource
 import shutil
 
-from harness import CONFIG, Folder, expect, main, words
+from harness import CONFIG, Folder, expect, main
 
 
 def test_misspelt_key():

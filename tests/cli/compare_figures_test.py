@@ -8,10 +8,7 @@ from compare_made import ROOT, made, study, write
 from harness import Folder, expect, main
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import compare_costs as costs  # noqa: E402
-import compare_figures as figures  # noqa: E402
-import compare_plot as plot  # noqa: E402
-import compare_tables as tables  # noqa: E402
+from comparison import costs, figures, plot, tables  # noqa: E402
 
 REPORT = ROOT / "scripts" / "compare_report.py"
 

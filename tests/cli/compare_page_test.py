@@ -12,8 +12,7 @@ from harness import Folder, expect, main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
-import compare_page_tables as page_tables  # noqa: E402
-import compare_stats as stats  # noqa: E402
+from comparison import page_tables, stats  # noqa: E402
 
 
 def study():

@@ -1,5 +1,4 @@
 """The report of the comparison: its statistics against numbers made by hand and by simulation, its tables on made-up results."""
-import json
 import math
 import os
 import pathlib
@@ -13,10 +12,7 @@ from harness import Folder, expect, main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
-import compare_goals as goals  # noqa: E402
-import compare_pairs as pairs  # noqa: E402
-import compare_stats as stats  # noqa: E402
-import compare_tables as tables  # noqa: E402
+from comparison import goals, pairs, stats, tables  # noqa: E402
 
 BOOKS = 12
 

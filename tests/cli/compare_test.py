@@ -7,7 +7,7 @@ import sys
 from compare_harness import ROOT, result, script
 from harness import SIEVE, Folder, expect, main
 
-import compare_grid  # noqa: E402
+from comparison import grid as grids  # noqa: E402
 
 
 def test_tiny_grid_and_its_report():
@@ -51,7 +51,7 @@ def test_tiny_grid_and_its_report():
 
 def small_grid(**results):
     """The rules of tiny.yaml, asked with made-up results."""
-    grid = compare_grid.Grid.load(ROOT / "configs" / "compare" / "tiny.yaml")
+    grid = grids.Grid.load(ROOT / "configs" / "compare" / "tiny.yaml")
     made = {name: {"status": "finished", "name": name, "hash": "h", "evaluations": {"val": {"books": [{"loss": loss}]}}} for name, loss in results.items()}
     return grid, {cell.name: made[cell.name.replace("-", "_").replace(".", "_")] for cell in grid.cells if cell.name.replace("-", "_").replace(".", "_") in made}
 
@@ -62,7 +62,7 @@ def test_rules_choose_as_written():
     try:
         grid.chosen_lr("window", results)
         raise AssertionError("a search that has not ended chose a rate")
-    except compare_grid.Waiting as waiting:
+    except grids.Waiting as waiting:
         assert "lr0.008" in str(waiting)
     failed = {**results, "search-XXS-128-window-s1-lr0.008": {"status": "failed"}}
     assert grid.chosen_lr("window", failed)[0] == 0.002  # a rate that failed has lost
@@ -72,7 +72,7 @@ def test_rules_choose_as_written():
         try:
             grid.check_condition(more, results)
             assert holds, gap
-        except compare_grid.NotNeeded:
+        except grids.NotNeeded:
             assert not holds, gap
 
 

@@ -11,10 +11,7 @@ import types
 from compare_harness import GRID, ROOT, compare, pretend, result, script, start
 from harness import Folder, expect, main, until
 
-import compare_check  # noqa: E402
-import compare_grid  # noqa: E402
-import compare_program  # noqa: E402
-import compare_state  # noqa: E402
+from comparison import check, grid as grids, program, state  # noqa: E402
 
 
 def test_interrupted_grid_goes_on():
@@ -117,13 +114,13 @@ def ended(kind, size, context, tokens, *seconds, beside=2):
 
 def test_a_run_is_judged_by_those_most_like_it():
     with Folder(prepared=False) as f:
-        runs = compare_state.Runs(types.SimpleNamespace(cells=[]), f.path)
+        runs = state.Runs(types.SimpleNamespace(cells=[]), f.path)
 
         def seconds(results, beside=2, kind="nsa", evaluations=0):
             """Of a run of size S at 8k, over 80 tokens."""
             runs.results = dict(enumerate(results))
             plan = {"type": kind, "splits": {"val": "x"}, "evaluations": dict.fromkeys(range(evaluations))}
-            found = runs.estimate(compare_grid.Cell("d", "S", "8k", kind, 1), plan, {"tokens": 80, "flops_per_token": 2.0}, beside)
+            found = runs.estimate(grids.Cell("d", "S", "8k", kind, 1), plan, {"tokens": 80, "flops_per_token": 2.0}, beside)
             return found if found is None else round(found, 6)
 
         alike, others = ended("nsa", "S", "8k", 80, 75, 162, 65, 161, 78), ended("full", "S", "8k", 80, 20, 90, 30)
@@ -160,8 +157,8 @@ def test_a_run_is_judged_by_those_most_like_it():
 
 def test_the_slowest_probe_of_its_kind_is_what_a_probe_is_expected_to_take():
     with Folder(prepared=False) as f:
-        runs = compare_state.Runs(types.SimpleNamespace(cells=[]), f.path)
-        cell = compare_grid.Cell("probes", "XS", "copy", "full", 1)
+        runs = state.Runs(types.SimpleNamespace(cells=[]), f.path)
+        cell = grids.Cell("probes", "XS", "copy", "full", 1)
         made = [{"status": status, "stage": "probes", "context": context, "probe": {}, "seconds": {"train": took, "evaluate": 1.0}}
                 for status, context, took in (("finished", "copy", 20), ("finished", "copy", 30), ("finished", "mqar", 50), ("failed", "copy", 90))]
         runs.results = dict(enumerate(made))
@@ -256,25 +253,25 @@ def test_runs_are_given_their_gpu():
         for words, parts in ((("--gpus", "two"), ["--gpus two", "how many"]), (("--gpus", "0,0"), ["twice", "--per-gpu"]), (("--gpus", "0"), ["how many"]),
                              (("--per-gpu", "2"), ["--gpus"]), (("--gpus", "1", "--jobs", "2"), ["--jobs"]), (("--jobs", "0"), ["at least 1"])):
             expect(compare(f, *words, code=2), *parts)
-    names = [slot.gpu for slot in compare_program.slots_of(["0", "2"], 2, 1)]
+    names = [slot.gpu for slot in program.slots_of(["0", "2"], 2, 1)]
     assert names == ["0", "2", "0", "2"]
     threads, kept = os.environ.pop("OMP_NUM_THREADS"), os.environ["CUDA_VISIBLE_DEVICES"]
     try:
-        share = compare_program.slots_of([], 1, 2)[1]
-        assert share.gpu is None and share.env == {"OMP_NUM_THREADS": str(max(1, compare_program.cores() // 2))}
-        assert compare_program.slots_of([], 1, 1)[0].env == {}
-        compare_program.gpus_here, gpus_here = lambda: [str(one) for one in range(8)], compare_program.gpus_here
+        share = program.slots_of([], 1, 2)[1]
+        assert share.gpu is None and share.env == {"OMP_NUM_THREADS": str(max(1, program.cores() // 2))}
+        assert program.slots_of([], 1, 1)[0].env == {}
+        program.gpus_here, gpus_here = lambda: [str(one) for one in range(8)], program.gpus_here
         os.environ["CUDA_VISIBLE_DEVICES"] = "4,7,GPU-abc"
-        assert compare_program.gpu_ids("2") == ["4", "7"] and compare_program.gpu_ids("3,") == ["3"]
+        assert program.gpu_ids("2") == ["4", "7"] and program.gpu_ids("3,") == ["3"]
         del os.environ["CUDA_VISIBLE_DEVICES"]
-        assert compare_program.gpu_ids("2") == ["0", "1"]
-        compare_program.gpus_here = lambda: ["0", "1"]
+        assert program.gpu_ids("2") == ["0", "1"]
+        program.gpus_here = lambda: ["0", "1"]
         try:
-            compare_program.gpu_ids("3")
+            program.gpu_ids("3")
             raise AssertionError("a GPU that is not there was given out")
-        except compare_grid.GridError as error:
+        except grids.GridError as error:
             assert "2 GPUs (0, 1)" in str(error)
-        compare_program.gpus_here = gpus_here
+        program.gpus_here = gpus_here
     finally:
         os.environ.update(OMP_NUM_THREADS=threads, CUDA_VISIBLE_DEVICES=kept)
 
@@ -308,10 +305,10 @@ def test_failed_evaluation_keeps_the_training():
 
 
 def test_names_of_changed_runs_are_put_together():
-    cells = [compare_grid.Cell(stage, "XS", "4k", kind, seed) for stage in ("a", "b") for kind in ("full", "sparsek") for seed in (1, 2)]
+    cells = [grids.Cell(stage, "XS", "4k", kind, seed) for stage in ("a", "b") for kind in ("full", "sparsek") for seed in (1, 2)]
     for wanted, globs in ((cells, ["*"]), (cells[4:], ["b-*"]), (cells[2:4] + cells[6:], ["*-sparsek-*"]), (cells[2:4], ["a-*-sparsek-*"]), (cells[:1], ["a-XS-4k-full-s1"]),
                           (cells[:4] + cells[5:6], ["a-*", "b-XS-4k-full-s2"])):
-        assert compare_check.globs_of(wanted, cells) == globs, (globs, compare_check.globs_of(wanted, cells))
+        assert check.globs_of(wanted, cells) == globs, (globs, check.globs_of(wanted, cells))
 
 
 def test_absent_data_is_found_before_the_first_run():
@@ -383,12 +380,12 @@ def test_bad_grids_are_refused():
 def test_every_run_of_the_study_can_be_planned():
     """A grid that fails after hours of other runs is found here: the program accepts every configuration of novels.yaml."""
     with Folder(prepared=False) as f:
-        grid, seen = compare_grid.Grid.load(ROOT / "configs" / "compare" / "novels.yaml"), set()
+        grid, seen = grids.Grid.load(ROOT / "configs" / "compare" / "novels.yaml"), set()
         for cell in grid.cells:
             if "best_of" in grid.data["types"][cell.type]:
                 continue
             if "probe" in grid.data["stages"][cell.stage]:
-                f.config(compare_grid.yaml.safe_dump(grid.probe_config(cell)), "probe.yaml")
+                f.config(grids.yaml.safe_dump(grid.probe_config(cell)), "probe.yaml")
                 f.run("config", "check", "probe.yaml")
                 continue
             config = grid.config(cell, cell.type, cell.lr or 1e-3)
@@ -396,7 +393,7 @@ def test_every_run_of_the_study_can_be_planned():
             key = json.dumps(config, sort_keys=True)
             if key not in seen:
                 seen.add(key)
-                f.config(compare_grid.yaml.safe_dump(compare_grid.substitute(config, {"data": "data"})), "x.yaml")
+                f.config(grids.yaml.safe_dump(grids.substitute(config, {"data": "data"})), "x.yaml")
                 plan = json.loads(f.run("plan", "x.yaml", "model.vocab_size=8192", "--json", "--gpu", "h100").out)
                 assert 10e6 < plan["parameters"] < 32e6 and plan["memory_bytes"]["total"] < 60 * 2**30, (cell.name, plan)
         assert len(grid.cells) > 200 and len(seen) > 90, (len(grid.cells), len(seen))

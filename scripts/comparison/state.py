@@ -6,9 +6,9 @@ import shutil
 import statistics
 import sys
 
-import compare_check
-from compare_grid import GridError, NotNeeded, Waiting
-from compare_program import read_json, write_json
+from comparison import check
+from comparison.grid import GridError, NotNeeded, Waiting
+from comparison.program import read_json, write_json
 
 LONG = 8  # a training an eighth as long as another says how fast that one goes; what is much shorter is start-up to a good part
 
@@ -70,7 +70,7 @@ class Runs:
         changed = [(cell, remark) for cell in cells for state, remark in [self.state(cell)] if state == "changed"]
         if changed:
             names = "\n  ".join(remark for _, remark in changed)
-            globs = compare_check.globs_of([cell for cell, _ in changed], [cell for cell in cells if self.folder(cell).exists()])
+            globs = check.globs_of([cell for cell, _ in changed], [cell for cell in cells if self.folder(cell).exists()])
             redo = " ".join(f"--redo '{glob}'" for glob in globs)
             raise GridError(f"nothing is replaced silently:\n  {names}\nGive another OUT, put the grid back, or let them be run anew: {redo} "
                             "(the old folders are kept in OUT/replaced)")

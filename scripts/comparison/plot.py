@@ -1,10 +1,10 @@
-"""Draws the figures of compare_figures.py as PNG, with matplotlib: white ground (they are read in dark pages, too), colours of Okabe and Ito, which the
+"""Draws the figures of figures.py as PNG, with matplotlib: white ground (they are read in dark pages, too), colours of Okabe and Ito, which the
 colour-blind can tell apart, and a mark of its own for every class and type."""
 import io
 import math
 
-import compare_stats as stats
-from compare_figures import CLASSES
+from comparison import stats
+from comparison.figures import CLASSES
 
 COLOURS = {"constant": "#0072B2", "state": "#009E73", "grows": "#D55E00", "variant": "#B0569A", "control": "#666666"}
 MARKS = {"constant": "o", "state": "D", "grows": "s", "variant": "^", "control": "v"}

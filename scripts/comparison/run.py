@@ -7,9 +7,9 @@ import statistics
 import sys
 import time
 
-import compare_grid
-from compare_program import Failed, Program, Stopped, first_line, last_words, read_json, write_json, write_whole
-from compare_state import stamp
+from comparison import grid as grids
+from comparison.program import Failed, Program, Stopped, first_line, last_words, read_json, write_json, write_whole
+from comparison.state import stamp
 
 CURVE = ("step", "tokens", "time", "loss/train", "loss/val", "bpb/val", "lr", "grad_norm", "tok_s", "mem/peak_gib", "skipped_steps")
 REQUEUE, INTERRUPTED = 75, 130  # exit codes
@@ -71,8 +71,8 @@ class Worker:
         names = dict(self.paths)
         if plan["source"]:
             names["source"] = str(self.runs.checkpoint_of(plan["source"]).resolve())
-        config = compare_grid.merge(compare_grid.substitute(plan["config"], names), {"run": {"dir": str(train.resolve())}})
-        write_whole(folder / "config.yaml", compare_grid.config_text(config))
+        config = grids.merge(grids.substitute(plan["config"], names), {"run": {"dir": str(train.resolve())}})
+        write_whole(folder / "config.yaml", grids.config_text(config))
         cost = yield from self.cost(plan, folder / "config.yaml", log, slot)
         self.check_budget(cell, self.runs.estimate(cell, plan, cost, slot.side_by_side))
         self.begins(cell, plan, slot, again=train.exists())
@@ -94,7 +94,7 @@ class Worker:
         folder = self.runs.folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         self.check_budget(cell, self.runs.probe_estimate(cell))
-        write_whole(folder / "config.yaml", compare_grid.config_text(compare_grid.substitute(plan["config"], self.paths)))
+        write_whole(folder / "config.yaml", grids.config_text(grids.substitute(plan["config"], self.paths)))
         self.begins(cell, plan, slot)
         found = json.loads((yield from self.call(["probe", str(folder / "config.yaml"), "--json"], folder / "train.log", slot)))
         provenance = self.provenance(cell, plan, {"git": found["git"], "device": found["device"], "build": {"cuda": not found["device"].startswith("CPU")}}, slot)
@@ -119,7 +119,7 @@ class Worker:
 
     def cost(self, plan, config, log, slot):
         """What `sieve plan` counts: nothing is timed for it, and nothing that depends on the machine is kept. Runs that differ by name and rate cost the same."""
-        shape = compare_grid.config_hash(compare_grid.merge(plan["config"], {"run": None, "train": {"optimizer": {"lr": None}}}))
+        shape = grids.config_hash(grids.merge(plan["config"], {"run": None, "train": {"optimizer": {"lr": None}}}))
         if shape not in self.costs:
             found = json.loads((yield from self.call(["plan", str(config), "--json", "--peak-tflops", "1"], log, slot)))
             self.costs[shape] = {key: value for key, value in found.items() if key not in ("peak_tflops", "seconds")}
@@ -145,10 +145,10 @@ class Worker:
         kept = self.runs.folder(cell) / "evaluations.json"
         found = read_json(kept)
         if found is None:
-            data = [{"name": split, "path": compare_grid.substitute(path, self.paths)} for split, path in plan["splits"].items()]
+            data = [{"name": split, "path": grids.substitute(path, self.paths)} for split, path in plan["splits"].items()]
             protocols = [{"name": name, **keys} for name, keys in plan["evaluations"].items()]
             file = self.runs.folder(cell) / "evaluations.yaml"
-            write_whole(file, compare_grid.config_text({"schema": 1, "eval": {"checkpoints": [str(self.runs.checkpoint_of(cell.name).absolute())], "data": data,
+            write_whole(file, grids.config_text({"schema": 1, "eval": {"checkpoints": [str(self.runs.checkpoint_of(cell.name).absolute())], "data": data,
                                                                               "protocols": protocols}}))
             began = time.monotonic()
             out = yield from self.call(["eval", str(file), "--json"], log, slot)

@@ -2,11 +2,8 @@
 grid does not know is refused; what the grid knows and has not run yet is left out of a table."""
 import dataclasses
 
-import compare_costs as costs
-import compare_pairs as memory
-import compare_stats as stats
-import compare_tables as tables
-from compare_grid import GridError
+from comparison import costs, pairs as memory, stats, tables
+from comparison.grid import GridError
 
 
 class Words:

@@ -6,8 +6,8 @@ import re
 import subprocess
 import tempfile
 
-import compare_grid
-from compare_grid import GridError
+from comparison import grid as grids
+from comparison.grid import GridError
 
 MISTAKE = re.compile(r"^\S+?:\d+:\d+: error: ")  # how sieve begins what it says of a file's line
 SHOWN = 6
@@ -51,10 +51,10 @@ def refuse_absent_paths(grid, paths, cells):
         every, data = inputs_of(grid, cell)
         for text in every:
             for name in names_in(text):
-                if not pathlib.Path(compare_grid.substitute(f"${{{name}}}", paths)).exists():
+                if not pathlib.Path(grids.substitute(f"${{{name}}}", paths)).exists():
                     absent.setdefault((name, paths[name]), cell.name)
         for text in data:
-            names, whole = names_in(text), compare_grid.substitute(text, paths)
+            names, whole = names_in(text), grids.substitute(text, paths)
             if names and (names[0], paths[names[0]]) not in absent and not any(c in whole for c in "*?[") and not has_shards(pathlib.Path(whole)):
                 absent.setdefault((names[0], whole if not pathlib.Path(whole).exists() else f".h5 file in {whole}"), cell.name)
     if absent:
@@ -96,7 +96,7 @@ def refuse_bad_configs(grid, paths, cells, sieve, workers):
         def check(item):
             number, cell = item
             file = pathlib.Path(folder) / f"{number}.yaml"
-            file.write_text(compare_grid.config_text(compare_grid.substitute(config_shown(grid, cell), paths)), encoding="utf-8")
+            file.write_text(grids.config_text(grids.substitute(config_shown(grid, cell), paths)), encoding="utf-8")
             done = subprocess.run([sieve, "config", "check", str(file)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
             return mistakes(done.stderr or done.stdout or f"sieve config check: exit code {done.returncode}", grid, cell) if done.returncode else []
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:

@@ -2,11 +2,9 @@
 import json
 import math
 
-import compare_costs as costs
-import compare_pairs as memory
-import compare_stats as stats
-from compare_grid import GridError
-from compare_tables import bracket, evaluation_of, kib, mean_over_layers, number, read_result
+from comparison import costs, pairs as memory, stats
+from comparison.grid import GridError
+from comparison.tables import bracket, evaluation_of, kib, mean_over_layers, number, read_result
 
 
 def p_text(p):

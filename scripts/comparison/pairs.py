@@ -1,8 +1,8 @@
 """Two questions that the tables against one reference leave open: how certain pairs of types differ, and how much of a difference can be memory."""
 import re
 
-import compare_stats as stats
-from compare_tables import Table, books_of, difference_cells, evaluation_of, number, bracket, with_seeds
+from comparison import stats
+from comparison.tables import Table, books_of, difference_cells, evaluation_of, number, bracket, with_seeds
 
 
 def pairs_table(group, split, name, pairs, resamples):

@@ -1,11 +1,11 @@
 """From result.json files to tables: what scripts/compare_report.py prints. A table is a heading, a note, column names and rows of text. This file: the losses;
-compare_costs.py: what the types cost, and the runs; compare_goals.py: what was to be shown."""
+costs.py: what the types cost, and the runs; goals.py: what was to be shown."""
 import dataclasses
 import json
 import math
 
-import compare_stats as stats
-from compare_grid import GridError
+from comparison import stats
+from comparison.grid import GridError
 
 # Holm's correction and the tables go by section: rivals by what they keep, every other family of the grid by its name.
 SECTIONS = {"constant": "types of constant cache or state", "growing": "types whose cache grows with the text (visited rows about equal, no goal of winning)",

@@ -1,6 +1,6 @@
-"""Tables of what the types cost, of the probes, and of the runs themselves; compare_tables.py has the losses."""
-import compare_stats as stats
-from compare_tables import CACHES, Table, bracket, is_speed, kib, mean_over_layers, number
+"""Tables of what the types cost, of the probes, and of the runs themselves; tables.py has the losses."""
+from comparison import stats
+from comparison.tables import CACHES, Table, bracket, is_speed, kib, mean_over_layers, number
 
 
 def device_of(result):

@@ -1,9 +1,7 @@
-"""What the figures of the comparison show: numbers and captions, in plain Python. compare_plot.py draws them."""
+"""What the figures of the comparison show: numbers and captions, in plain Python. plot.py draws them."""
 import dataclasses
 
-import compare_costs as costs
-import compare_stats as stats
-import compare_tables as tables
+from comparison import costs, stats, tables
 
 CLASSES = {"constant": "constant cache", "state": "constant state", "grows": "cache grows with the text", "variant": "variant of the reference", "control": "control"}
 FAR = 0.25  # nats above the reference: such a type is named at the edge, since on its scale all others would be one
@@ -13,7 +11,7 @@ NAMES = ("loss_by_type", "quality_cost", "recall_by_distance", "loss_by_context"
 
 @dataclasses.dataclass
 class Figure:
-    """name: of its file, one of NAMES, without suffix; drawer: function of compare_plot; shown: its argument."""
+    """name: of its file, one of NAMES, without suffix; drawer: function of plot.py; shown: its argument."""
     name: str
     title: str
     caption: str

@@ -1,9 +1,9 @@
 """What was to be shown, each goal with what was measured and whether it is reached. The goals were set before the runs; nothing here chooses them by the data."""
 import math
 
-import compare_stats as stats
-from compare_costs import probe_setting, probes_of
-from compare_tables import CACHES, SECTIONS, Table, difference_text, judged, kib, kinds_of, mean_over_layers, number
+from comparison import stats
+from comparison.costs import probe_setting, probes_of
+from comparison.tables import CACHES, SECTIONS, Table, difference_text, judged, kib, kinds_of, mean_over_layers, number
 
 WITHIN_FULL = 0.01  # perplexity, of full attention
 WITHIN_DENSE = 0.03  # perplexity, a converted model of the dense one that went on

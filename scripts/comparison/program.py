@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 
-from compare_grid import GridError
+from comparison.grid import GridError
 
 
 class Stopped(Exception):
@@ -186,7 +186,7 @@ def last_words(log):
 
 
 def find_sieve(given):
-    candidates = [given] if given else [os.environ.get("SIEVE"), shutil.which("sieve"), str(pathlib.Path(__file__).resolve().parent.parent / "build/cpu/src/cli/sieve")]
+    candidates = [given] if given else [os.environ.get("SIEVE"), shutil.which("sieve"), str(pathlib.Path(__file__).resolve().parents[2] / "build/cpu/src/cli/sieve")]
     for path in candidates:
         if path and os.access(path, os.X_OK):
             return str(pathlib.Path(path).resolve())

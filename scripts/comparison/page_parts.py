@@ -1,12 +1,9 @@
 """Tables of where a difference lies, for scripts/compare_page.py: by tokens seen, by distance, by context, by time; and the probes. Each function takes the study
 and the words of a mark, and yields (column names, rows of cells)."""
-import compare_costs as costs
-import compare_pairs as memory
-import compare_stats as stats
-import compare_tables as tables
-from compare_grid import GridError
-from compare_page_tables import mean_of, p_text, part_cell, with_interval
-from compare_tables import bracket, bucket_text, evaluation_of, number, pooled_buckets, with_seeds
+from comparison import costs, pairs as memory, stats, tables
+from comparison.grid import GridError
+from comparison.page_tables import mean_of, p_text, part_cell, with_interval
+from comparison.tables import bracket, bucket_text, evaluation_of, number, pooled_buckets, with_seeds
 
 
 def pair_name(group, one, other, words):
