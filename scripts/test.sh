@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-# ctest's own last screen lists what was skipped name by name, which looks like trouble: the number says it.
+# One line a test, not another when it starts. ctest's own last screen lists what was skipped name by name, which looks like trouble: the number says it.
 ctest --preset "$preset" --no-tests=error "$@" 2>&1 | tee "$log" | sed -E '/^ *Start +[0-9]+: /d; /\(Skipped\)$/d; /^The following tests did not run:$/d'
 skipped=$(grep -c '(Skipped)$' "$log" || true)
 [ "$skipped" -eq 0 ] || echo "$skipped tests were skipped: they want a GPU (bash scripts/build.sh cuda, docs/gpu.md), matplotlib or another build; each says so itself"

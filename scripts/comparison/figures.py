@@ -50,13 +50,6 @@ def look(group, kind):
     return class_of(group.results(kind)[0], reference_of(group), kind)
 
 
-def losses_by_seed(group, split, name):
-    """{type: {seed: loss a token}} of a single evaluation."""
-    shape, found = tables.books_of(group, split, name)
-    tokens = sum(weight for _, weight, _ in shape or [])
-    return {kind: {seed: sum(books) / tokens for seed, books in sorted(seeds.items())} for kind, seeds in found.items()}
-
-
 def books_in(group, split, name):
     return len(tables.books_of(group, split, name)[0] or [])
 
@@ -103,12 +96,12 @@ def dots_panel(group, split, losses):
 def dots(group, name):
     """Loss of every training, sorted; types that the final split did not see have a panel of their own."""
     final = group.final_split()
-    losses = losses_by_seed(group, final, name)
+    losses = tables.losses_by_seed(group, final, name)
     if len(losses) < 2:
         return None
     panels, books = [dots_panel(group, final, losses)], [(final, books_in(group, final, name))]
     other = next((split for split in ("val", "test") if split != final), None)
-    more = losses_by_seed(group, other, name)
+    more = tables.losses_by_seed(group, other, name)
     ablated = {kind: seeds for kind, seeds in more.items() if kind not in losses}
     if ablated:
         kept = {kind: more[kind] for kind in (group.reference,) if kind in more}
@@ -123,7 +116,7 @@ def dots(group, name):
 
 # -- quality and cost ---------------------------------------------------------------------------------------------------------------------------------
 def plane(group, name, speeds):
-    losses = losses_by_seed(group, group.final_split(), name)
+    losses = tables.losses_by_seed(group, group.final_split(), name)
     points, rated = [], False
     for kind, seeds in losses.items():
         rate, _ = costs.rate_of(group, kind, speeds)
@@ -241,10 +234,10 @@ def figures_of(group, speeds, names, with_speeds=True):
     """Figures of a group that have something to show, in their order. names: of its evaluations; speeds: of costs.speeds_of; with_speeds: also that of all types'
     speeds, which is of a size, not of a group."""
     split = group.final_split()
-    single = next((name for name in names if is_single(group, split, name) and losses_by_seed(group, split, name)), None)
+    single = next((name for name in names if is_single(group, split, name) and tables.losses_by_seed(group, split, name)), None)
     if single is None or len(group.types) < 2:
         return []
-    losses = losses_by_seed(group, split, single)
+    losses = tables.losses_by_seed(group, split, single)
     kinds = main_types(group, losses)
     made = [dots(group, single), plane(group, single, speeds), recall(group, single, kinds, losses), contexts(group, [name for name in names if name != single], kinds, losses),
             curves(group, kinds, losses), training_speeds(group, speeds) if with_speeds else None]

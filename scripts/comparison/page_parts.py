@@ -13,10 +13,10 @@ def pair_name(group, one, other, words):
 def check_edges(group, split, name, limits):
     """Limits between the buckets of an evaluation would ask for targets that no bucket tells apart."""
     for result in group.every():
-        buckets = evaluation_of(result, split, "books")[0][name]
+        buckets = evaluation_of(result, split, "books")[0].get(name) or []
         edges = sorted({bucket[end] for bucket in buckets for end in ("from", "to") if bucket[end] is not None})
         if wrong := [limit for limit in limits if limit not in edges]:
-            raise GridError(f"{', '.join(map(str, wrong))}: no edge of the buckets of {name}, which are {', '.join(map(str, edges))}")
+            raise GridError(f"{', '.join(map(str, wrong))}: no edge of the buckets of {name}, which are {', '.join(map(str, edges)) or 'not there'}")
 
 
 # -- by tokens seen -----------------------------------------------------------------------------------------------------------------------------------
@@ -112,6 +112,8 @@ def gain(study, words):
         at = {one["protocol"]["context"]: one["documents"] for one in found}
         return [(a["nll"] - b["nll"], a["tokens"]) for a, b in zip(at[low], at[contexts[-1]])]
     shape, gains = tables.books_of(group, "test", name, won)
+    if shape is None:
+        raise GridError(f"{name} has no losses of single documents (per_document: true)")
     weights, rows = [weight for _, weight, _ in shape], []
     counts = stats.draws(len(shape), study.resamples)
     mean_gain = {kind: stats.mean([sum(one) for one in found.values()]) / sum(weights) for kind, found in gains.items()}

@@ -2,7 +2,7 @@
 grid does not know is refused; what the grid knows and has not run yet is left out of a table."""
 import dataclasses
 
-from comparison import costs, pairs as memory, stats, tables
+from comparison import costs, pairs as memory, tables
 from comparison.grid import GridError
 
 
@@ -62,7 +62,7 @@ class Study:
         sources = {name: stage["from"]["type"] for name, stage in self.grid["stages"].items() if "from" in stage}
         self.groups = tables.groups_of(self.results, list(self.grid["stages"]), self.grid["reference"], sources)
         self.speeds = costs.speeds_of(self.results)
-        self._books, self._judged = {}, {}
+        self._known = {}
 
     # -- what a mark names ----------------------------------------------------------------------------------------------------------------------------
     @staticmethod
@@ -123,39 +123,29 @@ class Study:
         return split
 
     # -- losses of whole books ------------------------------------------------------------------------------------------------------------------------
-    def books(self, group, split):
-        """(weights, {type: {seed: nll a book}}); (None, {}) where nothing was evaluated there."""
-        key = (group.title, split)
-        if key not in self._books:
-            shape, found = tables.books_of(group, split, "books")
-            self._books[key] = ([weight for _, weight, _ in shape], found) if shape else (None, {})
-        return self._books[key]
+    def _once(self, made, group, split, *more):
+        """What a function of tables.py or pairs.py says of whole books: many columns of a table ask it the same."""
+        key = (made, group.title, split, str(more))
+        if key not in self._known:
+            self._known[key] = made(group, split, "books", *more)
+        return self._known[key]
 
     def trainings(self, group, kind, split):
         """{seed: loss}"""
-        weights, found = self.books(group, split)
-        return {seed: sum(nll) / sum(weights) for seed, nll in sorted(found.get(kind, {}).items())}
-
-    def compared(self, group, one, other, split):
-        """A Difference, or None where either has not been evaluated there."""
-        weights, found = self.books(group, split)
-        if one not in found or other not in found:
-            return None
-        return stats.compare(stats.draws(len(weights), self.resamples), found[one], found[other], weights, paired=group.converted)
+        return self._once(tables.losses_by_seed, group, split).get(kind, {})
 
     def judged(self, group, split):
         """{type: (Difference to the group's reference, Holm's p within its family, verdict)}"""
-        key = (group.title, split)
-        if key not in self._judged:
-            sections = tables.judged(group, split, "books", self.resamples)
-            self._judged[key] = {kind: found for section in sections.values() for kind, found in section.items()}
-        return self._judged[key]
+        sections = self._once(tables.judged, group, split, self.resamples)
+        return {kind: found for section in sections.values() for kind, found in section.items()}
 
-    def family(self, group, split):
-        """{(one, other): (Difference, Holm's p)} of the grid's pairs that have run: corrected over all of them."""
-        found = {(one, other): difference for one, other in self.grid.get("pairs", []) if (difference := self.compared(group, one, other, split))}
-        holm = tables.corrected(found)
-        return {pair: (difference, holm.get(pair)) for pair, difference in found.items()}
+    def pairs_of_grid(self, group, split):
+        """{(one, other): (Difference, Holm's p)}: a family of their own."""
+        return self._once(memory.compared_pairs, group, split, self.grid.get("pairs", []), self.resamples)
+
+    def compared(self, group, pair, split):
+        """A pair's Difference, not corrected; None where either has not been evaluated there."""
+        return self._once(memory.compared_pairs, group, split, [pair], self.resamples).get(pair, (None, None))[0]
 
     def reach(self, group):
         """(window, window and selected rows) of the group's reference."""

@@ -123,7 +123,7 @@ COLUMNS = {
 def pairs(study, words):
     """of=GROUP [pairs=a:b,c:d]: those of the grid (the default), with verdicts corrected over all of the grid's that ran; or others, without."""
     group = study.group(words.one("of"))
-    families = {split: study.family(group, split) for split in ("test", "val")}
+    families = {split: study.pairs_of_grid(group, split) for split in ("test", "val")}
     own = words.has("pairs")
     asked = study.pairs(group, words) if own else [(*pair, "") for pair in families["test"]]
     if turned := [f"{one}:{other}" for one, other, _ in asked if own and {(one, other), (other, one)} & families["test"].keys()]:
@@ -132,7 +132,7 @@ def pairs(study, words):
     for one, other, _ in asked:
         cells = []
         for split, family in families.items():
-            difference, corrected = (study.compared(group, one, other, split), None) if own else family.get((one, other), (None, None))
+            difference, corrected = (study.compared(group, (one, other), split), None) if own else family.get((one, other), (None, None))
             cells.append(("", "") if difference is None else (difference_cell(difference), uncorrected(difference) if own else judged_cell(difference, corrected, difference.verdict(corrected))))
         rows.append([f"{group.label(one)} minus {group.label(other)}", *cells[0], ", ".join(cell for cell in cells[1] if cell)])
     return ["difference", "on test [95 % over seeds]", "p, uncorrected" if own else "verdict (Holm p)", "on val"], rows

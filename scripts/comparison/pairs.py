@@ -2,21 +2,29 @@
 import re
 
 from comparison import stats
-from comparison.tables import Table, books_of, difference_cells, evaluation_of, number, bracket, with_seeds
+from comparison.tables import Table, books_of, bracket, corrected, difference_cells, evaluation_of, number, with_seeds
 
 
-def pairs_table(group, split, name, pairs, resamples):
-    """The grid's pairs [type, other], type minus other, as far as both have run here; corrected over the pairs that have a p."""
+def compared_pairs(group, split, name, pairs, resamples):
+    """{(type, other): (Difference, Holm's p or None)}, type minus other, of the pairs that both have run here; corrected over those that have a p."""
     shape, losses = books_of(group, split, name)
     present = [(one, other) for one, other in pairs if one in losses and other in losses]
     if not present:
-        return None
+        return {}
     counts, weights = stats.draws(len(shape), resamples), [weight for _, weight, _ in shape]
     found = {pair: stats.compare(counts, losses[pair[0]], losses[pair[1]], weights, paired=group.converted) for pair in present}
-    tested = [pair for pair in present if found[pair].p is not None]
-    holm = dict(zip(tested, stats.holm([found[pair].p for pair in tested])))
-    rows = [[f"{with_seeds(group, pair[0])} minus {with_seeds(group, pair[1])}", *difference_cells(found[pair]), number(found[pair].p, 4), number(holm.get(pair), 4),
-             found[pair].verdict(holm.get(pair))] for pair in present]
+    holm = corrected(found)
+    return {pair: (difference, holm.get(pair)) for pair, difference in found.items()}
+
+
+def pairs_table(group, split, name, pairs, resamples):
+    """The grid's pairs [type, other] as far as they have run here."""
+    found = compared_pairs(group, split, name, pairs, resamples)
+    if not found:
+        return None
+    tested = [holm for _, holm in found.values() if holm is not None]
+    rows = [[" minus ".join(with_seeds(group, kind) for kind in pair), *difference_cells(difference), number(difference.p, 4), number(holm, 4), difference.verdict(holm)]
+            for pair, (difference, holm) in found.items()]
     return Table(f"Pairs ({split})",
                  f"Pairs that the grid names: nats a token, negative where the first is better. {'Paired t' if group.converted else 'Welch’s t'} over seeds; p: the larger of "
                  f"both tests; Holm: corrected over the pairs tested here ({len(tested)}).",

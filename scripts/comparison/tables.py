@@ -187,6 +187,13 @@ def books_of(group, split, name, pick=plain_books):
     return shape, losses
 
 
+def losses_by_seed(group, split, name):
+    """{type: {seed: loss a token}} of a single evaluation."""
+    shape, found = books_of(group, split, name)
+    tokens = sum(weight for _, weight, _ in shape or [])
+    return {kind: {seed: sum(books) / tokens for seed, books in sorted(seeds.items())} for kind, seeds in found.items()}
+
+
 def differences(group, losses, counts, weights, kinds=None):
     """{type: Difference to the group's reference}."""
     if group.reference not in losses:

@@ -61,7 +61,7 @@ def test_lines_are_few_and_hold_reference_and_best():
     kinds = ("sparsek", "full", "window", "linear", "moba", "random")
     results = [made("a", kind, seed, loss) for kind, loss, seeds in zip(kinds, (3.0, 3.01, 3.02, 3.9, 2.9, 3.03), (1, 4, 3, 5, 1, 2)) for seed in range(1, seeds + 1)]
     group = figures.main_group(tables.groups_of(results, ["a"], "sparsek", {}))
-    losses = figures.losses_by_seed(group, "test", "books")
+    losses = tables.losses_by_seed(group, "test", "books")
     before = figures.MOST_LINES
     try:
         figures.MOST_LINES = 4

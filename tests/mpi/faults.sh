@@ -8,6 +8,7 @@ signal=          # what is sent to whom
 waits=$((timeout * 1000 + 10000))
 lost="rank [02]: no progress for $timeout s in train"
 case $fault in
+  # The end may meet the others on their way from one collective to the next, as SIGTERM below may.
   kill)       signal="KILL rank" line='rank [02]: ended by SIGTERM .* in train.*, step [0-9]+' ;;
   # At any moment: the others may wait in either collective of a step. Before a reduction: they wait there, and say for whom.
   stop)       signal="STOP rank" limit=$waits code=6 line="$lost > (all_reduce\(.*exchange with rank [0-9]+|all_gather\(step summary\)).*, step [0-9]+" ;;
