@@ -122,7 +122,7 @@ run_novels() {
   # Trained scores need another amount of work than random ones.
   local lengths=${NOVELS_LENGTHS:-4k,16k,64k}
   "$bin/sieve" bench scores "$work/run" --data "$data/val" --rows 2 --length "${lengths##*,}" --device "$device" -o "$work/scores.safetensors" >>"$out/novels.txt" 2>&1 &&
-    bench_attention novels_scores --patterns sparsek --lengths "$lengths" --slope 6.1e-5 --scores "$work/scores.safetensors" || bad=1
+    bench_attention novels_scores --patterns sparsek --k 64 --window 64 --lengths "$lengths" --slope 6.1e-5 --scores "$work/scores.safetensors" || bad=1
   python3 "$root/scripts/report.py" "$out/novels" -o "$out/novels.md" --evaluation "${evaluations[@]}" --plot "$out/novels.png" || bad=1
   cat "$out/novels.md"
   rm -rf "$work"
