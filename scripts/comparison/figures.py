@@ -69,12 +69,13 @@ def seeds_text(group, kinds, counts=None):
 
 
 def main_types(group, losses):
-    """At most MOST_LINES types that line figures can tell apart, in the group's order: the reference, the best, then those of most seeds; no variants."""
+    """At most MOST_LINES types that line figures can tell apart, in the group's order: the reference, the best, the best that is no variant, then those of most seeds; no further variants."""
     means = {kind: stats.mean(list(seeds.values())) for kind, seeds in losses.items()}
     limit = means.get(group.reference, min(means.values(), default=0)) + FAR
-    rivals = [kind for kind in means if kind != group.reference and means[kind] <= limit and look(group, kind) not in ("variant", "control")]
-    first = [kind for kind in (group.reference,) if kind in means] + sorted(rivals, key=means.get)[:1]
-    ranked = first + [kind for kind in sorted(rivals, key=lambda kind: (-len(losses[kind]), means[kind])) if kind not in first]
+    others = sorted((kind for kind in means if kind != group.reference and means[kind] <= limit and look(group, kind) != "control"), key=means.get)
+    rivals = [kind for kind in others if look(group, kind) != "variant"]
+    first = list(dict.fromkeys([kind for kind in (group.reference,) if kind in means] + others[:1] + rivals[:1]))
+    ranked = first + [kind for kind in sorted(rivals, key=lambda kind: -len(losses[kind])) if kind not in first]
     return [kind for kind in group.types if kind in ranked[:MOST_LINES]]
 
 
@@ -172,16 +173,17 @@ def context_panel(group, split, name, kinds):
     return {"name": name, "lines": lines, "trained": trained, "beyond": min(x for one in lines for x, _ in one["points"]) >= trained}
 
 
-def contexts(group, names, kinds, losses):
+def contexts(group, names, losses):
     split = group.final_split()
-    panels = [panel for name in names if (panel := context_panel(group, split, name, kinds))]
+    seen = lambda name: {kind: of for kind, of in losses.items() if any(len(tables.evaluation_of(result, split, name)) > 1 for result in group.results(kind))}
+    panels = [panel for name in names if (panel := context_panel(group, split, name, main_types(group, seen(name))))]
     panels = [next(panel for panel in panels if panel["beyond"] is beyond) for beyond in (False, True) if any(panel["beyond"] is beyond for panel in panels)]
     if not panels:
         return None
     shown = [one["kind"] for one in panels[0]["lines"]]
     some = [one["label"] for one in panels[-1]["lines"]] if len(panels) > 1 else []
     caption = (f"Loss on {split} of the same targets with more and more text before them, {group.title}; nothing was adapted beyond the {panels[0]['trained']:,} tokens of training. "
-               f"Bars: least to most of the seeds. {seeds_text(group, shown)}{' Evaluated beyond: ' + ', '.join(some) + '.' if some else ''}{left_out(kinds, losses)}")
+               f"Bars: least to most of the seeds. {seeds_text(group, shown)}{' Evaluated beyond: ' + ', '.join(some) + '.' if some else ''}{left_out(shown, losses)}")
     return Figure("loss_by_context", "Loss by visible context", caption, "contexts", {"panels": panels, "split": split})
 
 
@@ -239,6 +241,6 @@ def figures_of(group, speeds, names, with_speeds=True):
         return []
     losses = tables.losses_by_seed(group, split, single)
     kinds = main_types(group, losses)
-    made = [dots(group, single), plane(group, single, speeds), recall(group, single, kinds, losses), contexts(group, [name for name in names if name != single], kinds, losses),
+    made = [dots(group, single), plane(group, single, speeds), recall(group, single, kinds, losses), contexts(group, [name for name in names if name != single], losses),
             curves(group, kinds, losses), training_speeds(group, speeds) if with_speeds else None]
     return [figure for figure in made if figure is not None]

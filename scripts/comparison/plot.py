@@ -1,6 +1,7 @@
 """Draws the figures of figures.py as PNG, with matplotlib: white ground (they are read in dark pages, too), colours of Okabe and Ito, which the
 colour-blind can tell apart, and a mark of its own for every class and type."""
 import io
+import itertools
 import math
 
 from comparison import stats
@@ -11,7 +12,7 @@ MARKS = {"constant": "o", "state": "D", "grows": "s", "variant": "^", "control":
 LINES = ["#0072B2", "#D55E00", "#009E73", "#B0569A", "#56B4E9", "#E69F00", "#777777"]  # the reference is black
 LINE_MARKS = ["s", "^", "D", "v", "P", "X", "<"]
 NATS = "nats a token"
-DPI = 140
+DPI = 130
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
          "axes.edgecolor": "#555555", "xtick.color": "#333333", "ytick.color": "#333333", "text.color": "#222222", "axes.labelcolor": "#222222",
          "font.family": "DejaVu Sans", "figure.dpi": DPI}
@@ -48,7 +49,7 @@ def fewer_colours(png):
     """The same picture with a palette: a third of the bytes. matplotlib brings Pillow along."""
     from PIL import Image
     image, small = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
-    image.quantize(96, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    image.quantize(64, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
     return small.getvalue()
 
 
@@ -245,11 +246,16 @@ def label_plane(axis, placed, edge):
 
 
 # -- lines --------------------------------------------------------------------------------------------------------------------------------------------
-def looks_of(lines):
-    """{type: (colour, mark, width)}, the same in every figure that shows the same types."""
-    others = [line["kind"] for line in lines if not line["reference"]]
-    looks = {kind: (LINES[at % len(LINES)], LINE_MARKS[at % len(LINE_MARKS)], 1.3) for at, kind in enumerate(others)}
-    return {**looks, **{line["kind"]: ("black", "o", 2.2) for line in lines if line["reference"]}}
+def looks_of(*panels):
+    """{type: (colour, mark, width)} of panels' lines: a type looks the same everywhere, and no two of a panel alike as long as there are looks enough."""
+    looks, every = {}, [(colour, mark, 1.3) for colour, mark in zip(LINES, LINE_MARKS)]
+    for lines in panels:
+        used = [looks[line["kind"]] for line in lines if line["kind"] in looks]
+        free = itertools.cycle([look for look in every if look not in used] or every)
+        for line in lines:
+            if line["kind"] not in looks:
+                looks[line["kind"]] = ("black", "o", 2.2) if line["reference"] else next(free)
+    return looks
 
 
 def named(line):
@@ -293,7 +299,7 @@ def reserve_right(figure, panels):
 
 def contexts(pyplot, shown):
     panels = shown["panels"]
-    looks = looks_of(panels[0]["lines"])
+    looks = looks_of(*(panel["lines"] for panel in panels))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(6.6 * len(panels), 4.9), layout="constrained", squeeze=False)
     for axis, panel in zip(axes[0], panels):
         for rank, line in enumerate(panel["lines"]):

@@ -66,6 +66,8 @@ def test_lines_are_few_and_hold_reference_and_best():
     try:
         figures.MOST_LINES = 4
         assert set(figures.main_types(group, losses)) == {"sparsek", "moba", "full", "window"}  # linear is off the scale
+        group = figures.main_group(tables.groups_of(results + [made("a", "hard", 1, 2.8)], ["a"], "sparsek", {}))
+        assert set(figures.main_types(group, tables.losses_by_seed(group, "test", "books"))) == {"sparsek", "hard", "moba", "full"}  # a variant, but the best
     finally:
         figures.MOST_LINES = before
     assert "8 of" not in figures.left_out(["a"], ["a"]) and "1 of 2 types" in figures.left_out(["a"], ["a", "b"])
