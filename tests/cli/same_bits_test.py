@@ -2,6 +2,7 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -96,6 +97,22 @@ def test_killed_and_resumed():
         print(f"{STEPS} steps, {kills} kills, {resumed} of them with a checkpoint to resume from: {whole}")
         steps = [line.split('"step":')[1].split(",")[0] for line in (f.path / "killed" / "metrics.jsonl").read_text().splitlines()]
         assert len(steps) == len(set(steps)), "a step appears twice in metrics.jsonl"
+
+
+def test_links_that_a_kill_left_behind_are_put_right():
+    """Killed after the last checkpoint and before its links: nothing is left to train, but `latest` and `best` must name what they say."""
+    with Folder() as f:
+        whole = train(f, "run", "checkpoint.every=6", "checkpoint.keep_last=2", "checkpoint.keep_best=1", "eval.every=6")
+        links = f.path / "run" / "checkpoints"
+        found = {name: os.readlink(links / name) for name in ("latest", "best")}
+        old = next(path.name for path in sorted(links.glob("step_*")) if path.name != found["latest"])
+        for name in found:
+            (links / name).unlink()
+            (links / name).symlink_to(old)
+        shutil.copytree(links / old, links / "step_00000001")  # what pruning would have removed next
+        f.run("pretrain", "tiny.yaml", f"train.steps={STEPS}", "run.dir=run", "--resume", "auto", "checkpoint.every=6", "checkpoint.keep_last=2", "checkpoint.keep_best=1", "eval.every=6")
+        assert {name: os.readlink(links / name) for name in found} == found and not (links / "step_00000001").exists(), sorted(os.listdir(links))
+        assert f.hash("run/checkpoints/latest") == whole
 
 
 def test_resume_on_other_numbers_of_ranks():
