@@ -5,6 +5,7 @@
 # tenths (1-10, default 10): the share of the training documents that goes into train/, spread evenly. val/ and test/ are always whole.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+[ -d "$1" ] || { echo "prepare_novels.sh: $1 is no folder" >&2; exit 3; }
 corpus=$(realpath -e "$1") out=$(realpath -m "$2") tenths=${3:-10}
 sieve=${4:-$(cd "$(dirname "$0")/.." && pwd)/build/cpu/src/cli/sieve}
 [[ $tenths =~ ^([1-9]|10)$ ]] || { echo "prepare_novels.sh: tenths is $tenths, not 1 to 10" >&2; exit 2; }

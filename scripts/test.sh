@@ -11,8 +11,11 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-# One line a test, not another when it starts. ctest's own last screen lists what was skipped name by name, which looks like trouble: the number says it.
-ctest --preset "$preset" --no-tests=error "$@" 2>&1 | tee "$log" | sed -E '/^ *Start +[0-9]+: /d; /\(Skipped\)$/d; /^The following tests did not run:$/d'
+# One line a test that ran, not another when it starts. Those that were skipped, and ctest's list of them, look like trouble: their number says it.
+status=0
+ctest --preset "$preset" --no-tests=error "$@" 2>&1 | tee "$log" | sed -u -E '/^ *Start +[0-9]+: /d; /\*\*\*Skipped/d; /\(Skipped\)$/d; /^The following tests did not run:$/d' || status=$?
 skipped=$(grep -c '(Skipped)$' "$log" || true)
 [ "$skipped" -eq 0 ] || echo "$skipped tests were skipped: they want a GPU (bash scripts/build.sh cuda, docs/gpu.md), matplotlib or another build; each says so itself"
-grep -E '^[0-9]+% tests passed' "$log"
+[ $status -eq 0 ] || echo "test.sh: failed; what they said stands above. Again, and nothing else: ctest --preset $preset --rerun-failed --output-on-failure"
+grep -E '^[0-9]+% tests passed' "$log" || true
+exit $status

@@ -204,9 +204,10 @@ std::filesystem::path resolve_checkpoint(const std::filesystem::path& path) {
     if (const auto newest = newest_checkpoint(folder); !newest.empty()) return newest;
   }
   fail(Exit::data, "checkpoint", path.string(),
-       std::filesystem::exists(path)
-           ? " holds no checkpoint (a folder with manifest.json and state.json, or a run folder with checkpoints/)"
-           : " does not exist");
+       std::filesystem::exists(path) ? " holds no checkpoint of sieve (a folder with manifest.json and state.json, or "
+                                       "a run folder with checkpoints/; "
+                                       "weights of other programs cannot be loaded)"
+                                     : " does not exist");
 }
 
 }  // namespace sieve

@@ -137,7 +137,7 @@ TEST_CASE("a damaged checkpoint is named and refused, and the last good one offe
   CHECK_NOTHROW(Checkpoint(f.folder / "step_00000008"));
   has(error_of([&] { resolve_checkpoint(f.scratch / "nowhere"); }), "does not exist");
   has(error_of([&] { resolve_checkpoint(f.scratch.path() + "/checkpoints/step_00000008/state.json"); }),
-      "holds no checkpoint");
+      "holds no checkpoint of sieve");
 }
 
 TEST_CASE("weights that do not fit are all listed") {
