@@ -15,7 +15,11 @@ trap 'rm -f "$log"' EXIT
 status=0
 ctest --preset "$preset" --no-tests=error "$@" 2>&1 | tee "$log" | sed -u -E '/^ *Start +[0-9]+: /d; /\*\*\*Skipped/d; /\(Skipped\)$/d; /^The following tests did not run:$/d' || status=$?
 skipped=$(grep -c '(Skipped)$' "$log" || true)
-[ "$skipped" -eq 0 ] || echo "$skipped tests were skipped: they want a GPU (bash scripts/build.sh cuda, docs/gpu.md), matplotlib or another build; each says so itself"
-[ $status -eq 0 ] || echo "test.sh: failed; what they said stands above. Again, and nothing else: ctest --preset $preset --rerun-failed --output-on-failure"
+[ "$skipped" -eq 0 ] || echo "$skipped tests were skipped: they want a GPU (bash scripts/build.sh cuda, docs/gpu.md), matplotlib or another build; which ones: ctest --preset $preset"
+if grep -q '^No tests were found' "$log"; then
+  echo "test.sh: no test matches: $*"
+elif [ $status -ne 0 ]; then
+  echo "test.sh: failed; what the tests said stands above. Only those again: cd $PWD && ctest --preset $preset --rerun-failed --output-on-failure"
+fi
 grep -E '^[0-9]+% tests passed' "$log" || true
 exit $status

@@ -19,12 +19,12 @@ constexpr Topic kTopics[] = {
   sieve data prepare books/ -o data/books --tokenizer data/tokenizer.json --val-fraction 0.05
   sieve pretrain configs/pretrain.yaml            (sieve plan configs/pretrain.yaml first says what it costs)
   sieve eval runs/pretrain; sieve generate runs/pretrain --prompt "The "
-bash scripts/demo.sh does all of it on text that is already on this machine. From its model on:
+bash scripts/demo.sh does all of it on text that is already on this machine. With its model, and next:
   sieve eval runs/demo --json                     every number, by position and by document
   sieve pretrain configs/demo.yaml run.name=dense 'model.attention={kinds: {full: {type: full}}, pattern: [full]}'
                                                   the same with full attention; docs/training.md makes a SparseK model of it
   sieve probe configs/probes/selective_copy.yaml  what a kind of attention can remember (docs/probes.md)
-  bash scripts/compare.sh tiny runs/compare       every kind of attention beside the others (docs/comparing.md))"},
+  bash scripts/compare.sh tiny runs/compare       kinds of attention beside each other, in small: its numbers mean nothing (docs/comparing.md))"},
     {"config", "how a configuration is put together",
      R"(A configuration is YAML. Later sources override earlier ones:
   built-in defaults < extends < the file < SIEVE_a__b environment < key=value on the command line

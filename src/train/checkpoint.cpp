@@ -152,7 +152,15 @@ ArchiveReport write_checkpoint(const std::filesystem::path& folder, const Checkp
   return archive.commit();
 }
 
-std::vector<std::string> prune_checkpoints(const std::filesystem::path& folder, const PruneRules& rules) {
+namespace {
+
+// What the rules make of a folder: the targets of its links (empty: none), and what nothing keeps.
+struct Sorted {
+  std::string latest, best;
+  std::vector<std::string> superfluous;
+};
+
+Sorted sort_checkpoints(const std::filesystem::path& folder, const PruneRules& rules) {
   const auto all = list_checkpoints(folder, true);
   if (all.empty()) return {};
   // Ranks of those validated on the text of the newest one; of equal losses the older one wins: it was the best first.
@@ -165,7 +173,8 @@ std::vector<std::string> prune_checkpoints(const std::filesystem::path& folder, 
   const auto good =
       best.begin() + std::min(static_cast<std::ptrdiff_t>(rules.keep_best), static_cast<std::ptrdiff_t>(best.size()));
 
-  std::vector<std::string> removed;
+  Sorted sorted{all.back().name, "", {}};
+  std::vector<std::string>& removed = sorted.superfluous;
   for (std::size_t i = 0; i < all.size(); ++i) {
     const bool recent = i + static_cast<std::size_t>(rules.keep_last) >= all.size();
     const bool milestone = rules.keep_every > 0 && all[i].step % rules.keep_every == 0;
@@ -175,11 +184,26 @@ std::vector<std::string> prune_checkpoints(const std::filesystem::path& folder, 
     return std::find(removed.begin(), removed.end(), entry->name) == removed.end();
   };
   const auto best_left = std::find_if(best.begin(), best.end(), stays);
-  // Links first: at no moment does one of them name what is gone.
-  set_archive_link(folder, "latest", all.back().name);
-  if (best_left != best.end()) set_archive_link(folder, "best", (*best_left)->name);
-  for (const auto& name : removed) remove_archive(folder, name);
-  return removed;
+  if (best_left != best.end()) sorted.best = (*best_left)->name;
+  return sorted;
+}
+
+void set_links(const std::filesystem::path& folder, const Sorted& sorted) {
+  if (!sorted.latest.empty()) set_archive_link(folder, "latest", sorted.latest);
+  if (!sorted.best.empty()) set_archive_link(folder, "best", sorted.best);
+}
+
+}  // namespace
+
+void link_checkpoints(const std::filesystem::path& folder, const PruneRules& rules) {
+  set_links(folder, sort_checkpoints(folder, rules));
+}
+
+std::vector<std::string> prune_checkpoints(const std::filesystem::path& folder, const PruneRules& rules) {
+  const Sorted sorted = sort_checkpoints(folder, rules);
+  set_links(folder, sorted);  // first: at no moment does one of them name what is gone
+  for (const auto& name : sorted.superfluous) remove_archive(folder, name);
+  return sorted.superfluous;
 }
 
 std::filesystem::path newest_checkpoint(const std::filesystem::path& folder) {

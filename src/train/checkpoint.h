@@ -63,6 +63,8 @@ struct PruneRules {
 };
 // Removes what no rule keeps and points `latest` and `best` at the right ones. Returns what was removed.
 std::vector<std::string> prune_checkpoints(const std::filesystem::path& folder, const PruneRules& rules);
+// Sets the links alone, as prune_checkpoints would, and removes nothing.
+void link_checkpoints(const std::filesystem::path& folder, const PruneRules& rules);
 
 // A checkpoint opened for reading: every hash was checked. A damaged one is Error(Exit::data) that names the damage
 // and, where there is one, the last good checkpoint beside it.

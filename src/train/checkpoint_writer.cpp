@@ -54,7 +54,7 @@ CheckpointWriter::CheckpointWriter(std::filesystem::path folder, PruneRules rule
     : folder_(std::move(folder)), rules_(rules), background_(background) {
   make_directories(folder_);
   clean_stale_archives(folder_);
-  prune_checkpoints(folder_, rules_);  // a writer may have been killed between a checkpoint and its links
+  link_checkpoints(folder_, rules_);  // a writer may have been killed between a checkpoint and its links
   if (background_) thread_ = std::thread([this] { run(); });
 }
 

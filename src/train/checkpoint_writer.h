@@ -16,8 +16,8 @@ namespace sieve {
 
 class CheckpointWriter {
  public:
-  // Puts right what killed writers left in `folder`: unfinished folders, links to an older checkpoint, superfluous
-  // checkpoints. With `background` false save() writes in the caller.
+  // Puts right what killed writers left in `folder`: unfinished folders, links to an older checkpoint. With
+  // `background` false save() writes in the caller.
   CheckpointWriter(std::filesystem::path folder, PruneRules rules, bool background);
   ~CheckpointWriter();  // waits for what is being written
   CheckpointWriter(const CheckpointWriter&) = delete;
