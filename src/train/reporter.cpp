@@ -158,18 +158,18 @@ std::optional<double> Reporter::val_bits_per_byte(const TrainState& state) const
 
 std::string Reporter::console_row(const TrainState& state) const {
   const Rates r = rates(state.step);
-  return progress_line(
-      {.step = state.step,
-       .total_steps = setup_.total_steps,
-       .loss = last_.loss,
-       .val = state.val_loss,
-       .lr = last_.lr,
-       .grad_norm = last_.grad_norm,
-       .tokens_per_second = r.tokens_per_second,
-       .mfu = r.mfu <= 1 ? std::optional(r.mfu) : std::nullopt,  // above: the timing of the peak was disturbed
-       .memory_bytes = peak_memory(setup_.device),
-       .data_wait = r.data_wait,
-       .eta_seconds = r.eta});
+  const auto mfu = r.mfu <= 1 ? std::optional(r.mfu) : std::nullopt;  // above, the peak was timed while others worked
+  return progress_line({.step = state.step,
+                        .total_steps = setup_.total_steps,
+                        .loss = last_.loss,
+                        .val = state.val_loss,
+                        .lr = last_.lr,
+                        .grad_norm = last_.grad_norm,
+                        .tokens_per_second = r.tokens_per_second,
+                        .mfu = mfu,
+                        .memory_bytes = peak_memory(setup_.device),
+                        .data_wait = r.data_wait,
+                        .eta_seconds = r.eta});
 }
 
 }  // namespace sieve

@@ -205,6 +205,13 @@ def test_validation_is_shown_where_it_was_measured():
         assert rows == {2: False, 4: True, 6: False, 8: True}, shown
 
 
+def test_no_share_of_a_peak_is_above_it():
+    with Folder() as f:
+        for peak, shown in (("1e6", True), ("1e-6", False)):  # TFLOP/s; far above and far below what this machine does
+            rows = f.run("pretrain", "tiny.yaml", f"run.dir=p{peak}", f"log.peak_tflops={peak}", "log.sinks=[console]").err
+            assert " tok/s" in rows and (" mfu " in rows) == shown, rows
+
+
 def test_bench_trained_scores_and_report():
     scripts = pathlib.Path(__file__).resolve().parents[2] / "scripts"
     with Folder() as f:

@@ -73,6 +73,27 @@ def test_lines_are_few_and_hold_reference_and_best():
     assert "8 of" not in figures.left_out(["a"], ["a"]) and "1 of 2 types" in figures.left_out(["a"], ["a", "b"])
 
 
+def test_beyond_the_trained_length_are_those_that_were_asked():
+    results = study()
+    for result in results:
+        if result["type"] not in ("linear", "window"):
+            result.get("evaluations", {}).get("test", {}).pop("context", None)
+    group = figures.main_group(tables.groups_of([result for result in results if result["stage"] == "a"], ["a"], "sparsek", {}))
+    before = figures.MOST_LINES
+    try:
+        figures.MOST_LINES = 2
+        panel, = figures.contexts(group, ["context"], tables.losses_by_seed(group, "test", "books")).shown["panels"]
+    finally:
+        figures.MOST_LINES = before
+    assert {line["kind"] for line in panel["lines"]} == {"window", "linear"}, panel["lines"]
+
+
+def test_panels_share_looks_and_no_two_lines_of_one_look_alike():
+    lines = lambda *kinds: [{"kind": kind, "reference": kind == "r"} for kind in kinds]
+    looks = plot.looks_of(lines("r", *"abcdefg"), lines("r", *"bxyz"))
+    assert looks["r"][0] == "black" and len({looks[kind] for kind in "rabcdefg"}) == 8 and len({looks[kind] for kind in "rbxyz"}) == 5, looks
+
+
 def test_names_of_lines_stand_apart():
     assert plot.spread([5.0, 1.0, 9.0], 1, 0, 10) == [5.0, 1.0, 9.0]
     places = plot.spread([5.0, 5.2, 5.1], 1, 0, 10)
